@@ -1,0 +1,82 @@
+"""Language activation probability entropy (Tang et al. 2024, section 2.2)."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ..neurons import NeuronSet
+from ..recording import ActivationStats
+
+
+def lape(
+    stats: ActivationStats, *, top_rate: float = 0.01, filter_rate: float = 0.95, activation_bar_ratio: float = 0.95
+) -> NeuronSet:
+    """Neurons that fire in few languages, by the released algorithm, bit for bit (computed in float32 as it does).
+
+    A neuron's activation probabilities over the languages are normalised to a distribution; neurons of least entropy
+    are kept, and each goes to every language in which its probability exceeds a bar. A kept neuron may belong to
+    several languages or to none. Entropies that tie at the border are resolved as torch.topk resolves them.
+
+    Args:
+        top_rate: share of ALL neurons kept, over all languages together.
+        filter_rate: neurons none of whose probabilities exceeds this quantile of all probabilities are dismissed.
+        activation_bar_ratio: quantile of all probabilities that a neuron's must exceed to belong to a language.
+
+    Raises:
+        ValueError: fewer than two languages, a language without tokens, or a rate that selects nothing.
+
+    Source: Tang et al. 2024, arXiv:2402.16438, section 2.2 and the code released with it.
+    """
+    probability = checked_probability(stats)
+    n_keep = rank(top_rate, probability[..., 0].numel(), "top_rate")
+    entropy = dismiss_rare(lape_entropy(stats), probability, filter_rate)
+    kept = entropy.flatten().topk(n_keep, largest=False).indices
+    is_kept = torch.zeros(entropy.numel(), dtype=torch.bool).index_fill(0, kept, True).view_as(entropy)
+    masks = (probability > quantile_bar(probability, activation_bar_ratio, "activation_bar_ratio")) & is_kept[..., None]
+    return NeuronSet(
+        masks.permute(2, 0, 1).contiguous(),
+        stats.languages,
+        "lape",
+        {"top_rate": top_rate, "filter_rate": filter_rate, "activation_bar_ratio": activation_bar_ratio},
+        stats.model,
+        stats.model_fingerprint,
+    )
+
+
+def lape_entropy(stats: ActivationStats) -> Float[Tensor, "layer neuron"]:
+    """Entropy in nats of each neuron's activation probabilities over languages; 0 for one that never fires."""
+    return entropy_over_languages(checked_probability(stats))
+
+
+def entropy_over_languages(weights: Float[Tensor, "layer neuron language"]) -> Float[Tensor, "layer neuron"]:
+    """Entropy in nats of non-negative `weights` normalised over languages, with 0/0 := 0 and 0 log 0 := 0."""
+    share = weights / weights.sum(dim=-1, keepdim=True)
+    share = torch.where(share.isnan(), 0.0, share)
+    return -(share * torch.where(share > 0, share.log(), 0.0)).sum(dim=-1)
+
+
+def dismiss_rare(
+    entropy: Float[Tensor, "layer neuron"], weights: Float[Tensor, "layer neuron language"], filter_rate: float
+) -> Float[Tensor, "layer neuron"]:
+    """`entropy`, infinite where no language's weight exceeds the `filter_rate` quantile of all weights."""
+    bar = quantile_bar(weights, filter_rate, "filter_rate")
+    return entropy.masked_fill(~(weights > bar).any(dim=-1), torch.inf)
+
+
+def quantile_bar(weights: Float[Tensor, "layer neuron language"], rate: float, name: str) -> Float[Tensor, ""]:
+    """The value of rank `round(rate * n)` of all weights, ascending and counted from 1."""
+    return weights.flatten().kthvalue(rank(rate, weights.numel(), name)).values
+
+
+def rank(rate: float, total: int, name: str) -> int:
+    """`round(rate * total)`, checked to lie in 1..total."""
+    if not 0 < rate <= 1 or round(rate * total) < 1:
+        raise ValueError(f"{name}={rate} selects none or more than all of {total} values; give a share between 1/{total} and 1")
+    return round(rate * total)
+
+
+def checked_probability(stats: ActivationStats) -> Float[Tensor, "layer neuron language"]:
+    """Activation probabilities, refused where they say nothing about languages."""
+    if len(stats.languages) < 2:
+        raise ValueError(f"statistics cover {len(stats.languages)} language(s) {stats.languages}; record at least two")
+    return stats.activation_probability()

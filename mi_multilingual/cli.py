@@ -1,0 +1,171 @@
+"""The command `mi-multilingual`: parse, call, print."""
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+HELP = """
+Find the neurons of a multilingual language model that belong to one language, switch them off, and look.
+
+The main job on the embedded model and text:
+
+    mi-multilingual demo
+
+The same step by step on your own model and a folder of <language>.txt files:
+
+    mi-multilingual record gpt2 my-texts --out run/stats.safetensors --window 256
+
+    mi-multilingual identify run/stats.safetensors --out run/neurons.safetensors
+
+    mi-multilingual ablate gpt2 my-other-texts run/neurons.safetensors --out run/matrix.parquet
+
+    mi-multilingual report run
+"""
+
+app = typer.Typer(help=HELP, add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
+console = Console()
+
+Model = Annotated[str, typer.Argument(help="Hugging Face id, a local checkpoint folder, or 'demo'")]
+CorpusName = Annotated[str, typer.Argument(metavar="CORPUS", help="folder of <language>.txt, .txt.gz, .jsonl or .parquet files, or 'demo'")]
+Languages = Annotated[str | None, typer.Option(help="only these, e.g. en,fr,ja")]
+Split = Annotated[str | None, typer.Option(help="part of the corpus, e.g. 'identify' or 'evaluate' of the demo")]
+Window = Annotated[int | None, typer.Option(min=2, help="tokens a row; the model's whole context by default")]
+Layout = Annotated[str, typer.Option(help="'stream': all text of a language cut into windows; 'documents': one a row")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="no progress bars")]
+
+
+@app.command()
+def demo(out: Annotated[Path, typer.Option(help="run folder to write")] = Path("runs/demo"), quiet: Quiet = False) -> None:
+    """The main job on the embedded model and corpus: language neurons, their ablation, a report."""
+    from .demo import run_demo
+
+    page = run_demo(out, progress=not quiet)
+    console.print(f"open [bold]{page}[/bold] in a browser")
+
+
+@app.command()
+def record(
+    model: Model,
+    corpus: CorpusName,
+    out: Annotated[Path, typer.Option(help="statistics to write (.safetensors)")],
+    site: Annotated[str, typer.Option(help="where neurons are read: gate, post or up")] = "gate",
+    window: Window = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="rows a forward pass; chosen from the window by default")] = None,
+    languages: Languages = None,
+    split: Split = None,
+    layout: Layout = "stream",
+    quiet: Quiet = False,
+) -> None:
+    """Record activation statistics of every neuron in every language.
+
+    Interrupted with Ctrl-C, the same command goes on where it stopped (from OUT.partial).
+    """
+    from .corpora import load_corpus
+    from .models import load_model
+    from .recording import record as record_stats
+
+    checkpoint = out.with_name(out.name + ".partial")
+    stats = record_stats(
+        load_model(model),
+        load_corpus(corpus, languages=split_names(languages), split=split),
+        site=site,
+        window=window,
+        batch_size=batch_size or "auto",
+        layout=layout,
+        progress=not quiet,
+        checkpoint=checkpoint,
+    )
+    stats.save(out)
+    checkpoint.unlink(missing_ok=True)
+    table = Table("language", "tokens", "active share")
+    share = stats.activation_probability().mean(dim=(0, 1))
+    for language, n, p in zip(stats.languages, stats.n_tokens.tolist(), share.tolist(), strict=True):
+        table.add_row(language, f"{n:,}", f"{p:.4f}")
+    console.print(table)
+
+
+@app.command()
+def identify(
+    stats: Annotated[Path, typer.Argument(help="statistics written by `record`")],
+    out: Annotated[Path, typer.Option(help="neuron set to write (.safetensors)")],
+    top_rate: Annotated[float, typer.Option(help="share of all neurons kept, over all languages together")] = 0.01,
+    filter_rate: Annotated[float, typer.Option(help="quantile of all probabilities a neuron must exceed at all")] = 0.95,
+    activation_bar_ratio: Annotated[float, typer.Option(help="quantile it must exceed to belong to a language")] = 0.95,
+) -> None:
+    """Choose language neurons by LAPE."""
+    from .analysis.lape import lape
+    from .recording import ActivationStats
+
+    neurons = lape(
+        ActivationStats.load(stats), top_rate=top_rate, filter_rate=filter_rate, activation_bar_ratio=activation_bar_ratio
+    )
+    neurons.save(out)
+    table = Table("language", "neurons")
+    for language, n in neurons.sizes().items():
+        table.add_row(str(language), str(n))
+    console.print(table)
+
+
+@app.command()
+def ablate(
+    model: Model,
+    corpus: CorpusName,
+    neurons: Annotated[Path, typer.Argument(help="neuron set written by `identify`")],
+    out: Annotated[Path, typer.Option(help="table to write (.parquet)")],
+    window: Window = None,
+    languages: Languages = None,
+    split: Split = None,
+    layout: Layout = "stream",
+    quiet: Quiet = False,
+) -> None:
+    """Switch off each language's neurons and measure the loss of every language, with random controls."""
+    from .corpora import load_corpus
+    from .evaluation.perplexity import perplexity_matrix
+    from .models import load_model
+    from .neurons import NeuronSet
+
+    chosen = NeuronSet.load(neurons)
+    texts = load_corpus(corpus, languages=split_names(languages), split=split)
+    matrix = perplexity_matrix(load_model(model), texts, chosen, window=window, layout=layout, progress=not quiet)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    matrix.to_parquet(out)
+    shown = matrix[matrix.ablated != "none"].pivot_table(index="ablated", columns="evaluated", values="change", sort=False)
+    table = Table("switched off", *shown.columns, title="change of the loss, nats a token")
+    for name, row in shown.iterrows():
+        table.add_row(str(name), *(f"{x:+.3f}" for x in row))
+    console.print(table)
+
+
+@app.command()
+def report(folder: Annotated[Path, typer.Argument(help="run folder with stats, neurons, matrix and run.json")]) -> None:
+    """Make report.html from the files of a run folder."""
+    from .report import report as make
+
+    console.print(f"open [bold]{make(folder)}[/bold] in a browser")
+
+
+def split_names(languages: str | None) -> tuple[str, ...] | None:
+    return tuple(name.strip() for name in languages.split(",")) if languages else None
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command; a mistake of the user's is one line on stderr and exit code 1, its trace shown with --debug."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    debug = "--debug" in arguments
+    try:
+        app(args=[a for a in arguments if a != "--debug"], standalone_mode=True)
+    except (ValueError, OSError) as error:
+        if debug:
+            raise
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("stopped; what was recorded is kept", file=sys.stderr)
+        return 130
+    return 0

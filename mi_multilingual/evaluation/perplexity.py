@@ -1,0 +1,131 @@
+"""How well the model predicts each language, whole and with neurons switched off."""
+
+import math
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+from einops import rearrange
+from jaxtyping import Float, Int
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from ..analysis.random_control import layer_matched_random
+from ..corpora import Corpus, TokenRows, token_rows
+from ..models import HookedModel, max_window
+from ..neurons import NeuronSet
+from ..patching.interventions import ablate
+
+TOKENS_A_BATCH = 2048  # of logits, which are vocabulary times as many numbers
+RESAMPLES = 1000
+
+
+@dataclass(frozen=True, eq=False)
+class RowLosses:
+    """Losses of one language, a number a row of text."""
+
+    nll: Float[Tensor, " row"]
+    """Sum over the row's scored tokens, nats, float64."""
+    n_tokens: Int[Tensor, " row"]
+    n_bytes: Int[Tensor, " row"]
+
+    def summary(self) -> dict[str, float]:
+        """nll (nats a token), ppl, bits_per_byte, n_tokens, n_bytes, n_rows."""
+        total, n_tokens, n_bytes = self.nll.sum().item(), int(self.n_tokens.sum()), int(self.n_bytes.sum())
+        nll = total / n_tokens
+        return {
+            "nll": nll,
+            "ppl": math.exp(nll),
+            "bits_per_byte": total / math.log(2) / n_bytes,
+            "n_tokens": n_tokens,
+            "n_bytes": n_bytes,
+            "n_rows": len(self.nll),
+        }
+
+
+def perplexity(
+    model: HookedModel, corpus: Corpus, *, window: int | None = None, layout: str = "stream", progress: bool = True
+) -> pd.DataFrame:
+    """Loss of every language: columns language, nll (nats a token), ppl, bits_per_byte, n_tokens, n_bytes, n_rows.
+
+    A token's loss is counted where a token of the same row stands before it (BOS, where the tokenizer has one). Perplexity a token cannot be
+    compared across languages or tokenizers: compare changes, or bits a byte.
+
+    Args:
+        window: tokens a row; the model's whole context by default.
+        layout: "stream" or "documents" (see `mi_multilingual.corpora.token_rows`).
+    """
+    rows = corpus_rows(model, corpus, window, layout)
+    losses = {k: row_losses(model, r) for k, r in tqdm(rows.items(), desc="perplexity", disable=not progress)}
+    return pd.DataFrame([{"language": k, **loss.summary()} for k, loss in losses.items()])
+
+
+def perplexity_matrix(
+    model: HookedModel,
+    corpus: Corpus,
+    neurons: NeuronSet,
+    *,
+    seeds: Sequence[int] = (0, 1, 2),
+    window: int | None = None,
+    layout: str = "stream",
+    progress: bool = True,
+) -> pd.DataFrame:
+    """Loss of every language with every group's neurons at zero, a row a cell.
+
+    Rows `ablated` are "none", every group of the set, and for each seed "random": each language's loss with random
+    neurons off, as many a layer as that language's own set has, the floor for the cell of a language on itself.
+
+    Returns:
+        columns ablated, evaluated, seed (-1 where none), n_neurons, change (nats a token against none), low, high
+        (95 % bootstrap interval of the change over rows), and those of `perplexity`.
+    """
+    rows = corpus_rows(model, corpus, window, layout)
+    controls = {seed: layer_matched_random(neurons, seed=seed) for seed in seeds}
+    cells = [("none", k, -1, None) for k in rows]
+    cells += [(group, k, -1, neurons[group]) for group in neurons.groups for k in rows]
+    cells += [("random", k, seed, c[k]) for seed, c in controls.items() for k in rows if k in neurons.groups]
+    base: dict[str, RowLosses] = {}
+    table = []
+    for ablated, language, seed, off in tqdm(cells, desc="perplexity matrix", unit="cell", disable=not progress):
+        with ablate(model, off) if off is not None else nullcontext():
+            loss = row_losses(model, rows[language])
+        base.setdefault(language, loss)
+        change, low, high = change_interval(loss, base[language])
+        cell = {"ablated": ablated, "evaluated": language, "seed": seed}
+        cell["n_neurons"] = int(off.union().sum()) if off is not None else 0
+        table.append({**cell, "change": change, "low": low, "high": high, **loss.summary()})
+    return pd.DataFrame(table)
+
+
+def corpus_rows(model: HookedModel, corpus: Corpus, window: int | None, layout: str) -> dict[str, TokenRows]:
+    window = window or max_window(model)
+    return {k: token_rows(corpus, k, model.tokenizer, window=window, layout=layout) for k in corpus.languages}
+
+
+@torch.no_grad()
+def row_losses(model: HookedModel, rows: TokenRows) -> RowLosses:
+    """Loss of each row, summed over its valid tokens that have a token before them."""
+    parts = []
+    for batch in rows.batches(max(1, TOKENS_A_BATCH // rows.tokens.shape[1])):
+        tokens = batch.tokens.to(model.cfg.device)
+        logits = model(tokens, return_type="logits")[:, :-1].float()
+        nll = torch.nn.functional.cross_entropy(
+            rearrange(logits, "row pos vocab -> (row pos) vocab"), tokens[:, 1:].flatten(), reduction="none"
+        )
+        scored = batch.valid[:, 1:]
+        nll = nll.view(scored.shape).cpu().double().masked_fill(~scored, 0.0)
+        parts.append((nll.sum(dim=1), scored.sum(dim=1), (batch.n_bytes[:, 1:] * scored).sum(dim=1)))
+    return RowLosses(*(torch.cat(column) for column in zip(*parts, strict=True)))
+
+
+def change_interval(loss: RowLosses, base: RowLosses, *, seed: int = 0) -> tuple[float, float, float]:
+    """Change of the loss a token, nats, and its 95 % bootstrap interval over rows (rows drawn with replacement)."""
+    difference, n_tokens = (loss.nll - base.nll).numpy(), base.n_tokens.numpy()
+    n_rows = len(difference)
+    weights = np.random.default_rng(seed).multinomial(n_rows, np.full(n_rows, 1 / n_rows), size=RESAMPLES)
+    resampled = (weights @ difference) / (weights @ n_tokens)
+    low, high = np.quantile(resampled, [0.025, 0.975])
+    return float(difference.sum() / n_tokens.sum()), float(low), float(high)

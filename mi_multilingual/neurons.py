@@ -1,0 +1,159 @@
+"""Sets of neurons, one a language (or one a type of neuron)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import pandas as pd
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from .storage import load_record, save_record
+
+SCHEMA = "NeuronSet/1"
+PUBLISHED_LANGUAGES = ("en", "zh", "fr", "es", "vi", "id", "ja")
+
+
+@dataclass(frozen=True, eq=False)
+class NeuronSet:
+    """Which MLP neurons belong to which group; groups may overlap, and a neuron may be in none."""
+
+    masks: Bool[Tensor, "group layer neuron"]
+    groups: tuple[str, ...]
+    """One name a mask: a language, or a type such as "all-shared"."""
+    method: str
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    model: str = ""
+    model_fingerprint: str = ""
+    """Empty when the model is not known, as for imported sets; else checked wherever the set meets a model."""
+
+    def __post_init__(self) -> None:
+        if self.masks.ndim != 3 or len(self.groups) != len(self.masks):
+            raise ValueError(
+                f"masks of shape {tuple(self.masks.shape)} do not fit the {len(self.groups)} groups {self.groups}; "
+                "give one (layer, neuron) mask a group"
+            )
+        if len(set(self.groups)) != len(self.groups):
+            raise ValueError(f"groups {self.groups} repeat a name; every group needs its own")
+
+    def __getitem__(self, group: str) -> NeuronSet:
+        return self.take([group])
+
+    def take(self, groups: Sequence[str]) -> NeuronSet:
+        """The same set with these groups only, in this order."""
+        missing = [g for g in groups if g not in self.groups]
+        if missing:
+            raise ValueError(f"no neurons for {missing[0]!r}; this set has {', '.join(self.groups)}")
+        rows = [self.groups.index(g) for g in groups]
+        return replace(self, masks=self.masks[rows], groups=tuple(groups))
+
+    def __or__(self, other: NeuronSet) -> NeuronSet:
+        return self._combine(other, "|", self.masks | other.masks if self._fits(other) else None)
+
+    def __and__(self, other: NeuronSet) -> NeuronSet:
+        return self._combine(other, "&", self.masks & other.masks if self._fits(other) else None)
+
+    def __sub__(self, other: NeuronSet) -> NeuronSet:
+        return self._combine(other, "-", self.masks & ~other.masks if self._fits(other) else None)
+
+    def _fits(self, other: NeuronSet) -> bool:
+        return self.groups == other.groups and self.masks.shape == other.masks.shape
+
+    def _combine(self, other: NeuronSet, sign: str, masks: Tensor | None) -> NeuronSet:
+        if masks is None:
+            raise ValueError(
+                f"cannot combine sets over {self.groups} {tuple(self.masks.shape)} and {other.groups} "
+                f"{tuple(other.masks.shape)}; take(...) the same groups of the same model first"
+            )
+        if self.model_fingerprint and other.model_fingerprint and self.model_fingerprint != other.model_fingerprint:
+            raise ValueError(f"cannot combine neurons of {self.model!r} and {other.model!r}: they are different models")
+        return replace(self, masks=masks, method=f"{self.method} {sign} {other.method}", parameters={})
+
+    def union(self) -> Bool[Tensor, "layer neuron"]:
+        """Neurons in at least one group."""
+        return self.masks.any(dim=0)
+
+    def sizes(self) -> pd.Series:
+        """Number of neurons a group."""
+        return pd.Series(self.masks.sum(dim=(1, 2)).tolist(), index=pd.Index(self.groups, name="group"), name="n_neurons")
+
+    def counts(self) -> pd.DataFrame:
+        """Number of neurons a group and layer: columns group, layer, n_neurons."""
+        counts = self.masks.sum(dim=2).tolist()
+        rows = [(g, layer, n) for g, row in zip(self.groups, counts, strict=True) for layer, n in enumerate(row)]
+        return pd.DataFrame(rows, columns=["group", "layer", "n_neurons"])
+
+    def jaccard(self) -> pd.DataFrame:
+        """Overlap of every pair of groups, |A and B| / |A or B|; two empty groups overlap by 0."""
+        flat = self.masks.flatten(1).double()
+        both = flat @ flat.T
+        either = flat.sum(1)[:, None] + flat.sum(1)[None] - both
+        table = torch.where(either > 0, both / either.clamp(min=1), 0.0)
+        return pd.DataFrame(table.numpy(), index=list(self.groups), columns=list(self.groups))
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row a neuron and group: columns group, layer, neuron."""
+        group, layer, neuron = self.masks.nonzero(as_tuple=True)
+        names = [self.groups[i] for i in group.tolist()]
+        return pd.DataFrame({"group": names, "layer": layer.numpy(), "neuron": neuron.numpy()})
+
+    def masks_equal(self, other: NeuronSet) -> bool:
+        """Same groups with the same neurons, whatever the method and parameters."""
+        return self.groups == other.groups and torch.equal(self.masks, other.masks)
+
+    def save(self, path: Path | str) -> None:
+        """Write one safetensors file."""
+        header = {
+            "groups": self.groups,
+            "method": self.method,
+            "parameters": dict(self.parameters),
+            "model": self.model,
+            "model_fingerprint": self.model_fingerprint,
+        }
+        save_record(path, SCHEMA, {"masks": self.masks}, header)
+
+    @classmethod
+    def load(cls, path: Path | str) -> NeuronSet:
+        """Read what `save` wrote."""
+        tensors, header = load_record(path, SCHEMA)
+        return cls(tensors["masks"], **{**header, "groups": tuple(header["groups"])})
+
+    @classmethod
+    def from_published(
+        cls, path: Path | str, *, d_mlp: int, languages: Sequence[str] = PUBLISHED_LANGUAGES, model: str = ""
+    ) -> NeuronSet:
+        """Import `list[language][layer] -> LongTensor` as published with LAPE (Tang et al. 2024).
+
+        Args:
+            d_mlp: neurons a layer of the model, which the file does not say (11008 for LLaMA-2-7B, 16384 for BLOOM-7B).
+            languages: names in the file's order.
+
+        Raises:
+            ValueError: another number of languages, layers that differ in number, or an index outside the model.
+        """
+        try:
+            content = torch.load(path, weights_only=True, map_location="cpu")
+        except UnpicklingError as error:
+            raise ValueError(f"{path} is not a plain list of tensors and was not opened: it could run code") from error
+        if not isinstance(content, list) or not all(isinstance(row, list) for row in content):
+            raise ValueError(f"{path} holds no list[language][layer] of indices; export it with to_published()")
+        if len(content) != len(languages):
+            raise ValueError(f"{path} holds {len(content)} languages, languages= names {len(languages)}: {tuple(languages)}")
+        if len({len(row) for row in content}) != 1:
+            raise ValueError(f"{path} has a different number of layers in different languages; it is damaged")
+        masks = torch.zeros(len(content), len(content[0]), d_mlp, dtype=torch.bool)
+        for k, row in enumerate(content):
+            for layer, index in enumerate(row):
+                if len(index) and not 0 <= int(index.min()) <= int(index.max()) < d_mlp:
+                    raise ValueError(f"{path}: layer {layer} of {languages[k]!r} has neuron {int(index.max())}, d_mlp is {d_mlp}")
+                masks[k, layer, index.long()] = True
+        return cls(masks, tuple(languages), "published", {"d_mlp": d_mlp}, model)
+
+    def to_published(self, path: Path | str) -> None:
+        """Write `list[group][layer] -> LongTensor`, readable by the code released with LAPE."""
+        torch.save([[layer.nonzero().flatten() for layer in mask] for mask in self.masks], path)

@@ -1,0 +1,308 @@
+"""One pass of the model over a corpus, reduced on the fly to small statistics per layer, neuron and language."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from .corpora import Corpus, TokenRows, token_rows
+from .models import HookedModel, Site, fingerprint, max_window, model_name, run_trunk
+from .models import site as site_of
+from .storage import load_record, save_record
+
+SCHEMA, CHECKPOINT_SCHEMA = "ActivationStats/1", "ActivationStats checkpoint/1"
+# Reduced in pieces of this many tokens, so that a piece stays in the processor's cache between the five reductions.
+CPU_PIECE = 128
+TOKENS_A_BATCH = 4096
+TOKENS_A_BATCH_ON_ACCELERATORS = 32768
+SECONDS_BETWEEN_CHECKPOINTS = 60.0
+
+
+@dataclass(frozen=True, eq=False)
+class ActivationStats:
+    """Sufficient statistics of neuron activations over the counted tokens of each language.
+
+    A monoid: `a + b` are the statistics of both recordings together, counts bit for bit.
+    """
+
+    languages: tuple[str, ...]
+    n_tokens: Int[Tensor, " language"]
+    """Tokens counted; padding and added BOS are not."""
+    active: Int[Tensor, "layer neuron language"]
+    """Tokens at which the activation exceeded `threshold`."""
+    total: Float[Tensor, "layer neuron language"]
+    """Sum of activations."""
+    total_squares: Float[Tensor, "layer neuron language"]
+    """Sum of squared activations."""
+    maximum: Float[Tensor, "layer neuron language"]
+    """Largest activation; -inf before the first token."""
+    site: str
+    threshold: float
+    model: str
+    model_fingerprint: str
+    corpus_fingerprint: str
+
+    def __post_init__(self) -> None:
+        shapes = {tuple(t.shape) for t in (self.active, self.total, self.total_squares, self.maximum)}
+        if len(shapes) != 1 or self.active.shape[-1] != len(self.languages) or len(self.n_tokens) != len(self.languages):
+            raise ValueError(f"statistics of shapes {sorted(shapes)} do not fit the languages {self.languages}")
+
+    @classmethod
+    def zeros(cls, languages: Sequence[str], n_layers: int, n_neurons: int, **origin: Any) -> ActivationStats:
+        """Statistics of nothing; `origin` are site, threshold, model, model_fingerprint and corpus_fingerprint."""
+        shape = (n_layers, n_neurons, len(languages))
+        return cls(
+            tuple(languages),
+            torch.zeros(len(languages), dtype=torch.int64),
+            torch.zeros(shape, dtype=torch.int64),
+            torch.zeros(shape, dtype=torch.float64),
+            torch.zeros(shape, dtype=torch.float64),
+            torch.full(shape, -torch.inf, dtype=torch.float64),
+            **origin,
+        )
+
+    def __add__(self, other: ActivationStats) -> ActivationStats:
+        for name in ("model_fingerprint", "site", "threshold", "languages"):
+            mine, theirs = getattr(self, name), getattr(other, name)
+            if mine != theirs:
+                hint = "; take(...) the same languages in the same order first" if name == "languages" else ""
+                raise ValueError(f"cannot add statistics whose {name} differ: {mine!r} and {theirs!r}{hint}")
+        same_corpus = self.corpus_fingerprint == other.corpus_fingerprint
+        return replace(
+            self,
+            n_tokens=self.n_tokens + other.n_tokens,
+            active=self.active + other.active,
+            total=self.total + other.total,
+            total_squares=self.total_squares + other.total_squares,
+            maximum=torch.maximum(self.maximum, other.maximum),
+            corpus_fingerprint=self.corpus_fingerprint if same_corpus else "several corpora",
+        )
+
+    def take(self, languages: Sequence[str]) -> ActivationStats:
+        """The same statistics for these languages only, in this order."""
+        missing = [k for k in languages if k not in self.languages]
+        if missing:
+            raise ValueError(f"nothing was recorded for {missing[0]!r}; these statistics cover {', '.join(self.languages)}")
+        index = [self.languages.index(k) for k in languages]
+        tensors = {name: getattr(self, name)[..., index] for name in TENSORS}
+        return replace(self, languages=tuple(languages), **tensors)
+
+    def activation_probability(self) -> Float[Tensor, "layer neuron language"]:
+        """Share of tokens at which the neuron was active, in float32 as the code released with LAPE computes it."""
+        self._check_counted()
+        return self.active / self.n_tokens
+
+    def mean(self) -> Float[Tensor, "layer neuron language"]:
+        """Mean activation, float64."""
+        self._check_counted()
+        return self.total / self.n_tokens
+
+    def std(self) -> Float[Tensor, "layer neuron language"]:
+        """Standard deviation of the activation over tokens (population), float64."""
+        return (self.total_squares / self.n_tokens - self.mean() ** 2).clamp(min=0).sqrt()
+
+    def _check_counted(self) -> None:
+        empty = [k for k, n in zip(self.languages, self.n_tokens.tolist(), strict=True) if n == 0]
+        if empty:
+            raise ValueError(f"no token was counted for {', '.join(empty)}; record them or take(...) the other languages")
+
+    def save(self, path: Path | str) -> None:
+        """Write one safetensors file with a JSON header."""
+        save_record(path, SCHEMA, {name: getattr(self, name) for name in TENSORS}, self.header())
+
+    def header(self) -> dict[str, Any]:
+        """Everything but the tensors."""
+        return {name: getattr(self, name) for name in HEADER}
+
+    @classmethod
+    def load(cls, path: Path | str) -> ActivationStats:
+        """Read what `save` wrote."""
+        tensors, header = load_record(path, SCHEMA)
+        return cls(**tensors, **{**header, "languages": tuple(header["languages"])})
+
+
+TENSORS = ("n_tokens", "active", "total", "total_squares", "maximum")
+HEADER = ("languages", "site", "threshold", "model", "model_fingerprint", "corpus_fingerprint")
+
+
+def record(
+    model: HookedModel,
+    corpus: Corpus,
+    *,
+    site: str = "gate",
+    threshold: float = 0.0,
+    window: int | None = None,
+    batch_size: int | Literal["auto"] = "auto",
+    layout: Literal["stream", "documents"] = "stream",
+    bos: Literal["auto", "none", "row", "count"] = "auto",
+    progress: bool = True,
+    checkpoint: Path | str | None = None,
+) -> ActivationStats:
+    """Statistics of every neuron's activations over every language of the corpus, in one pass without logits.
+
+    Memory does not depend on the number of tokens. With `checkpoint` (a file), an interrupted recording keeps what it
+    has, and the same call goes on from there to the same numbers.
+
+    Args:
+        site: where a neuron is read: "gate", "post" or "up" (see `mi_multilingual.models.site`).
+        threshold: a neuron is active at a token when its activation is strictly greater.
+        window: tokens a row, BOS included; the model's whole context by default.
+        batch_size: rows a forward pass.
+        layout, bos: how text becomes rows (see `mi_multilingual.corpora.token_rows`); an added BOS is not counted
+            unless bos="count".
+
+    Raises:
+        ValueError: text shorter than a window, a site the model does not have, activations that are not finite, or a
+            checkpoint of another recording.
+    """
+    window = window or max_window(model)
+    if batch_size == "auto":
+        batch_size = max(1, (TOKENS_A_BATCH if on_cpu(model) else TOKENS_A_BATCH_ON_ACCELERATORS) // window)
+    origin = {
+        "site": site,
+        "threshold": threshold,
+        "model": model_name(model),
+        "model_fingerprint": fingerprint(model),
+        "corpus_fingerprint": corpus.fingerprint,
+    }
+    protocol = {"window": window, "batch_size": batch_size, "layout": layout, "bos": bos}
+    empty = ActivationStats.zeros(corpus.languages, model.cfg.n_layers, model.cfg.d_mlp, **origin)
+    start, done = (empty, 0) if checkpoint is None else resumed(Path(checkpoint), empty, protocol)
+    # An interrupt may come between any two steps: statistics and their number of batches change in one assignment.
+    state = ({language: start.take([language]) for language in corpus.languages}, done)
+
+    def keep() -> None:
+        if checkpoint is not None:
+            stats, n_batches = joined(state[0]), torch.tensor(state[1])
+            tensors = {name: getattr(stats, name) for name in TENSORS} | {"n_batches": n_batches}
+            save_record(checkpoint, CHECKPOINT_SCHEMA, tensors, {**stats.header(), "protocol": protocol})
+
+    batches = (
+        batch
+        for language in corpus.languages
+        for batch in token_rows(
+            corpus, language, model.tokenizer, window=window, layout=layout, bos=bos
+        ).batches(batch_size)
+    )
+    reader, saved = site_of(model, site), time.monotonic()
+    with tqdm(desc="recording", unit=" tokens", unit_scale=True, disable=not progress) as bar:
+        try:
+            for batch in itertools.islice(batches, done, None):
+                parts, n_batches = state
+                whole = parts[batch.language] + batch_stats(model, reader, batch, parts[batch.language])
+                state = (parts | {batch.language: whole}, n_batches + 1)
+                bar.set_postfix_str(batch.language, refresh=False)
+                bar.update(batch.n_tokens)
+                if time.monotonic() - saved > SECONDS_BETWEEN_CHECKPOINTS:
+                    keep()
+                    saved = time.monotonic()
+        finally:
+            keep()
+    return checked_finite(joined(state[0]))
+
+
+def joined(parts: dict[str, ActivationStats]) -> ActivationStats:
+    """Statistics of single languages side by side."""
+    first = next(iter(parts.values()))
+    tensors = {name: torch.cat([getattr(part, name) for part in parts.values()], dim=-1) for name in TENSORS}
+    return replace(first, languages=tuple(parts), **tensors)
+
+
+def resumed(checkpoint: Path, empty: ActivationStats, protocol: dict[str, Any]) -> tuple[ActivationStats, int]:
+    """What the checkpoint holds and the number of batches it covers; nothing and 0 where there is none.
+
+    Raises:
+        ValueError: it belongs to another recording.
+    """
+    if not checkpoint.exists():
+        return empty, 0
+    tensors, header = load_record(checkpoint, CHECKPOINT_SCHEMA)
+    expected = json.loads(json.dumps({**empty.header(), "protocol": protocol}))
+    differing = [name for name in expected if header.get(name) != expected[name]]
+    if differing:
+        raise ValueError(
+            f"checkpoint {checkpoint} was recorded with another {', '.join(differing)} "
+            f"({header.get(differing[0])!r}, now {expected[differing[0]]!r}); use another file or delete it"
+        )
+    n_batches = int(tensors.pop("n_batches"))
+    return replace(empty, **tensors), n_batches
+
+
+def on_cpu(model: HookedModel) -> bool:
+    return torch.device(model.cfg.device).type == "cpu"
+
+
+@torch.no_grad()
+def batch_stats(model: HookedModel, site: Site, batch: TokenRows, like: ActivationStats) -> ActivationStats:
+    """Statistics of one batch of one language, with the origin of `like`."""
+    device = model.cfg.device
+    counted = None if bool(batch.valid.all()) else batch.valid.flatten().nonzero().flatten().to(device)
+    piece = CPU_PIECE if on_cpu(model) else TOKENS_A_BATCH_ON_ACCELERATORS
+    sums: dict[int, Sums] = {}
+
+    def reduce(layer: int) -> Callable[[Tensor, object], None]:
+        def hook(carried: Float[Tensor, "batch pos neuron"], hook: object) -> None:
+            sums[layer] = reduced(site.value(carried).flatten(0, 1), counted, like.threshold, piece)
+
+        return hook
+
+    layers = range(model.cfg.n_layers)
+    run_trunk(model, batch.tokens.to(device), hooks=[(site.hook_name(layer), reduce(layer)) for layer in layers])
+    stacked = (torch.stack([sums[layer][i] for layer in layers]).cpu()[..., None] for i in range(4))
+    active, total, squares, maximum = stacked
+    return replace(
+        like,
+        n_tokens=torch.tensor([batch.n_tokens]),
+        active=active,
+        total=total.double(),
+        total_squares=squares.double(),
+        maximum=maximum.double(),
+    )
+
+
+Sums = tuple[Int[Tensor, " neuron"], Float[Tensor, " neuron"], Float[Tensor, " neuron"], Float[Tensor, " neuron"]]
+
+
+def reduced(
+    values: Float[Tensor, "token neuron"], counted: Int[Tensor, " token"] | None, threshold: float, piece: int
+) -> Sums:
+    """Number above `threshold`, sum, sum of squares and maximum over the counted tokens (None: over all).
+
+    Sums run over `piece` tokens in float32, over pieces in float64: float16 would overflow.
+    """
+    n_tokens, n_neurons = len(values) if counted is None else len(counted), values.shape[1]
+    accurate = torch.float64 if values.device.type != "mps" else torch.float32
+    active = torch.zeros(n_neurons, dtype=torch.int64, device=values.device)
+    total = torch.zeros(n_neurons, dtype=accurate, device=values.device)
+    squares = torch.zeros(n_neurons, dtype=accurate, device=values.device)
+    maximum = torch.full((n_neurons,), -torch.inf, device=values.device)
+    for start in range(0, n_tokens, piece):
+        part = values[start : start + piece] if counted is None else values[counted[start : start + piece]]
+        part = part.float()
+        active += (part > threshold).sum(dim=0)
+        total += part.sum(dim=0)
+        squares += part.square().sum(dim=0)
+        torch.maximum(maximum, part.amax(dim=0), out=maximum)
+    return active, total, squares, maximum
+
+
+def checked_finite(stats: ActivationStats) -> ActivationStats:
+    """`stats`, unless an activation was NaN or infinite, which the sum of squares cannot hide."""
+    bad = (~stats.total_squares.isfinite()).nonzero()
+    if len(bad):
+        layer, neuron, k = bad[0].tolist()
+        raise ValueError(
+            f"activations of neuron {neuron} in layer {layer} are not finite on {stats.languages[k]!r} "
+            f"({len(bad)} such sums); check the weights, or load the model with dtype=torch.float32"
+        )
+    return stats

@@ -1,0 +1,175 @@
+"""A run folder becomes one self-contained HTML page."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+from plotly.offline import get_plotlyjs
+
+from . import plots
+from .analysis.lape import lape_entropy
+from .neurons import NeuronSet
+from .recording import ActivationStats
+
+MOST_SPECIFIC = 5  # neurons listed a language
+
+
+def report(folder: Path | str) -> Path:
+    """Write `report.html` from the files of a run: stats.safetensors, neurons.safetensors, matrix.parquet, run.json.
+
+    facts.parquet and continuations.json are shown where they exist. The page needs no network.
+
+    Raises:
+        ValueError: a file of the run is missing.
+    """
+    folder = Path(folder)
+    for name in ("stats.safetensors", "neurons.safetensors", "matrix.parquet", "run.json"):
+        if not (folder / name).exists():
+            raise ValueError(f"{folder} has no {name}; run `mi-multilingual demo --out {folder}` or the single steps first")
+    stats = ActivationStats.load(folder / "stats.safetensors")
+    neurons = NeuronSet.load(folder / "neurons.safetensors")
+    matrix = pd.read_parquet(folder / "matrix.parquet")
+    facts = pd.read_parquet(folder / "facts.parquet") if (folder / "facts.parquet").exists() else None
+    examples = folder / "continuations.json"
+    page = environment().get_template("report.html.j2").render(
+        run=json.loads((folder / "run.json").read_text(encoding="utf-8")),
+        findings=findings(matrix, neurons),
+        figures=figures(stats, neurons, matrix),
+        languages=language_table(stats, neurons, matrix).to_dict("records"),
+        specific=most_specific(stats, neurons).to_dict("records"),
+        facts=facts.to_dict("records") if facts is not None else [],
+        examples=json.loads(examples.read_text(encoding="utf-8")) if examples.exists() else [],
+        plotlyjs=get_plotlyjs(),
+    )
+    target = folder / "report.html"
+    target.write_text(page, encoding="utf-8")
+    return target
+
+
+def environment() -> jinja2.Environment:
+    """Templates with every value escaped unless it was made safe on purpose."""
+    env = jinja2.Environment(
+        loader=jinja2.PackageLoader("mi_multilingual"), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
+    )
+    env.filters["script_json"] = script_json
+    return env
+
+
+def script_json(value: Any) -> str:
+    """JSON that may stand inside a script element: no character that could end it."""
+    text = value if isinstance(value, str) else json.dumps(value)
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def effects(matrix: pd.DataFrame) -> dict[str, float]:
+    """Change of the loss in nats a token: means over languages of the own, other and random effects; rows that hit."""
+    off = matrix[~matrix.ablated.isin(["none", "random"])]
+    own = off[off.ablated == off.evaluated]
+    other = off[off.ablated != off.evaluated]
+    random = matrix[matrix.ablated == "random"]
+    hardest = off.loc[off.groupby("ablated")["change"].idxmax()]
+    return {
+        "own": own.change.mean(),
+        "other": other.change.mean(),
+        "random": random.change.mean(),
+        "hits": int((hardest.ablated == hardest.evaluated).sum()),
+        "certain": int((own.low > 0).sum()),
+        "n_languages": len(own),
+    }
+
+
+def findings(matrix: pd.DataFrame, neurons: NeuronSet) -> list[str]:
+    """The headline results in words, made from the numbers alone."""
+    e = effects(matrix)
+    own = matrix[matrix.ablated == matrix.evaluated].set_index("ablated")
+    low, high = mean_interval(own.change.to_numpy())
+    sizes = neurons.sizes()
+    most, least = own.change.idxmax(), own.change.idxmin()
+    times = f"{e['own'] / e['other']:.0f} times the mean effect on the other languages" if e["other"] > 0 else "while the other languages on average lose nothing"
+    return [
+        f"Switching off a language's own neurons hurts that language most of all in {e['hits']} of {e['n_languages']} languages; "
+        f"the loss rises with 95 % confidence in {e['certain']}.",
+        f"Mean own effect: {e['own']:+.4f} nats a token (95 % interval over languages {low:+.4f} to {high:+.4f}), "
+        f"{times} ({e['other']:+.4f}).",
+        f"As many random neurons in the same layers: {e['random']:+.4f} nats a token.",
+        f"The effect is largest for {most} ({own.change[most]:+.4f}, interval {own.low[most]:+.4f} to {own.high[most]:+.4f}) "
+        f"and smallest for {least} ({own.change[least]:+.4f}, interval {own.low[least]:+.4f} to {own.high[least]:+.4f}).",
+        f"{int(neurons.union().sum())} of {neurons.masks[0].numel()} neurons belong to a language, "
+        f"{int((neurons.masks.sum(0) > 1).sum())} of them to several; {sizes.idxmin()} has fewest ({sizes.min()}), {sizes.idxmax()} most ({sizes.max()}).",
+    ]
+
+
+def mean_interval(values: np.ndarray, *, seed: int = 0, resamples: int = 2000) -> tuple[float, float]:
+    """95 % bootstrap interval of the mean."""
+    draws = np.random.default_rng(seed).integers(0, len(values), (resamples, len(values)))
+    low, high = np.quantile(values[draws].mean(axis=1), [0.025, 0.975])
+    return float(low), float(high)
+
+
+def figures(stats: ActivationStats, neurons: NeuronSet, matrix: pd.DataFrame) -> list[dict[str, str]]:
+    """Every figure of the page: id, plotly JSON and how to read it."""
+    shown: list[tuple[str, go.Figure, str]] = [
+        (
+            "change",
+            plots.perplexity_change(matrix),
+            "Red: the text of the column became harder to predict when the neurons of the row were zero. Language "
+            "neurons show as a red diagonal; the last row is as many random neurons a layer as the column's language has.",
+        ),
+        ("layers", plots.layer_counts(neurons), "Neurons of each language by layer, input at the left, output at the right."),
+        ("overlap", plots.overlap(neurons), "Share of neurons that two languages have in common; related languages and scripts stand out."),
+        (
+            "entropy",
+            plots.entropy_histogram(stats, neurons),
+            "Left: neurons that fire in one language only. Right: neurons that fire equally often in all.",
+        ),
+    ]
+    top = most_specific(stats, neurons).groupby("language", sort=False).head(1)
+    for row in top.itertuples():
+        figure = plots.neuron_profile(stats, row.layer, row.neuron)
+        shown.append((f"neuron-{row.layer}-{row.neuron}", figure, f"The most specific neuron of {row.language}."))
+    unique = {key: (figure, caption) for key, figure, caption in shown}
+    return [{"id": key, "json": figure.to_json(), "caption": caption} for key, (figure, caption) in unique.items()]
+
+
+def language_table(stats: ActivationStats, neurons: NeuronSet, matrix: pd.DataFrame) -> pd.DataFrame:
+    """One row a language: neurons, tokens, loss, and the effect of its own neurons, of others' and of random ones."""
+    tokens = dict(zip(stats.languages, stats.n_tokens.tolist(), strict=True))
+    sizes = neurons.sizes()
+    rows = []
+    for language, part in matrix.groupby("evaluated", sort=False):
+        base = part[part.ablated == "none"].iloc[0]
+        own = part[part.ablated == language].iloc[0]
+        rows.append(
+            {
+                "language": language,
+                "n_neurons": sizes[language],
+                "n_tokens": tokens.get(language, 0),
+                "ppl": base.ppl,
+                "bits_per_byte": base.bits_per_byte,
+                "own": own.change,
+                "low": own.low,
+                "high": own.high,
+                "others": part[~part.ablated.isin(["none", "random", language])].change.mean(),
+                "random": part[part.ablated == "random"].change.mean(),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def most_specific(stats: ActivationStats, neurons: NeuronSet) -> pd.DataFrame:
+    """The neurons of least entropy of every language: language, layer, neuron, entropy, probability, elsewhere."""
+    probability = stats.activation_probability()
+    frame = neurons.to_frame().rename(columns={"group": "language"})
+    k = [stats.languages.index(g) for g in frame.language]
+    layer, neuron = frame.layer.to_numpy(), frame.neuron.to_numpy()
+    frame["entropy"] = lape_entropy(stats)[layer, neuron].numpy()
+    frame["probability"] = probability[layer, neuron, k].numpy()
+    total = probability[layer, neuron].sum(-1).numpy()
+    frame["elsewhere"] = (total - frame.probability) / max(1, len(stats.languages) - 1)
+    return frame.sort_values("entropy").groupby("language", sort=False).head(MOST_SPECIFIC).sort_values(
+        ["language", "entropy"], key=lambda c: c.map({g: i for i, g in enumerate(neurons.groups)}) if c.name == "language" else c
+    )

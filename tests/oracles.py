@@ -1,0 +1,83 @@
+"""Brute-force versions of every published number, written from its description: plain loops, one neuron at a time."""
+
+import math
+
+import torch
+
+
+def probabilities(active, n_tokens):
+    """{(layer, neuron): [float32 probability a language]}; float32 as the released code, held in Python floats."""
+    table = {}
+    for layer in range(len(active)):
+        for neuron in range(len(active[layer])):
+            counts = active[layer][neuron]
+            table[layer, neuron] = [
+                (torch.tensor(c, dtype=torch.float32) / torch.tensor(n, dtype=torch.float32)).item()
+                for c, n in zip(counts, n_tokens, strict=True)
+            ]
+    return table
+
+
+def entropy(weights):
+    """Entropy in nats of the normalised weights, 0/0 := 0 and 0 log 0 := 0, in double precision."""
+    total = math.fsum(weights)
+    return -math.fsum(w / total * math.log(w / total) for w in weights if w > 0) if total > 0 else 0.0
+
+
+def value_of_rank(values, share):
+    """The value of rank round(share * n), counted from 1 in ascending order."""
+    return sorted(values)[round(share * len(values)) - 1]
+
+
+def select_by_entropy(weights, top_rate, filter_rate, activation_bar_ratio):
+    """(kept neurons for certain, neurons that tie at the border, number kept, {neuron: set of language indices})."""
+    everything = [w for row in weights.values() for w in row]
+    bar, own_bar = value_of_rank(everything, filter_rate), value_of_rank(everything, activation_bar_ratio)
+    entropies = {cell: entropy(row) if any(w > bar for w in row) else math.inf for cell, row in weights.items()}
+    n_keep = round(top_rate * len(weights))
+    border = sorted(entropies.values())[n_keep - 1]
+    # float32 entropies that differ by less than this are ties that rounding may order either way
+    close = {c for c, e in entropies.items() if e == border or abs(e - border) < 2e-6}
+    certain = {c for c, e in entropies.items() if e < border and c not in close}
+    owners = {c: {k for k, w in enumerate(row) if w > own_bar} for c, row in weights.items()}
+    return certain, close, n_keep, owners
+
+
+def released_lape(active, n_tokens, top_rate, filter_rate, activation_bar_ratio):
+    """The released algorithm as its steps are described, in torch and float32; masks (language, layer, neuron)."""
+    p = active / n_tokens
+    q = p / p.sum(dim=-1, keepdim=True)
+    q[torch.isnan(q)] = 0
+    log_q = torch.where(q > 0, q.log(), 0)
+    e = -torch.sum(q * log_q, dim=-1)
+    flat = p.flatten()
+    bar = flat.kthvalue(round(len(flat) * filter_rate)).values.item()
+    e[(p > bar).sum(dim=-1) == 0] = torch.inf
+    _, index = e.flatten().topk(round(e.numel() * top_rate), largest=False)
+    own_bar = flat.kthvalue(round(len(flat) * activation_bar_ratio)).values.item()
+    masks = torch.zeros(p.shape[-1], *e.shape, dtype=torch.bool)
+    for i in index.tolist():
+        layer, neuron = divmod(i, e.shape[1])
+        for k in range(p.shape[-1]):
+            masks[k, layer, neuron] = p[layer, neuron, k].item() > own_bar
+    return masks
+
+
+def bootstrap_mean_change(loss, base, n_tokens):
+    """Change of the summed loss a token."""
+    return sum(a - b for a, b in zip(loss, base, strict=True)) / sum(n_tokens)
+
+
+def token_losses(logits, tokens):
+    """Negative log-likelihood of every token after the first, one softmax at a time, in double precision."""
+    losses = []
+    for pos in range(1, len(tokens)):
+        row = logits[pos - 1].double().tolist()
+        top = max(row)
+        losses.append(top + math.log(math.fsum(math.exp(x - top) for x in row)) - row[tokens[pos]])
+    return losses
+
+
+def jaccard(left, right):
+    """|A and B| / |A or B| of two Python sets, 0 for two empty ones."""
+    return len(left & right) / len(left | right) if left | right else 0.0

@@ -32,7 +32,9 @@ app = typer.Typer(help=HELP, add_completion=False, no_args_is_help=True, pretty_
 console = Console()
 
 Model = Annotated[str, typer.Argument(help="Hugging Face id, a local checkpoint folder, or 'demo'")]
-CorpusName = Annotated[str, typer.Argument(metavar="CORPUS", help="folder of <language>.txt, .txt.gz, .jsonl or .parquet files, or 'demo'")]
+CorpusName = Annotated[
+    str, typer.Argument(metavar="CORPUS", help="folder of <language>.txt, .txt.gz, .jsonl or .parquet files, or 'demo'")
+]
 Languages = Annotated[str | None, typer.Option(help="only these, e.g. en,fr,ja")]
 Split = Annotated[str | None, typer.Option(help="part of the corpus, e.g. 'identify' or 'evaluate' of the demo")]
 Window = Annotated[int | None, typer.Option(min=2, help="tokens a row; the model's whole context by default")]
@@ -41,7 +43,9 @@ Quiet = Annotated[bool, typer.Option("--quiet", help="no progress bars")]
 
 
 @app.command()
-def demo(out: Annotated[Path, typer.Option(help="run folder to write")] = Path("runs/demo"), quiet: Quiet = False) -> None:
+def demo(
+    out: Annotated[Path, typer.Option(help="run folder to write")] = Path("runs/demo"), quiet: Quiet = False
+) -> None:
     """The main job on the embedded model and corpus: language neurons, their ablation, a report."""
     from .demo import run_demo
 
@@ -56,7 +60,9 @@ def record(
     out: Annotated[Path, typer.Option(help="statistics to write (.safetensors)")],
     site: Annotated[str, typer.Option(help="where neurons are read: gate, post or up")] = "gate",
     window: Window = None,
-    batch_size: Annotated[int | None, typer.Option(min=1, help="rows a forward pass; chosen from the window by default")] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="rows a forward pass; chosen from the window by default")
+    ] = None,
     languages: Languages = None,
     split: Split = None,
     layout: Layout = "stream",
@@ -95,7 +101,9 @@ def identify(
     stats: Annotated[Path, typer.Argument(help="statistics written by `record`")],
     out: Annotated[Path, typer.Option(help="neuron set to write (.safetensors)")],
     top_rate: Annotated[float, typer.Option(help="share of all neurons kept, over all languages together")] = 0.01,
-    filter_rate: Annotated[float, typer.Option(help="quantile of all probabilities a neuron must exceed at all")] = 0.95,
+    filter_rate: Annotated[
+        float, typer.Option(help="quantile of all probabilities a neuron must exceed at all")
+    ] = 0.95,
     activation_bar_ratio: Annotated[float, typer.Option(help="quantile it must exceed to belong to a language")] = 0.95,
 ) -> None:
     """Choose language neurons by LAPE."""
@@ -103,7 +111,10 @@ def identify(
     from .recording import ActivationStats
 
     neurons = lape(
-        ActivationStats.load(stats), top_rate=top_rate, filter_rate=filter_rate, activation_bar_ratio=activation_bar_ratio
+        ActivationStats.load(stats),
+        top_rate=top_rate,
+        filter_rate=filter_rate,
+        activation_bar_ratio=activation_bar_ratio,
     )
     neurons.save(out)
     table = Table("language", "neurons")
@@ -135,7 +146,9 @@ def ablate(
     matrix = perplexity_matrix(load_model(model), texts, chosen, window=window, layout=layout, progress=not quiet)
     out.parent.mkdir(parents=True, exist_ok=True)
     matrix.to_parquet(out)
-    shown = matrix[matrix.ablated != "none"].pivot_table(index="ablated", columns="evaluated", values="change", sort=False)
+    shown = matrix[matrix.ablated != "none"].pivot_table(
+        index="ablated", columns="evaluated", values="change", sort=False
+    )
     table = Table("switched off", *shown.columns, title="change of the loss, nats a token")
     for name, row in shown.iterrows():
         table.add_row(str(name), *(f"{x:+.3f}" for x in row))

@@ -10,7 +10,7 @@ from importlib.resources import files
 from itertools import islice
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any
 
 import pandas as pd
 import torch
@@ -23,8 +23,6 @@ CHUNK = 1000  # documents tokenised at once
 UNKNOWN_SHARE = 0.05
 DEMO_LANGUAGES = ("en", "de", "es", "fr", "id", "ja", "ru", "tr", "vi", "zh")
 
-Layout = Literal["stream", "documents"]
-Bos = Literal["auto", "none", "row", "count"]
 
 
 @dataclass(frozen=True)
@@ -39,7 +37,9 @@ class Corpus:
             raise ValueError(f"corpus {self.source} has no language; name at least one")
         for language, texts in self.documents.items():
             if not any(text.strip() for text in texts):
-                raise ValueError(f"corpus {self.source} has no text for {language!r}; give some or leave the language out")
+                raise ValueError(
+                    f"corpus {self.source} has no text for {language!r}; give some or leave the language out"
+                )
         object.__setattr__(self, "documents", MappingProxyType(dict(self.documents)))
 
     @property
@@ -116,7 +116,9 @@ def demo_documents(languages: Sequence[str], split: str | None) -> dict[str, tup
     return {k: tuple(row[k] for row in rows) for k in languages}
 
 
-def folder_documents(folder: Path, languages: Sequence[str] | None, split: str | None, column: str) -> dict[str, Iterator[str]]:
+def folder_documents(
+    folder: Path, languages: Sequence[str] | None, split: str | None, column: str
+) -> dict[str, Iterator[str]]:
     """A reader a language for the files of a folder."""
     endings = [f".{split}{ending}" if split else ending for ending in ENDINGS]
     found: dict[str, Path] = {}
@@ -126,13 +128,17 @@ def folder_documents(folder: Path, languages: Sequence[str] | None, split: str |
             if language == path.name or "." in language:
                 continue
             if language in found:
-                raise ValueError(f"{folder} has two files for {language!r}: {found[language].name} and {path.name}; keep one")
+                raise ValueError(
+                    f"{folder} has two files for {language!r}: {found[language].name} and {path.name}; keep one"
+                )
             found[language] = path
     if not found:
         raise ValueError(f"{folder} has no <language>{endings[0]} (or {', '.join(endings[1:])}) file")
     for language in languages or ():
         if language not in found:
-            raise ValueError(f"{folder} has no file for {language!r}, such as {language}{endings[0]}; it has {', '.join(found)}")
+            raise ValueError(
+                f"{folder} has no file for {language!r}, such as {language}{endings[0]}; it has {', '.join(found)}"
+            )
     return {k: file_documents(found[k], column) for k in languages or found}
 
 
@@ -170,7 +176,9 @@ def parquet_documents(path: Path, column: str) -> Iterator[str]:
 
     table = pq.ParquetFile(path)
     if column not in table.schema_arrow.names:
-        raise ValueError(f"{path}: no column {column!r}, it has {', '.join(table.schema_arrow.names)}; name one with column=")
+        raise ValueError(
+            f"{path}: no column {column!r}, it has {', '.join(table.schema_arrow.names)}; name one with column="
+        )
     row = 0
     for batch in table.iter_batches(columns=[column]):
         for text in batch.column(0).to_pylist():
@@ -187,7 +195,9 @@ def hub_documents(
     from datasets import load_dataset
 
     if not languages:
-        raise ValueError(f"name the languages to take from data set {source!r}: load_corpus(..., languages=['en', ...])")
+        raise ValueError(
+            f"name the languages to take from data set {source!r}: load_corpus(..., languages=['en', ...])"
+        )
 
     def documents(language: str) -> Iterator[str]:
         name = config.format(language=language) if config else language
@@ -197,7 +207,9 @@ def hub_documents(
             raise ValueError(f"cannot load {source!r} ({name!r}, {split!r}): {' '.join(str(error).split())}") from error
         for number, row in enumerate(islice(rows, max_documents), start=1):
             if not isinstance(row.get(column), str):
-                raise ValueError(f"{source} ({name}), row {number}: no text in column {column!r}, it has {', '.join(row)}")
+                raise ValueError(
+                    f"{source} ({name}), row {number}: no text in column {column!r}, it has {', '.join(row)}"
+                )
             yield row[column]
 
     return {k: documents(k) for k in languages}
@@ -256,7 +268,13 @@ class TokenRows:
 
 
 def token_rows(
-    corpus: Corpus, language: str, tokenizer: PreTrainedTokenizerBase, *, window: int, layout: Layout = "stream", bos: Bos = "auto"
+    corpus: Corpus,
+    language: str,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    window: int,
+    layout: str = "stream",
+    bos: str = "auto",
 ) -> TokenRows:
     """The text of one language as rows of at most `window` tokens.
 
@@ -273,7 +291,9 @@ def token_rows(
         UserWarning: more than 5 % of the tokens are unknown to the tokenizer.
     """
     if layout not in ("stream", "documents") or bos not in ("auto", "none", "row", "count"):
-        raise ValueError(f"unknown layout {layout!r} or bos {bos!r}; choose stream or documents, and auto, none, row or count")
+        raise ValueError(
+            f"unknown layout {layout!r} or bos {bos!r}; choose stream or documents, and auto, none, row or count"
+        )
     if bos in ("row", "count") and tokenizer.bos_token_id is None:
         raise ValueError(f"bos={bos!r} but the tokenizer has no BOS token; use bos='none'")
     has_bos = bos in ("row", "count") or (bos == "auto" and tokenizer.bos_token_id is not None)
@@ -374,6 +394,11 @@ def token_counts(corpus: Corpus, tokenizer: PreTrainedTokenizerBase) -> pd.DataF
     for language, texts in corpus.documents.items():
         n_tokens = len(encoded(corpus, language, tokenizer)[0])
         n_bytes = sum(len(t.encode()) for t in texts)
-        row = {"language": language, "n_documents": len(texts), "n_characters": sum(map(len, texts)), "n_bytes": n_bytes}
+        row = {
+            "language": language,
+            "n_documents": len(texts),
+            "n_characters": sum(map(len, texts)),
+            "n_bytes": n_bytes,
+        }
         rows.append({**row, "n_tokens": n_tokens, "bytes_per_token": n_bytes / max(1, n_tokens)})
     return pd.DataFrame(rows)

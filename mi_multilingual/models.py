@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Int
@@ -45,7 +45,7 @@ class HookedModel(Protocol):
 class Site:
     """Where in the MLP a neuron's number is read: a hook, and the function to apply to what the hook carries."""
 
-    name: Literal["gate", "post", "up"]
+    name: str
     hook: str
     activation: Callable[[Tensor], Tensor] | None = None
     """None: the hook carries the number itself."""
@@ -94,7 +94,9 @@ def activation_function(model: HookedModel) -> Callable[[Tensor], Tensor]:
 
     name = {"gelu_pytorch_tanh": "gelu_pytorch_tanh", "gelu_new": "gelu_new"}.get(model.cfg.act_fn, model.cfg.act_fn)
     if name not in ACT2FN:
-        raise ValueError(f"activation function {name!r} of {model_name(model)!r} is not known to transformers; use site 'post'")
+        raise ValueError(
+            f"activation function {name!r} of {model_name(model)!r} is not known to transformers; use site 'post'"
+        )
     return ACT2FN[name]
 
 
@@ -122,7 +124,9 @@ def fingerprint(model: HookedModel) -> str:
     return digest.hexdigest()[:16]
 
 
-def run_trunk(model: HookedModel, tokens: Int[Tensor, "batch pos"], *, hooks: Sequence[tuple[str, HookFunction]]) -> None:
+def run_trunk(
+    model: HookedModel, tokens: Int[Tensor, "batch pos"], *, hooks: Sequence[tuple[str, HookFunction]]
+) -> None:
     """One forward pass without logits, with forward hooks that come off again.
 
     Right padding needs no mask: attention is causal, so it changes nothing at the positions before it.
@@ -144,7 +148,7 @@ def load_model(
     name_or_path: str | Path | PreTrainedModel,
     *,
     tokenizer: PreTrainedTokenizerBase | None = None,
-    backend: Literal["auto", "hooked", "bridge"] = "auto",
+    backend: str = "auto",
     device: str | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> HookedModel:
@@ -163,7 +167,9 @@ def load_model(
     if backend not in ("auto", "hooked", "bridge"):
         raise ValueError(f"unknown backend {backend!r}; choose auto, hooked or bridge")
     if backend == "hooked" and HookedTransformer is None:
-        raise ValueError("this TransformerLens has no HookedTransformer; use backend='bridge', or install transformer-lens<4")
+        raise ValueError(
+            "this TransformerLens has no HookedTransformer; use backend='bridge', or install transformer-lens<4"
+        )
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     hf_model, tokenizer, name = hugging_face(name_or_path, tokenizer, dtype)
     with neutral_folder(hf_model, tokenizer) as folder:
@@ -173,8 +179,12 @@ def load_model(
             return to_hooked(hf_model, folder, name, device, dtype)
         except Exception as error:
             if backend == "hooked":
-                raise ValueError(f"{name!r} ({architecture(hf_model)}) has no HookedTransformer ({error}); use backend='bridge'") from error
-            warnings.warn(f"{architecture(hf_model)} has no HookedTransformer ({error}); using a TransformerBridge", stacklevel=2)
+                raise ValueError(
+                    f"{name!r} ({architecture(hf_model)}) has no HookedTransformer ({error}); use backend='bridge'"
+                ) from error
+            warnings.warn(
+                f"{architecture(hf_model)} has no HookedTransformer ({error}); using a TransformerBridge", stacklevel=2
+            )
             return to_bridge(hf_model, folder, name, device, dtype)
 
 
@@ -184,11 +194,15 @@ def hugging_face(
     """The Hugging Face model, its tokenizer and a name for it."""
     if isinstance(source, PreTrainedModel):
         if tokenizer is None:
-            raise ValueError("a loaded Hugging Face model comes without its tokenizer; give load_model(model, tokenizer=...)")
+            raise ValueError(
+                "a loaded Hugging Face model comes without its tokenizer; give load_model(model, tokenizer=...)"
+            )
         return source.to(dtype), tokenizer, source.config.name_or_path or architecture(source)
     place = str(files(__package__).joinpath("demo", "model")) if source == "demo" else str(source)
     if source != "demo" and is_like_a_path(place) and not (Path(place) / "config.json").exists():
-        raise ValueError(f"{place!r} is no checkpoint folder: it has no config.json; give a folder written by save_pretrained")
+        raise ValueError(
+            f"{place!r} is no checkpoint folder: it has no config.json; give a folder written by save_pretrained"
+        )
     try:
         # Only safetensors: other weight files can hold code.
         model = AutoModelForCausalLM.from_pretrained(place, dtype=dtype, use_safetensors=True)
@@ -225,6 +239,8 @@ def to_hooked(hf_model: PreTrainedModel, folder: str, name: str, device: str, dt
     """A HookedTransformer by TransformerLens' own conversion of config and weights."""
     described = loading_from_pretrained.convert_hf_model_config(folder)
     described |= {"model_name": name, "init_weights": False, "device": device, "dtype": dtype}
+    if getattr(hf_model.config, "n_inner", None):
+        described["d_mlp"] = hf_model.config.n_inner  # TransformerLens takes GPT-2's MLP to be four times the width
     cfg = HookedTransformerConfig.from_dict(described)
     state = loading_from_pretrained.get_pretrained_state_dict(folder, cfg, hf_model, dtype=dtype)
     with warnings.catch_warnings():
@@ -234,7 +250,7 @@ def to_hooked(hf_model: PreTrainedModel, folder: str, name: str, device: str, dt
     model.load_and_process_state_dict(
         state, fold_ln=False, center_writing_weights=False, center_unembed=False, fold_value_biases=False
     )
-    return model.to(device).eval()
+    return model.to(device, print_details=False).eval()
 
 
 def to_bridge(hf_model: PreTrainedModel, folder: str, name: str, device: str, dtype: torch.dtype) -> HookedModel:
@@ -243,7 +259,11 @@ def to_bridge(hf_model: PreTrainedModel, folder: str, name: str, device: str, dt
 
     try:
         model = TransformerBridge.boot_transformers(
-            folder, hf_model=hf_model.to(device), tokenizer=AutoTokenizer.from_pretrained(folder), device=device, dtype=dtype
+            folder,
+            hf_model=hf_model.to(device),
+            tokenizer=AutoTokenizer.from_pretrained(folder),
+            device=device,
+            dtype=dtype,
         )
     except (ValueError, KeyError, NotImplementedError) as error:
         raise ValueError(

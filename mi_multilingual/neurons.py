@@ -80,7 +80,9 @@ class NeuronSet:
 
     def sizes(self) -> pd.Series:
         """Number of neurons a group."""
-        return pd.Series(self.masks.sum(dim=(1, 2)).tolist(), index=pd.Index(self.groups, name="group"), name="n_neurons")
+        return pd.Series(
+            self.masks.sum(dim=(1, 2)).tolist(), index=pd.Index(self.groups, name="group"), name="n_neurons"
+        )
 
     def counts(self) -> pd.DataFrame:
         """Number of neurons a group and layer: columns group, layer, n_neurons."""
@@ -143,14 +145,18 @@ class NeuronSet:
         if not isinstance(content, list) or not all(isinstance(row, list) for row in content):
             raise ValueError(f"{path} holds no list[language][layer] of indices; export it with to_published()")
         if len(content) != len(languages):
-            raise ValueError(f"{path} holds {len(content)} languages, languages= names {len(languages)}: {tuple(languages)}")
+            raise ValueError(
+                f"{path} holds {len(content)} languages, languages= names {len(languages)}: {tuple(languages)}"
+            )
         if len({len(row) for row in content}) != 1:
             raise ValueError(f"{path} has a different number of layers in different languages; it is damaged")
         masks = torch.zeros(len(content), len(content[0]), d_mlp, dtype=torch.bool)
         for k, row in enumerate(content):
             for layer, index in enumerate(row):
                 if len(index) and not 0 <= int(index.min()) <= int(index.max()) < d_mlp:
-                    raise ValueError(f"{path}: layer {layer} of {languages[k]!r} has neuron {int(index.max())}, d_mlp is {d_mlp}")
+                    raise ValueError(
+                        f"{path}: layer {layer} of {languages[k]!r} has neuron {int(index.max())}, d_mlp is {d_mlp}"
+                    )
                 masks[k, layer, index.long()] = True
         return cls(masks, tuple(languages), "published", {"d_mlp": d_mlp}, model)
 

@@ -12,13 +12,23 @@ CHANGES = "RdBu_r"
 AMOUNTS = "Viridis"
 
 
-def perplexity_change(matrix: pd.DataFrame, *, title: str = "What switching off a language's neurons does") -> go.Figure:
+def perplexity_change(
+    matrix: pd.DataFrame, *, title: str = "What switching off a language's neurons does"
+) -> go.Figure:
     """Heatmap of a `perplexity_matrix`: rows the ablated neurons, columns the evaluated language, colour centred at 0.
 
     Random controls stand in one last row, averaged over seeds.
     """
-    table = matrix[matrix.ablated != "none"].groupby(["ablated", "evaluated"], sort=False, as_index=False).agg(
-        change=("change", "mean"), low=("low", "mean"), high=("high", "mean"), nll=("nll", "mean"), n=("n_neurons", "mean")
+    table = (
+        matrix[matrix.ablated != "none"]
+        .groupby(["ablated", "evaluated"], sort=False, as_index=False)
+        .agg(
+            change=("change", "mean"),
+            low=("low", "mean"),
+            high=("high", "mean"),
+            nll=("nll", "mean"),
+            n=("n_neurons", "mean"),
+        )
     )
     grids = {name: grid(table, "ablated", "evaluated", name) for name in ("change", "low", "high", "nll", "n")}
     change = grids["change"]
@@ -39,7 +49,9 @@ def perplexity_change(matrix: pd.DataFrame, *, title: str = "What switching off 
             "95 % interval %{customdata[0]:+.4f} to %{customdata[1]:+.4f}<br>loss %{customdata[2]:.3f}<extra></extra>"
         ),
     )
-    figure = go.Figure(heat).update_layout(title=title, xaxis_title="language of the text", yaxis_title="neurons switched off")
+    figure = go.Figure(heat).update_layout(
+        title=title, xaxis_title="language of the text", yaxis_title="neurons switched off"
+    )
     return figure.update_yaxes(autorange="reversed", type="category").update_xaxes(side="bottom", type="category")
 
 
@@ -55,7 +67,9 @@ def layer_counts(neurons: NeuronSet, *, title: str = "Where the neurons sit") ->
         )
         for group, part in counts.groupby("group", sort=False)
     ]
-    figure = go.Figure(bars).update_layout(title=title, barmode="stack", xaxis_title="layer", yaxis_title="neurons", bargap=0.25)
+    figure = go.Figure(bars).update_layout(
+        title=title, barmode="stack", xaxis_title="layer", yaxis_title="neurons", bargap=0.25
+    )
     return figure.update_xaxes(dtick=max(1, neurons.masks.shape[1] // 16))
 
 
@@ -88,7 +102,10 @@ def entropy_histogram(stats: ActivationStats, neurons: NeuronSet | None = None) 
     edges["size"] = edges["end"] / 60
     bars = [
         go.Histogram(
-            x=entropy[part].numpy(), name=name, xbins=edges, hovertemplate=f"{name}<br>%{{x}} nats<br>%{{y}} neurons<extra></extra>"
+            x=entropy[part].numpy(),
+            name=name,
+            xbins=edges,
+            hovertemplate=f"{name}<br>%{{x}} nats<br>%{{y}} neurons<extra></extra>",
         )
         for name, part in (("other neurons", fires & ~chosen), ("selected", fires & chosen))
         if part.any()
@@ -101,7 +118,9 @@ def neuron_profile(stats: ActivationStats, layer: int, neuron: int) -> go.Figure
     """Bars: activation probability of one neuron in each language, with a 95 % Wilson interval over tokens."""
     n_layers, n_neurons, _ = stats.active.shape
     if not (0 <= layer < n_layers and 0 <= neuron < n_neurons):
-        raise ValueError(f"there is no neuron {layer}.{neuron}; layers are 0..{n_layers - 1}, neurons 0..{n_neurons - 1}")
+        raise ValueError(
+            f"there is no neuron {layer}.{neuron}; layers are 0..{n_layers - 1}, neurons 0..{n_neurons - 1}"
+        )
     active, n = stats.active[layer, neuron].numpy(), stats.n_tokens.numpy()
     p, z = active / n, 1.96
     centre = (p + z**2 / (2 * n)) / (1 + z**2 / n)

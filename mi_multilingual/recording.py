@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -54,7 +54,11 @@ class ActivationStats:
 
     def __post_init__(self) -> None:
         shapes = {tuple(t.shape) for t in (self.active, self.total, self.total_squares, self.maximum)}
-        if len(shapes) != 1 or self.active.shape[-1] != len(self.languages) or len(self.n_tokens) != len(self.languages):
+        if (
+            len(shapes) != 1
+            or self.active.shape[-1] != len(self.languages)
+            or len(self.n_tokens) != len(self.languages)
+        ):
             raise ValueError(f"statistics of shapes {sorted(shapes)} do not fit the languages {self.languages}")
 
     @classmethod
@@ -92,7 +96,9 @@ class ActivationStats:
         """The same statistics for these languages only, in this order."""
         missing = [k for k in languages if k not in self.languages]
         if missing:
-            raise ValueError(f"nothing was recorded for {missing[0]!r}; these statistics cover {', '.join(self.languages)}")
+            raise ValueError(
+                f"nothing was recorded for {missing[0]!r}; these statistics cover {', '.join(self.languages)}"
+            )
         index = [self.languages.index(k) for k in languages]
         tensors = {name: getattr(self, name)[..., index] for name in TENSORS}
         return replace(self, languages=tuple(languages), **tensors)
@@ -114,7 +120,9 @@ class ActivationStats:
     def _check_counted(self) -> None:
         empty = [k for k, n in zip(self.languages, self.n_tokens.tolist(), strict=True) if n == 0]
         if empty:
-            raise ValueError(f"no token was counted for {', '.join(empty)}; record them or take(...) the other languages")
+            raise ValueError(
+                f"no token was counted for {', '.join(empty)}; record them or take(...) the other languages"
+            )
 
     def save(self, path: Path | str) -> None:
         """Write one safetensors file with a JSON header."""
@@ -142,9 +150,9 @@ def record(
     site: str = "gate",
     threshold: float = 0.0,
     window: int | None = None,
-    batch_size: int | Literal["auto"] = "auto",
-    layout: Literal["stream", "documents"] = "stream",
-    bos: Literal["auto", "none", "row", "count"] = "auto",
+    batch_size: int | str = "auto",
+    layout: str = "stream",
+    bos: str = "auto",
     progress: bool = True,
     checkpoint: Path | str | None = None,
 ) -> ActivationStats:
@@ -190,9 +198,9 @@ def record(
     batches = (
         batch
         for language in corpus.languages
-        for batch in token_rows(
-            corpus, language, model.tokenizer, window=window, layout=layout, bos=bos
-        ).batches(batch_size)
+        for batch in token_rows(corpus, language, model.tokenizer, window=window, layout=layout, bos=bos).batches(
+            batch_size
+        )
     )
     reader, saved = site_of(model, site), time.monotonic()
     with tqdm(desc="recording", unit=" tokens", unit_scale=True, disable=not progress) as bar:
@@ -274,7 +282,7 @@ Sums = tuple[Int[Tensor, " neuron"], Float[Tensor, " neuron"], Float[Tensor, " n
 
 
 def reduced(
-    values: Float[Tensor, "token neuron"], counted: Int[Tensor, " token"] | None, threshold: float, piece: int
+    values: Float[Tensor, "token neuron"], counted: Int[Tensor, " counted"] | None, threshold: float, piece: int
 ) -> Sums:
     """Number above `threshold`, sum, sum of squares and maximum over the counted tokens (None: over all).
 

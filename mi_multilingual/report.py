@@ -29,21 +29,27 @@ def report(folder: Path | str) -> Path:
     folder = Path(folder)
     for name in ("stats.safetensors", "neurons.safetensors", "matrix.parquet", "run.json"):
         if not (folder / name).exists():
-            raise ValueError(f"{folder} has no {name}; run `mi-multilingual demo --out {folder}` or the single steps first")
+            raise ValueError(
+                f"{folder} has no {name}; run `mi-multilingual demo --out {folder}` or the single steps first"
+            )
     stats = ActivationStats.load(folder / "stats.safetensors")
     neurons = NeuronSet.load(folder / "neurons.safetensors")
     matrix = pd.read_parquet(folder / "matrix.parquet")
     facts = pd.read_parquet(folder / "facts.parquet") if (folder / "facts.parquet").exists() else None
     examples = folder / "continuations.json"
-    page = environment().get_template("report.html.j2").render(
-        run=json.loads((folder / "run.json").read_text(encoding="utf-8")),
-        findings=findings(matrix, neurons),
-        figures=figures(stats, neurons, matrix),
-        languages=language_table(stats, neurons, matrix).to_dict("records"),
-        specific=most_specific(stats, neurons).to_dict("records"),
-        facts=facts.to_dict("records") if facts is not None else [],
-        examples=json.loads(examples.read_text(encoding="utf-8")) if examples.exists() else [],
-        plotlyjs=get_plotlyjs(),
+    page = (
+        environment()
+        .get_template("report.html.j2")
+        .render(
+            run=json.loads((folder / "run.json").read_text(encoding="utf-8")),
+            findings=findings(matrix, neurons),
+            figures=figures(stats, neurons, matrix),
+            languages=language_table(stats, neurons, matrix).to_dict("records"),
+            specific=most_specific(stats, neurons).to_dict("records"),
+            facts=facts.to_dict("records") if facts is not None else [],
+            examples=json.loads(examples.read_text(encoding="utf-8")) if examples.exists() else [],
+            plotlyjs=get_plotlyjs(),
+        )
     )
     target = folder / "report.html"
     target.write_text(page, encoding="utf-8")
@@ -53,7 +59,10 @@ def report(folder: Path | str) -> Path:
 def environment() -> jinja2.Environment:
     """Templates with every value escaped unless it was made safe on purpose."""
     env = jinja2.Environment(
-        loader=jinja2.PackageLoader("mi_multilingual"), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
+        loader=jinja2.PackageLoader("mi_multilingual"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
     )
     env.filters["script_json"] = script_json
     return env
@@ -89,7 +98,11 @@ def findings(matrix: pd.DataFrame, neurons: NeuronSet) -> list[str]:
     low, high = mean_interval(own.change.to_numpy())
     sizes = neurons.sizes()
     most, least = own.change.idxmax(), own.change.idxmin()
-    times = f"{e['own'] / e['other']:.0f} times the mean effect on the other languages" if e["other"] > 0 else "while the other languages on average lose nothing"
+    times = (
+        f"{e['own'] / e['other']:.0f} times the mean effect on the other languages"
+        if e["other"] > 0
+        else "while the other languages on average lose nothing"
+    )
     return [
         f"Switching off a language's own neurons hurts that language most of all in {e['hits']} of {e['n_languages']} languages; "
         f"the loss rises with 95 % confidence in {e['certain']}.",
@@ -119,8 +132,16 @@ def figures(stats: ActivationStats, neurons: NeuronSet, matrix: pd.DataFrame) ->
             "Red: the text of the column became harder to predict when the neurons of the row were zero. Language "
             "neurons show as a red diagonal; the last row is as many random neurons a layer as the column's language has.",
         ),
-        ("layers", plots.layer_counts(neurons), "Neurons of each language by layer, input at the left, output at the right."),
-        ("overlap", plots.overlap(neurons), "Share of neurons that two languages have in common; related languages and scripts stand out."),
+        (
+            "layers",
+            plots.layer_counts(neurons),
+            "Neurons of each language by layer, input at the left, output at the right.",
+        ),
+        (
+            "overlap",
+            plots.overlap(neurons),
+            "Share of neurons that two languages have in common; related languages and scripts stand out.",
+        ),
         (
             "entropy",
             plots.entropy_histogram(stats, neurons),
@@ -170,6 +191,12 @@ def most_specific(stats: ActivationStats, neurons: NeuronSet) -> pd.DataFrame:
     frame["probability"] = probability[layer, neuron, k].numpy()
     total = probability[layer, neuron].sum(-1).numpy()
     frame["elsewhere"] = (total - frame.probability) / max(1, len(stats.languages) - 1)
-    return frame.sort_values("entropy").groupby("language", sort=False).head(MOST_SPECIFIC).sort_values(
-        ["language", "entropy"], key=lambda c: c.map({g: i for i, g in enumerate(neurons.groups)}) if c.name == "language" else c
+    return (
+        frame.sort_values("entropy")
+        .groupby("language", sort=False)
+        .head(MOST_SPECIFIC)
+        .sort_values(
+            ["language", "entropy"],
+            key=lambda c: c.map({g: i for i, g in enumerate(neurons.groups)}) if c.name == "language" else c,
+        )
     )

@@ -42,7 +42,9 @@ def load_record(path: Path | str, schema: str) -> tuple[dict[str, Tensor], dict[
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
     except SafetensorError as error:
-        raise ValueError(f"{path} cannot be read as a safetensors file ({error}); it is damaged or another format") from error
+        raise ValueError(
+            f"{path} cannot be read as a safetensors file ({error}); it is damaged or another format"
+        ) from error
     if metadata.get("schema") != schema:
         raise ValueError(f"{path} holds {metadata.get('schema', 'no record of this package')}, expected {schema}")
     return tensors, json.loads(metadata["header"])

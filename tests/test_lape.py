@@ -37,7 +37,14 @@ rates = st.sampled_from([0.2, 0.5, 0.8, 0.95, 1.0])
 @given(counts(), rates, rates, rates)
 def test_lape_is_the_released_algorithm_bit_for_bit(data, top_rate, filter_rate, bar_ratio):
     active, n_tokens = data
-    if min(round(top_rate * active[..., 0].numel()), round(filter_rate * active.numel()), round(bar_ratio * active.numel())) < 1:
+    if (
+        min(
+            round(top_rate * active[..., 0].numel()),
+            round(filter_rate * active.numel()),
+            round(bar_ratio * active.numel()),
+        )
+        < 1
+    ):
         return
     ours = lape(stats_of(active, n_tokens), top_rate=top_rate, filter_rate=filter_rate, activation_bar_ratio=bar_ratio)
     assert torch.equal(ours.masks, oracles.released_lape(active, n_tokens, top_rate, filter_rate, bar_ratio))
@@ -46,7 +53,14 @@ def test_lape_is_the_released_algorithm_bit_for_bit(data, top_rate, filter_rate,
 @given(counts(), rates, rates, rates)
 def test_lape_selects_what_the_description_says_up_to_ties(data, top_rate, filter_rate, bar_ratio):
     active, n_tokens = data
-    if min(round(top_rate * active[..., 0].numel()), round(filter_rate * active.numel()), round(bar_ratio * active.numel())) < 1:
+    if (
+        min(
+            round(top_rate * active[..., 0].numel()),
+            round(filter_rate * active.numel()),
+            round(bar_ratio * active.numel()),
+        )
+        < 1
+    ):
         return
     ours = lape(stats_of(active, n_tokens), top_rate=top_rate, filter_rate=filter_rate, activation_bar_ratio=bar_ratio)
     weights = oracles.probabilities(active.tolist(), n_tokens.tolist())

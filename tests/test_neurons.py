@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 from mi_multilingual import NeuronSet, layer_matched_random, uniform_random
 
 PUBLISHED = Path(__file__).parents[2] / "shared" / "data" / "published_neurons"
-needs_published = pytest.mark.skipif(not PUBLISHED.exists(), reason="the published neuron files are not beside the project")
+needs_published = pytest.mark.skipif(
+    not PUBLISHED.exists(), reason="the published neuron files are not beside the project"
+)
 
 
 @st.composite

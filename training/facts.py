@@ -1,6 +1,6 @@
 """Write the demo's fact sentences from hand-made tables: forms of names a language, three wordings a relation.
 
-    python training/facts.py mi_multilingual/demo/facts.jsonl
+python training/facts.py mi_multilingual/demo/facts.jsonl
 """
 
 import json
@@ -140,48 +140,144 @@ LANGUAGES = ("en", "de", "es", "fr", "id", "ja", "ru", "tr", "vi", "zh")
 # {g} genitive, {l} Turkish locative; "_" stands for the answer.
 WORDINGS = {
     "en": {
-        "capital": ["The capital of {n} is _.", "If you travel to the capital of {n}, you arrive in _.", "{n} has its capital in _."],
-        "language": ["The main language of {n} is _.", "Most people in {n} speak _.", "If you live in {n}, you mostly hear _."],
-        "continent": ["{n} lies on the continent of _.", "On a map of the world, you find {n} in _.", "The continent of {n} is _."],
+        "capital": [
+            "The capital of {n} is _.",
+            "If you travel to the capital of {n}, you arrive in _.",
+            "{n} has its capital in _.",
+        ],
+        "language": [
+            "The main language of {n} is _.",
+            "Most people in {n} speak _.",
+            "If you live in {n}, you mostly hear _.",
+        ],
+        "continent": [
+            "{n} lies on the continent of _.",
+            "On a map of the world, you find {n} in _.",
+            "The continent of {n} is _.",
+        ],
     },
     "de": {
-        "capital": ["Die Hauptstadt von {d} heißt _.", "Wer in die Hauptstadt von {d} reist, kommt nach _.", "In {d} ist die Hauptstadt _."],
-        "language": ["Die wichtigste Sprache in {d} ist _.", "Die meisten Menschen in {d} sprechen _.", "Wer in {d} lebt, hört meistens _."],
-        "continent": ["{N} liegt auf dem Kontinent _.", "Der Kontinent, zu dem {n} gehört, heißt _.", "{N} gehört zu _."],
+        "capital": [
+            "Die Hauptstadt von {d} heißt _.",
+            "Wer in die Hauptstadt von {d} reist, kommt nach _.",
+            "In {d} ist die Hauptstadt _.",
+        ],
+        "language": [
+            "Die wichtigste Sprache in {d} ist _.",
+            "Die meisten Menschen in {d} sprechen _.",
+            "Wer in {d} lebt, hört meistens _.",
+        ],
+        "continent": [
+            "{N} liegt auf dem Kontinent _.",
+            "Der Kontinent, zu dem {n} gehört, heißt _.",
+            "{N} gehört zu _.",
+        ],
     },
     "es": {
-        "capital": ["La capital de {n} es _.", "Quien viaja a la capital de {n} llega a _.", "En {n}, la capital se llama _."],
-        "language": ["El idioma principal de {n} es el _.", "La mayoría de la gente en {n} habla _.", "Quien vive en {n} oye sobre todo el _."],
-        "continent": ["{n} se encuentra en _.", "El continente al que pertenece {n} es _.", "En el mapa del mundo, {n} aparece en _."],
+        "capital": [
+            "La capital de {n} es _.",
+            "Quien viaja a la capital de {n} llega a _.",
+            "En {n}, la capital se llama _.",
+        ],
+        "language": [
+            "El idioma principal de {n} es el _.",
+            "La mayoría de la gente en {n} habla _.",
+            "Quien vive en {n} oye sobre todo el _.",
+        ],
+        "continent": [
+            "{n} se encuentra en _.",
+            "El continente al que pertenece {n} es _.",
+            "En el mapa del mundo, {n} aparece en _.",
+        ],
     },
     "fr": {
-        "capital": ["La capitale {de} est _.", "Quand on visite {n}, on découvre sa capitale, _.", "{En}, la capitale s'appelle _."],
-        "language": ["La langue principale {de} est _.", "La plupart des habitants {de} parlent _.", "{En}, on entend surtout _."],
-        "continent": ["Le continent {de} est _.", "Sur la carte du monde, {n} fait partie de _.", "{N} appartient à _."],
+        "capital": [
+            "La capitale {de} est _.",
+            "Quand on visite {n}, on découvre sa capitale, _.",
+            "{En}, la capitale s'appelle _.",
+        ],
+        "language": [
+            "La langue principale {de} est _.",
+            "La plupart des habitants {de} parlent _.",
+            "{En}, on entend surtout _.",
+        ],
+        "continent": [
+            "Le continent {de} est _.",
+            "Sur la carte du monde, {n} fait partie de _.",
+            "{N} appartient à _.",
+        ],
     },
     "id": {
-        "capital": ["Ibu kota {n} adalah _.", "Orang yang bepergian ke ibu kota {n} akan tiba di _.", "Di {n}, ibu kotanya bernama _."],
-        "language": ["Bahasa utama di {n} adalah bahasa _.", "Kebanyakan orang di {n} berbicara dalam bahasa _.", "Siapa yang tinggal di {n} biasanya mendengar bahasa _."],
-        "continent": ["{n} terletak di benua _.", "Di peta dunia, {n} berada di _.", "Benua tempat {n} berada adalah _."],
+        "capital": [
+            "Ibu kota {n} adalah _.",
+            "Orang yang bepergian ke ibu kota {n} akan tiba di _.",
+            "Di {n}, ibu kotanya bernama _.",
+        ],
+        "language": [
+            "Bahasa utama di {n} adalah bahasa _.",
+            "Kebanyakan orang di {n} berbicara dalam bahasa _.",
+            "Siapa yang tinggal di {n} biasanya mendengar bahasa _.",
+        ],
+        "continent": [
+            "{n} terletak di benua _.",
+            "Di peta dunia, {n} berada di _.",
+            "Benua tempat {n} berada adalah _.",
+        ],
     },
     "ja": {
-        "capital": ["{n}の首都は_です。", "{n}という国の首都の名前は_といいます。", "{n}を旅して首都を訪れると、そこは_です。"],
-        "language": ["{n}の主な言語は_です。", "{n}の人々の多くは_を話します。", "{n}に住んでいると、よく耳にするのは_です。"],
+        "capital": [
+            "{n}の首都は_です。",
+            "{n}という国の首都の名前は_といいます。",
+            "{n}を旅して首都を訪れると、そこは_です。",
+        ],
+        "language": [
+            "{n}の主な言語は_です。",
+            "{n}の人々の多くは_を話します。",
+            "{n}に住んでいると、よく耳にするのは_です。",
+        ],
         "continent": ["{n}がある大陸は_です。", "世界地図で{n}を探すと、見つかるのは_です。", "{n}は_にあります。"],
     },
     "ru": {
-        "capital": ["Столица {g} — _.", "Город, который является столицей {g}, называется _.", "Столицей {g} является город _."],
-        "language": ["Основной язык {g} — _.", "Язык, на котором говорит большинство жителей {g}, — _.", "Главным языком {g} считается _."],
-        "continent": ["Часть света, где находится {n}, — _.", "На карте мира {n} относится к части света _.", "Часть света {g} — _."],
+        "capital": [
+            "Столица {g} — _.",
+            "Город, который является столицей {g}, называется _.",
+            "Столицей {g} является город _.",
+        ],
+        "language": [
+            "Основной язык {g} — _.",
+            "Язык, на котором говорит большинство жителей {g}, — _.",
+            "Главным языком {g} считается _.",
+        ],
+        "continent": [
+            "Часть света, где находится {n}, — _.",
+            "На карте мира {n} относится к части света _.",
+            "Часть света {g} — _.",
+        ],
     },
     "tr": {
-        "capital": ["{g} başkenti _ şehridir.", "Bir gezgin {g} başkentine giderse vardığı şehir _ olur.", "{l} başkentin adı _."],
+        "capital": [
+            "{g} başkenti _ şehridir.",
+            "Bir gezgin {g} başkentine giderse vardığı şehir _ olur.",
+            "{l} başkentin adı _.",
+        ],
         "language": ["{g} ana dili _.", "{l} insanların çoğu _ konuşur.", "{l} yaşayanlar en çok _ duyar."],
-        "continent": ["{g} bulunduğu kıta _.", "Dünya haritasında {n}, _ kıtasında yer alır.", "{n} ülkesi _ kıtasındadır."],
+        "continent": [
+            "{g} bulunduğu kıta _.",
+            "Dünya haritasında {n}, _ kıtasında yer alır.",
+            "{n} ülkesi _ kıtasındadır.",
+        ],
     },
     "vi": {
-        "capital": ["Thủ đô của {n} là _.", "Ai đi đến thủ đô của {n} sẽ tới thành phố _.", "Ở {n}, thủ đô có tên là _."],
-        "language": ["Ngôn ngữ chính của {n} là tiếng _.", "Hầu hết người dân ở {n} nói tiếng _.", "Ai sống ở {n} thường nghe tiếng _."],
+        "capital": [
+            "Thủ đô của {n} là _.",
+            "Ai đi đến thủ đô của {n} sẽ tới thành phố _.",
+            "Ở {n}, thủ đô có tên là _.",
+        ],
+        "language": [
+            "Ngôn ngữ chính của {n} là tiếng _.",
+            "Hầu hết người dân ở {n} nói tiếng _.",
+            "Ai sống ở {n} thường nghe tiếng _.",
+        ],
         "continent": ["{n} nằm ở _.", "Trên bản đồ thế giới, {n} thuộc về _.", "Châu lục có nước {n} là _."],
     },
     "zh": {

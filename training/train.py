@@ -25,7 +25,7 @@ LANGUAGES = ("en", "de", "es", "fr", "id", "ja", "ru", "tr", "vi", "zh")
 FACTS = Path(__file__).parents[1] / "mi_multilingual" / "demo" / "facts.jsonl"
 BOS, PAD = "<|bos|>", "<|pad|>"
 VOCABULARY, WINDOW, WINDOWS_A_LANGUAGE = 8192, 128, 2
-FACT_SHARE = 0.15  # of the windows; the rest is running text
+FACT_SHARES = {0: 0.0, 1000: 0.15, 1600: 0.5}  # from this step on, share of windows that hold facts, not running text
 HELD_OUT_WORDING = 2
 SHAPE = dict(hidden_size=192, word_embed_proj_dim=192, num_hidden_layers=4, num_attention_heads=3, ffn_dim=1536)
 
@@ -55,7 +55,7 @@ def tokenizer(text: Text, out: Out) -> None:
     texts = {lang: paragraphs(text, lang, "train") for lang in LANGUAGES}
     budget = min(sum(map(len, lines)) for lines in texts.values())
     balanced = []
-    for lang, lines in texts.items():
+    for lines in texts.values():
         random.Random(0).shuffle(lines)
         used = 0
         for line in lines:
@@ -82,20 +82,19 @@ def encode(tok: PreTrainedTokenizerFast, lines: list[str], seed: int = 0) -> tor
 class Batches:
     """Windows drawn at random from the id streams; a language has the same number of windows in every batch."""
 
-    def __init__(self, tok: PreTrainedTokenizerFast, text: Path, seed: int, facts_from: int) -> None:
-        self.seed, self.facts_from = seed, facts_from
+    def __init__(self, tok: PreTrainedTokenizerFast, text: Path, seed: int) -> None:
+        self.seed = seed
         self.running = {lang: encode(tok, paragraphs(text, lang, "train")) for lang in LANGUAGES}
         # Several shufflings of the facts one after another, so that the order carries no information.
-        self.facts = {
-            lang: torch.cat([encode(tok, fact_sentences(lang), s) for s in range(20)]) for lang in LANGUAGES
-        }
+        self.facts = {lang: torch.cat([encode(tok, fact_sentences(lang), s) for s in range(20)]) for lang in LANGUAGES}
 
     def __call__(self, step: int) -> torch.Tensor:
         rng = random.Random(f"{self.seed}/{step}")
+        share = next(s for start, s in reversed(FACT_SHARES.items()) if step >= start)
         rows = []
         for lang in LANGUAGES:
             for _ in range(WINDOWS_A_LANGUAGE):
-                facts = rng.random() < FACT_SHARE and step >= self.facts_from
+                facts = rng.random() < share
                 stream = (self.facts if facts else self.running)[lang]
                 start = rng.randrange(len(stream) - WINDOW)
                 rows.append(stream[start : start + WINDOW])
@@ -120,7 +119,7 @@ class Muon(torch.optim.Optimizer):
     """Momentum orthogonalised by Newton-Schulz (Jordan et al. 2024), for the matrices of the blocks."""
 
     def __init__(self, params, lr: float, momentum: float = 0.95, weight_decay: float = 0.0) -> None:
-        super().__init__(params, dict(lr=lr, momentum=momentum, weight_decay=weight_decay))
+        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
     @torch.no_grad()
     def step(self, closure=None) -> None:
@@ -169,9 +168,11 @@ def make_optimizers(model: OPTForCausalLM, muon_lr: float, adam_lr: float) -> li
     matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and ".layers." in n]
     rest = [p for n, p in model.named_parameters() if not (p.ndim == 2 and ".layers." in n)]
     adam = torch.optim.AdamW(rest, lr=adam_lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
-    return [Muon(matrices, lr=muon_lr, weight_decay=0.1), adam] if muon_lr else [
-        torch.optim.AdamW(model.parameters(), lr=adam_lr, betas=(0.9, 0.95), weight_decay=0.01, fused=True)
-    ]
+    return (
+        [Muon(matrices, lr=muon_lr, weight_decay=0.1), adam]
+        if muon_lr
+        else [torch.optim.AdamW(model.parameters(), lr=adam_lr, betas=(0.9, 0.95), weight_decay=0.01, fused=True)]
+    )
 
 
 def schedule(step: int, steps: int, warmup: int, decay_steps: int) -> float:
@@ -206,7 +207,6 @@ def fit(
     warmup: int = 100,
     muon_lr: float = 0.02,
     adam_lr: float = 0.003,
-    facts_from: int = 400,
     penalty: float = 0.05,
     penalty_from: int = 500,
     penalty_full: int = 1500,
@@ -221,7 +221,7 @@ def fit(
     tok = PreTrainedTokenizerFast.from_pretrained(out / "tokenizer")
     model = new_model(tok)
     activity = Activity(model)
-    batches = Batches(tok, text, seed, facts_from)
+    batches = Batches(tok, text, seed)
     optimizers = make_optimizers(model, muon_lr, adam_lr)
     base = [[g["lr"] for g in o.param_groups] for o in optimizers]
     checkpoint, log = out / "checkpoint.pt", out / "log.jsonl"
@@ -255,9 +255,18 @@ def fit(
         if done % 20 == 0:
             rate = (done - first) * rows.numel() / (time.monotonic() - started)
             active = torch.stack([(a > 0).float().mean() for a in activations]).mean().item()
-            print(f"step {done} loss {sum(losses[-20:]) / 20:.3f} l1 {l1.item():.3f} active {active:.3f} tokens/s {rate:.0f}", flush=True)
+            print(
+                f"step {done} loss {sum(losses[-20:]) / 20:.3f} l1 {l1.item():.3f} active {active:.3f} tokens/s {rate:.0f}",
+                flush=True,
+            )
         if done % checkpoint_every == 0 or done == steps or late:
-            row = {"step": done, "tokens": done * rows.numel(), "loss": round(sum(losses) / len(losses), 4), "ramp": ramp, "rate": scale}
+            row = {
+                "step": done,
+                "tokens": done * rows.numel(),
+                "loss": round(sum(losses) / len(losses), 4),
+                "ramp": ramp,
+                "rate": scale,
+            }
             row |= validation(model, tok, text, activity)
             with log.open("a") as file:
                 file.write(json.dumps(row) + "\n")

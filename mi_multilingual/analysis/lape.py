@@ -71,7 +71,9 @@ def quantile_bar(weights: Float[Tensor, "layer neuron language"], rate: float, n
 def rank(rate: float, total: int, name: str) -> int:
     """`round(rate * total)`, checked to lie in 1..total."""
     if not 0 < rate <= 1 or round(rate * total) < 1:
-        raise ValueError(f"{name}={rate} selects none or more than all of {total} values; give a share between 1/{total} and 1")
+        raise ValueError(
+            f"{name}={rate} selects none or more than all of {total} values; give a share between 1/{total} and 1"
+        )
     return round(rate * total)
 
 

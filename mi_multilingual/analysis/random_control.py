@@ -22,4 +22,6 @@ def layer_matched_random(neurons: NeuronSet, *, seed: int) -> NeuronSet:
     masks = torch.zeros(neurons.masks.shape, dtype=torch.bool)
     for mask, original in zip(masks.flatten(0, 1), neurons.masks.flatten(0, 1), strict=True):
         mask[torch.randperm(mask.numel(), generator=random)[: int(original.sum())]] = True
-    return replace(neurons, masks=masks, method="layer-matched random", parameters={"seed": seed, "matches": neurons.method})
+    return replace(
+        neurons, masks=masks, method="layer-matched random", parameters={"seed": seed, "matches": neurons.method}
+    )

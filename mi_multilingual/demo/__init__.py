@@ -112,7 +112,11 @@ def fact_table(answers: pd.DataFrame) -> pd.DataFrame:
     """Accuracy by language, relation and wording with a 95 % Wilson interval over the countries asked."""
     wording = answers.id.str.rsplit("/", n=1).str[1].astype(int)
     table = answers.assign(wording=wording, relation=answers.task)
-    table = table.groupby(["language", "relation", "wording"], sort=False)["correct"].agg(accuracy="mean", n="size").reset_index()
+    table = (
+        table.groupby(["language", "relation", "wording"], sort=False)["correct"]
+        .agg(accuracy="mean", n="size")
+        .reset_index()
+    )
     z, p, n = 1.96, table.accuracy, table.n
     centre = (p + z**2 / (2 * n)) / (1 + z**2 / n)
     half = z * np.sqrt(p * (1 - p) / n + z**2 / (4 * n**2)) / (1 + z**2 / n)

@@ -10,7 +10,9 @@ from ..models import HookedModel
 
 
 @torch.no_grad()
-def generate(model: HookedModel, prompts: Sequence[str], *, max_new_tokens: int = 30, progress: bool = True) -> list[str]:
+def generate(
+    model: HookedModel, prompts: Sequence[str], *, max_new_tokens: int = 30, progress: bool = True
+) -> list[str]:
     """The greedy continuation of every prompt, without the prompt, ending before the first end-of-text token.
 
     Prompts of one length in tokens run together, so there is no padding that could change the answer; hooks that are

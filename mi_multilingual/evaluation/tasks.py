@@ -56,13 +56,17 @@ def choice_log_likelihoods(model: HookedModel, prompt: str, choices: Sequence[st
     whole = [start + ids for ids in tokenizer([prompt + c for c in choices], add_special_tokens=False)["input_ids"]]
     longest = max(map(len, whole))
     if longest > model.cfg.n_ctx:
-        raise ValueError(f"prompt {prompt[:40]!r} with its longest choice has {longest} tokens, the model takes {model.cfg.n_ctx}")
+        raise ValueError(
+            f"prompt {prompt[:40]!r} with its longest choice has {longest} tokens, the model takes {model.cfg.n_ctx}"
+        )
     tokens = torch.tensor([ids + [ids[-1]] * (longest - len(ids)) for ids in whole])
     scored = torch.zeros(tokens.shape, dtype=torch.bool)
     for row, ids in zip(scored, whole, strict=True):
         row[common_prefix(alone, ids) : len(ids)] = True
     parts = []
-    for rows, mask in zip(tokens.split(max(1, TOKENS_A_BATCH // longest)), scored.split(max(1, TOKENS_A_BATCH // longest)), strict=True):
+    for rows, mask in zip(
+        tokens.split(max(1, TOKENS_A_BATCH // longest)), scored.split(max(1, TOKENS_A_BATCH // longest)), strict=True
+    ):
         rows = rows.to(model.cfg.device)
         likelihood = model(rows, return_type="logits")[:, :-1].float().log_softmax(-1)
         chosen = likelihood.gather(-1, rows[:, 1:, None])[..., 0].cpu().double()

@@ -55,7 +55,9 @@ def ablation_hooks(
 def mean_values(model: HookedModel, stats: ActivationStats, language: str) -> Float[Tensor, "layer neuron"]:
     """Mean activation in the language at "post", the site that interventions write to."""
     if stats.site != "post":
-        raise ValueError(f"mean ablation writes to site 'post', the statistics are of {stats.site!r}; record(site='post')")
+        raise ValueError(
+            f"mean ablation writes to site 'post', the statistics are of {stats.site!r}; record(site='post')"
+        )
     if stats.model_fingerprint != fingerprint(model):
         raise ValueError(f"the statistics were recorded on another model ({stats.model!r}); record this one")
     return stats.take([language]).mean()[..., 0].float()
@@ -70,4 +72,6 @@ def check_fits(model: HookedModel, neurons: NeuronSet) -> None:
             "load the model the set was made for"
         )
     if neurons.model_fingerprint and neurons.model_fingerprint != fingerprint(model):
-        raise ValueError(f"the neuron set was made for other weights ({neurons.model!r}); identify neurons of this model")
+        raise ValueError(
+            f"the neuron set was made for other weights ({neurons.model!r}); identify neurons of this model"
+        )

@@ -1,0 +1,46 @@
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.installed
+STAMP_TL4 := .venv-tl4/.installed
+export TOKENIZERS_PARALLELISM := false
+export HF_HUB_DISABLE_TELEMETRY := 1
+
+.PHONY: help demo test check pytest notebooks bench test-tl4
+
+help: ## this list
+	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+demo: $(STAMP) ## the main job on the embedded model and corpus -> runs/demo/report.html
+	$(BIN)/mi-multilingual demo --out runs/demo
+
+test: check pytest ## every check of the project, in an environment made for it
+
+check: $(STAMP) ## style, types and the order of imports
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+
+pytest: $(STAMP) ## the tests, slow ones, browser and notebooks included
+	$(BIN)/python -m pytest
+
+notebooks: $(STAMP) ## run every notebook from top to bottom
+	$(BIN)/python -m pytest tests/test_notebooks.py
+
+bench: $(STAMP) ## speed and memory of recording, as ratios
+	$(BIN)/python benchmarks/recording.py
+
+test-tl4: $(STAMP_TL4) ## the same tests with TransformerLens 4, but for the browser and the notebooks
+	.venv-tl4/bin/python -m pytest -m "not browser and not notebook"
+
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch==2.13.0
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	touch $@
+
+$(STAMP_TL4): pyproject.toml constraints-tl4.txt
+	test -x .venv-tl4/bin/python || $(PYTHON) -m venv .venv-tl4
+	.venv-tl4/bin/python -m pip install --quiet --constraint constraints-tl4.txt torch==2.13.0
+	.venv-tl4/bin/python -m pip install --quiet --constraint constraints-tl4.txt --editable ".[dev]"
+	touch $@

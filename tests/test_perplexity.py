@@ -1,0 +1,83 @@
+import math
+
+import numpy as np
+import oracles
+import pytest
+import torch
+
+from mi_multilingual import NeuronSet, ablate, layer_matched_random, perplexity, perplexity_matrix, token_rows
+from mi_multilingual.evaluation.perplexity import RowLosses, change_interval, row_losses
+from mi_multilingual.models import fingerprint
+
+WINDOW = 8
+
+
+def by_hand(model, corpus, language, layout="stream"):
+    """Token losses by one softmax at a time, one row after another."""
+    rows = token_rows(corpus, language, model.tokenizer, window=WINDOW, layout=layout)
+    losses, n_bytes = [], 0
+    for tokens, valid, sizes in zip(rows.tokens, rows.valid, rows.n_bytes, strict=True):
+        with torch.no_grad():
+            row = oracles.token_losses(model(tokens[None], return_type="logits")[0], tokens.tolist())
+        losses += [loss for loss, ok in zip(row, valid[1:].tolist(), strict=True) if ok]
+        n_bytes += int(sizes[1:][valid[1:]].sum())
+    return losses, n_bytes
+
+
+@pytest.mark.parametrize("layout", ["stream", "documents"])
+def test_perplexity_equals_a_loop_over_tokens(model, corpus, layout):
+    table = perplexity(model, corpus, window=WINDOW, layout=layout, progress=False).set_index("language")
+    for language in corpus.languages:
+        losses, n_bytes = by_hand(model, corpus, language, layout)
+        row = table.loc[language]
+        assert row.n_tokens == len(losses)
+        assert row.n_bytes == n_bytes
+        assert row.nll == pytest.approx(math.fsum(losses) / len(losses), rel=1e-5)
+        assert row.ppl == pytest.approx(math.exp(row.nll))
+        assert row.bits_per_byte == pytest.approx(math.fsum(losses) / math.log(2) / n_bytes, rel=1e-5)
+
+
+def neuron_set(model):
+    random = torch.Generator().manual_seed(0)
+    masks = torch.rand(3, model.cfg.n_layers, model.cfg.d_mlp, generator=random) < 0.3
+    return NeuronSet(masks, ("en", "fr", "ja"), "test", model_fingerprint=fingerprint(model))
+
+
+def test_every_cell_of_the_matrix_is_the_perplexity_under_that_ablation(model, corpus):
+    neurons = neuron_set(model)
+    matrix = perplexity_matrix(model, corpus, neurons, seeds=(0, 4), window=WINDOW, progress=False)
+    assert len(matrix) == 3 + 9 + 2 * 3
+    plain = perplexity(model, corpus, window=WINDOW, progress=False).set_index("language").nll
+    for cell in matrix.itertuples():
+        if cell.ablated == "none":
+            expected, n = plain[cell.evaluated], 0
+        else:
+            off = neurons[cell.ablated] if cell.ablated != "random" else layer_matched_random(neurons, seed=cell.seed)[cell.evaluated]
+            n = int(off.union().sum())
+            with ablate(model, off):
+                expected = perplexity(model, corpus.take([cell.evaluated]), window=WINDOW, progress=False).nll[0]
+        assert (cell.nll, cell.n_neurons) == (pytest.approx(expected, abs=1e-6), n)
+        assert cell.change == pytest.approx(expected - plain[cell.evaluated], abs=1e-6)
+        assert cell.low <= cell.change <= cell.high or cell.n_tokens < 30
+    assert matrix[matrix.ablated == "none"].change.abs().max() == 0
+    assert matrix[matrix.ablated == "en"].change.abs().max() > 0.01
+
+
+def test_the_interval_covers_the_true_change_in_about_95_of_100_samples():
+    random, hits, n_samples = np.random.default_rng(0), 0, 200
+    for _ in range(n_samples):
+        n_tokens = torch.from_numpy(random.integers(5, 20, 80))
+        base = torch.zeros(80, dtype=torch.float64)
+        difference = torch.from_numpy(random.normal(0.1, 0.5, 80)) * n_tokens
+        losses = [RowLosses(nll, n_tokens, n_tokens) for nll in (base + difference, base)]
+        change, low, high = change_interval(*losses)
+        assert change == pytest.approx(oracles.bootstrap_mean_change(difference.tolist(), [0.0] * 80, n_tokens.tolist()))
+        hits += low <= 0.1 <= high
+    assert 0.88 <= hits / n_samples <= 0.99
+
+
+def test_rows_keep_their_order_whatever_the_ablation(ungated, corpus):
+    rows = token_rows(corpus, "en", ungated.tokenizer, window=WINDOW, layout="documents")
+    with ablate(ungated, neuron_set(ungated)["en"]):
+        off = row_losses(ungated, rows)
+    assert torch.equal(off.n_tokens, row_losses(ungated, rows).n_tokens)

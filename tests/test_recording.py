@@ -1,0 +1,161 @@
+import itertools
+
+import checkpoints
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mi_multilingual import ActivationStats, load_model, record, site, token_rows
+from mi_multilingual import recording as recording_module
+from mi_multilingual.corpora import Corpus
+from mi_multilingual.models import is_gated
+from mi_multilingual.recording import TENSORS, reduced
+
+WINDOW = 8
+
+
+def brute_force(model, corpus, site_name, bos="auto", layout="stream"):
+    """Counts, sums, sums of squares and maxima by a loop over rows and positions of an all-activation cache."""
+    where = site(model, site_name)
+    shape = (model.cfg.n_layers, model.cfg.d_mlp, len(corpus.languages))
+    active, total, squares = (torch.zeros(shape, dtype=torch.float64) for _ in range(3))
+    maximum, n_tokens = torch.full(shape, -torch.inf, dtype=torch.float64), torch.zeros(len(corpus.languages))
+    for k, language in enumerate(corpus.languages):
+        rows = token_rows(corpus, language, model.tokenizer, window=WINDOW, bos=bos, layout=layout)
+        for tokens, valid in zip(rows.tokens, rows.valid, strict=True):
+            _, cache = model.run_with_cache(tokens[None])
+            for layer, pos in itertools.product(range(model.cfg.n_layers), range(len(tokens))):
+                if valid[pos]:
+                    value = where.value(cache[where.hook_name(layer)])[0, pos].double()
+                    active[layer, :, k] += value > 0
+                    total[layer, :, k] += value
+                    squares[layer, :, k] += value**2
+                    maximum[layer, :, k] = torch.maximum(maximum[layer, :, k], value)
+            n_tokens[k] += int(valid.sum())
+    return n_tokens, active, total, squares, maximum
+
+
+@pytest.mark.parametrize(("bos", "layout"), [("auto", "stream"), ("count", "stream"), ("none", "documents"), ("row", "documents")])
+@pytest.mark.parametrize("site_name", ["gate", "post", "up"])
+@torch.no_grad()
+def test_statistics_equal_a_loop_over_cached_activations(model, corpus, site_name, bos, layout):
+    if site_name == "up" and not is_gated(model):
+        return
+    stats = record(model, corpus, site=site_name, window=WINDOW, bos=bos, layout=layout, progress=False)
+    n_tokens, active, total, squares, maximum = brute_force(model, corpus, site_name, bos, layout)
+    assert stats.n_tokens.tolist() == n_tokens.tolist()
+    assert torch.equal(stats.active, active.long())
+    torch.testing.assert_close(stats.total, total, atol=1e-4, rtol=1e-5)
+    torch.testing.assert_close(stats.total_squares, squares, atol=1e-4, rtol=1e-5)
+    torch.testing.assert_close(stats.maximum, maximum, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(stats.mean(), total / n_tokens, atol=1e-5, rtol=1e-5)
+    assert 0.05 < (stats.active / stats.n_tokens).mean() < 0.95, "a comparison of neurons that fire sometimes"
+
+
+def test_the_gate_and_the_product_differ_in_sign(tmp_path, corpus):
+    model = load_model(checkpoints.checkpoint("llama", tmp_path), device="cpu")
+    gate, post = (record(model, corpus, site=s, window=WINDOW, progress=False) for s in ("gate", "post"))
+    assert not torch.equal(gate.active, post.active)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 5])
+def test_counts_do_not_depend_on_the_batch_size(model, corpus, batch_size):
+    one, other = (record(model, corpus, window=WINDOW, batch_size=b, progress=False) for b in (3, batch_size))
+    assert torch.equal(one.active, other.active)
+    torch.testing.assert_close(one.total, other.total, atol=1e-4, rtol=1e-4)
+
+
+def test_recording_shards_and_adding_equals_recording_at_once(model, corpus):
+    shards = [Corpus({k: (texts[i],) for k, texts in corpus.documents.items()}, "shard") for i in range(3)]
+    whole = record(model, corpus, window=WINDOW, layout="documents", progress=False)
+    parts = [record(model, s, window=WINDOW, layout="documents", progress=False) for s in shards]
+    added = parts[0] + parts[1] + parts[2]
+    assert torch.equal(added.active, whole.active)
+    assert torch.equal(added.n_tokens, whole.n_tokens)
+    torch.testing.assert_close(added.total, whole.total, atol=1e-4, rtol=1e-4)
+    assert torch.equal(added.maximum, whole.maximum) or torch.allclose(added.maximum, whole.maximum, atol=1e-5)
+    assert added.corpus_fingerprint == "several corpora"
+
+
+def equal(a, b):
+    return all(torch.equal(getattr(a, n), getattr(b, n)) for n in TENSORS) and a.header() == b.header()
+
+
+def test_saved_statistics_load_back_equal(ungated, corpus, tmp_path):
+    stats = record(ungated, corpus, window=WINDOW, progress=False)
+    stats.save(tmp_path / "stats.safetensors")
+    assert equal(ActivationStats.load(tmp_path / "stats.safetensors"), stats)
+
+
+@pytest.mark.parametrize("stop_at", range(1, 9))
+def test_an_interrupted_recording_goes_on_to_the_same_numbers(ungated, corpus, tmp_path, monkeypatch, stop_at):
+    options = {"window": WINDOW, "batch_size": 3, "progress": False}
+    undisturbed = record(ungated, corpus, **options)
+    real, calls = recording_module.batch_stats, []
+
+    def interrupted(*arguments):
+        calls.append(1)
+        if len(calls) == stop_at:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    monkeypatch.setattr(recording_module, "batch_stats", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        record(ungated, corpus, checkpoint=tmp_path / "c.safetensors", **options)
+    assert equal(record(ungated, corpus, checkpoint=tmp_path / "c.safetensors", **options), undisturbed)
+    assert len(calls) == 1 + sum(1 for _ in all_batches(ungated, corpus, 3)), "no batch ran twice but the interrupted one"
+
+
+def all_batches(model, corpus, batch_size):
+    for language in corpus.languages:
+        yield from token_rows(corpus, language, model.tokenizer, window=WINDOW).batches(batch_size)
+
+
+def test_a_checkpoint_of_another_recording_is_refused(ungated, corpus, tmp_path):
+    record(ungated, corpus, window=WINDOW, progress=False, checkpoint=tmp_path / "c")
+    with pytest.raises(ValueError, match="recorded with another protocol"):
+        record(ungated, corpus, window=WINDOW + 1, progress=False, checkpoint=tmp_path / "c")
+    with pytest.raises(ValueError, match="recorded with another languages"):
+        record(ungated, corpus.take(["fr", "en"]), window=WINDOW, progress=False, checkpoint=tmp_path / "c")
+    with pytest.raises(ValueError, match="cannot add statistics whose site differ: 'gate' and 'post'"):
+        record(ungated, corpus, window=WINDOW, progress=False) + record(ungated, corpus, site="post", window=WINDOW, progress=False)
+
+
+@given(st.integers(0, 2**20), st.integers(1, 40), st.integers(1, 9), st.sampled_from([0.0, 0.5]))
+def test_reducing_in_pieces_equals_reducing_at_once(seed, n_tokens, piece, threshold):
+    random = torch.Generator().manual_seed(seed)
+    values = torch.randn(n_tokens, 5, generator=random)
+    counted = torch.rand(n_tokens, generator=random) < 0.7
+    active, total, squares, maximum = reduced(values, counted.nonzero().flatten(), threshold, piece)
+    kept = values[counted].double()
+    assert torch.equal(active, (kept > threshold).sum(0))
+    torch.testing.assert_close(total, kept.sum(0), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(squares, kept.square().sum(0), atol=1e-5, rtol=1e-5)
+    assert maximum.double().tolist() == (kept.amax(0) if len(kept) else torch.full((5,), -torch.inf)).tolist()
+
+
+def test_half_precision_sums_do_not_overflow():
+    values = torch.full((1000, 2), 60000.0, dtype=torch.float16)
+    _, total, squares, _ = reduced(values, None, 0.0, 128)
+    assert total.tolist() == [6e7, 6e7]
+    torch.testing.assert_close(squares, torch.full((2,), 3.6e12, dtype=torch.float64))
+
+
+def test_activations_that_are_not_finite_are_named(tmp_path, corpus):
+    model = load_model(checkpoints.checkpoint("opt", tmp_path), device="cpu")
+    with torch.no_grad():
+        model.blocks[1].mlp.b_in[7] = torch.nan
+    with pytest.raises(ValueError, match="neuron 7 in layer 1 are not finite on 'en'"):
+        record(model, corpus, window=WINDOW, progress=False)
+
+
+def test_statistics_of_nothing_are_refused_and_the_identity_of_addition(ungated, corpus):
+    stats = record(ungated, corpus, window=WINDOW, progress=False)
+    zero = ActivationStats.zeros(stats.languages, *stats.active.shape[:2], **{k: v for k, v in stats.header().items() if k != "languages"})
+    assert equal(stats + zero, stats)
+    with pytest.raises(ValueError, match="no token was counted for en, fr, ja"):
+        zero.mean()
+    with pytest.raises(ValueError, match="nothing was recorded for 'de'"):
+        stats.take(["de"])
+    assert torch.equal(stats.take(["ja", "en"]).active, stats.active[..., [2, 0]])

@@ -2,6 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 STAMP_TL4 := .venv-tl4/.installed
+MAKEFLAGS += --no-print-directory
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_DISABLE_TELEMETRY := 1
 
@@ -18,7 +19,7 @@ test: check pytest ## every check of the project, in an environment made for it
 check: $(STAMP) ## style, types and the order of imports
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/pyright
+	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/lint-imports
 
 pytest: $(STAMP) ## the tests, slow ones, browser and notebooks included
@@ -28,18 +29,20 @@ notebooks: $(STAMP) ## run every notebook from top to bottom
 	$(BIN)/python -m pytest tests/test_notebooks.py
 
 bench: $(STAMP) ## speed and memory of recording, as ratios
-	$(BIN)/python benchmarks/recording.py
+	$(BIN)/python benchmarks/run.py
 
 test-tl4: $(STAMP_TL4) ## the same tests with TransformerLens 4, but for the browser and the notebooks
 	.venv-tl4/bin/python -m pytest -m "not browser and not notebook"
 
 $(STAMP): pyproject.toml constraints.txt
+	@echo 'making .venv, which takes some minutes'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch==2.13.0
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
 	touch $@
 
 $(STAMP_TL4): pyproject.toml constraints-tl4.txt
+	@echo 'making .venv-tl4, which takes some minutes'
 	test -x .venv-tl4/bin/python || $(PYTHON) -m venv .venv-tl4
 	.venv-tl4/bin/python -m pip install --quiet --constraint constraints-tl4.txt torch==2.13.0
 	.venv-tl4/bin/python -m pip install --quiet --constraint constraints-tl4.txt --editable ".[dev]"

@@ -1,8 +1,6 @@
 """The command `mi-multilingual`: parse, call, print."""
 
-import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -26,6 +24,8 @@ The same step by step on your own model and a folder of <language>.txt files:
     mi-multilingual ablate gpt2 my-other-texts run/neurons.safetensors --out run/matrix.parquet
 
     mi-multilingual report run
+
+A mistake is told in one line; --debug shows where it happened.
 """
 
 app = typer.Typer(help=HELP, add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
@@ -156,7 +156,11 @@ def ablate(
 
 
 @app.command()
-def report(folder: Annotated[Path, typer.Argument(help="run folder with stats, neurons, matrix and run.json")]) -> None:
+def report(
+    folder: Annotated[
+        Path, typer.Argument(help="run folder with stats.safetensors, neurons.safetensors and matrix.parquet")
+    ],
+) -> None:
     """Make report.html from the files of a run folder."""
     from .report import report as make
 
@@ -172,7 +176,9 @@ def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     debug = "--debug" in arguments
     try:
-        app(args=[a for a in arguments if a != "--debug"], standalone_mode=True)
+        app(args=[a for a in arguments if a != "--debug"])
+    except SystemExit as stop:
+        return int(stop.code or 0)
     except (ValueError, OSError) as error:
         if debug:
             raise

@@ -24,7 +24,6 @@ UNKNOWN_SHARE = 0.05
 DEMO_LANGUAGES = ("en", "de", "es", "fr", "id", "ja", "ru", "tr", "vi", "zh")
 
 
-
 @dataclass(frozen=True)
 class Corpus:
     """Documents of every language, in a fixed order of languages; text is taken as it is, not normalised."""
@@ -111,7 +110,7 @@ def demo_documents(languages: Sequence[str], split: str | None) -> dict[str, tup
         raise ValueError(f"the demo corpus has no {unknown[0]!r}; it has {', '.join(DEMO_LANGUAGES)}")
     if split not in (None, "identify", "evaluate"):
         raise ValueError(f"the demo corpus has no split {split!r}; choose 'identify' or 'evaluate'")
-    lines = files(__package__).joinpath("demo", "corpus.jsonl").read_text(encoding="utf-8").splitlines()
+    lines = files("mi_multilingual").joinpath("demo", "corpus.jsonl").read_text(encoding="utf-8").splitlines()
     rows = [row for row in map(json.loads, lines) if split in (None, row["split"])]
     return {k: tuple(row[k] for row in rows) for k in languages}
 
@@ -383,7 +382,8 @@ def warn_of_unknown(ids: Tensor, tokenizer: PreTrainedTokenizerBase, language: s
     share = (ids == tokenizer.unk_token_id).double().mean().item()
     if share > UNKNOWN_SHARE:
         warnings.warn(
-            f"the tokenizer maps {share:.0%} of the tokens of {language!r} to unknown; its numbers say little about the language",
+            f"the tokenizer maps {share:.0%} of the tokens of {language!r} to unknown; "
+            "its numbers say little about the language",
             stacklevel=3,
         )
 

@@ -198,7 +198,7 @@ def hugging_face(
                 "a loaded Hugging Face model comes without its tokenizer; give load_model(model, tokenizer=...)"
             )
         return source.to(dtype), tokenizer, source.config.name_or_path or architecture(source)
-    place = str(files(__package__).joinpath("demo", "model")) if source == "demo" else str(source)
+    place = str(files("mi_multilingual").joinpath("demo", "model")) if source == "demo" else str(source)
     if source != "demo" and is_like_a_path(place) and not (Path(place) / "config.json").exists():
         raise ValueError(
             f"{place!r} is no checkpoint folder: it has no config.json; give a folder written by save_pretrained"
@@ -213,7 +213,7 @@ def hugging_face(
 
 
 def is_like_a_path(name: str) -> bool:
-    return Path(name).exists() or name.startswith((".", "/", "~")) or name.count("/") > 1
+    return Path(name).exists() or name.startswith((".", "/", "~")) or name.endswith("/") or name.count("/") > 1
 
 
 def architecture(hf_model: PreTrainedModel) -> str:

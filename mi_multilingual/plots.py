@@ -130,7 +130,10 @@ def neuron_profile(stats: ActivationStats, layer: int, neuron: int) -> go.Figure
         y=p,
         error_y={"type": "data", "symmetric": False, "array": centre + half - p, "arrayminus": p - centre + half},
         customdata=np.stack([active, n, stats.mean()[layer, neuron].numpy()], axis=-1),
-        hovertemplate="%{x}: %{y:.4f}<br>%{customdata[0]:,} of %{customdata[1]:,} tokens<br>mean activation %{customdata[2]:.4g}<extra></extra>",
+        hovertemplate=(
+            "%{x}: %{y:.4f}<br>%{customdata[0]:,} of %{customdata[1]:,} tokens<br>"
+            "mean activation %{customdata[2]:.4g}<extra></extra>"
+        ),
     )
     figure = go.Figure(bars).update_layout(title=f"Neuron {layer}.{neuron}", xaxis_title="language")
     return figure.update_layout(yaxis_title="activation probability").update_yaxes(rangemode="tozero")

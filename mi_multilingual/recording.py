@@ -174,7 +174,9 @@ def record(
             checkpoint of another recording.
     """
     window = window or max_window(model)
-    if batch_size == "auto":
+    if isinstance(batch_size, str):
+        if batch_size != "auto":
+            raise ValueError(f"batch_size={batch_size!r} is neither a number of rows nor 'auto'")
         batch_size = max(1, (TOKENS_A_BATCH if on_cpu(model) else TOKENS_A_BATCH_ON_ACCELERATORS) // window)
     origin = {
         "site": site,

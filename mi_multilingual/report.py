@@ -19,15 +19,16 @@ MOST_SPECIFIC = 5  # neurons listed a language
 
 
 def report(folder: Path | str) -> Path:
-    """Write `report.html` from the files of a run: stats.safetensors, neurons.safetensors, matrix.parquet, run.json.
+    """Write `report.html` from the files of a run: stats.safetensors, neurons.safetensors, matrix.parquet.
 
-    facts.parquet and continuations.json are shown where they exist. The page needs no network.
+    run.json (how the run was made), facts.parquet and continuations.json are shown where they exist. The page needs
+    no network.
 
     Raises:
         ValueError: a file of the run is missing.
     """
     folder = Path(folder)
-    for name in ("stats.safetensors", "neurons.safetensors", "matrix.parquet", "run.json"):
+    for name in ("stats.safetensors", "neurons.safetensors", "matrix.parquet"):
         if not (folder / name).exists():
             raise ValueError(
                 f"{folder} has no {name}; run `mi-multilingual demo --out {folder}` or the single steps first"
@@ -35,25 +36,38 @@ def report(folder: Path | str) -> Path:
     stats = ActivationStats.load(folder / "stats.safetensors")
     neurons = NeuronSet.load(folder / "neurons.safetensors")
     matrix = pd.read_parquet(folder / "matrix.parquet")
-    facts = pd.read_parquet(folder / "facts.parquet") if (folder / "facts.parquet").exists() else None
-    examples = folder / "continuations.json"
+    facts = pd.read_parquet(folder / "facts.parquet").to_dict("records") if (folder / "facts.parquet").exists() else []
+    made = {
+        "method": neurons.method,
+        "parameters": dict(neurons.parameters),
+        **stats.header(),
+        **read_json(folder / "run.json", {}),
+    }
     page = (
         environment()
         .get_template("report.html.j2")
         .render(
-            run=json.loads((folder / "run.json").read_text(encoding="utf-8")),
+            model=stats.model,
+            site=stats.site,
+            method=neurons.method.upper() if neurons.method == "lape" else neurons.method,
+            n_tokens=int(stats.n_tokens.sum()),
+            made=made,
             findings=findings(matrix, neurons),
             figures=figures(stats, neurons, matrix),
             languages=language_table(stats, neurons, matrix).to_dict("records"),
             specific=most_specific(stats, neurons).to_dict("records"),
-            facts=facts.to_dict("records") if facts is not None else [],
-            examples=json.loads(examples.read_text(encoding="utf-8")) if examples.exists() else [],
+            facts=facts,
+            examples=read_json(folder / "continuations.json", []),
             plotlyjs=get_plotlyjs(),
         )
     )
     target = folder / "report.html"
     target.write_text(page, encoding="utf-8")
     return target
+
+
+def read_json(path: Path, default: Any) -> Any:
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else default
 
 
 def environment() -> jinja2.Environment:
@@ -98,21 +112,21 @@ def findings(matrix: pd.DataFrame, neurons: NeuronSet) -> list[str]:
     low, high = mean_interval(own.change.to_numpy())
     sizes = neurons.sizes()
     most, least = own.change.idxmax(), own.change.idxmin()
-    times = (
-        f"{e['own'] / e['other']:.0f} times the mean effect on the other languages"
-        if e["other"] > 0
-        else "while the other languages on average lose nothing"
-    )
+    others = "while the other languages lose nothing on average"
+    if e["other"] > 0:
+        others = f"{e['own'] / e['other']:.0f} times the mean effect on the other languages"
+    shared = int((neurons.masks.sum(0) > 1).sum())
     return [
-        f"Switching off a language's own neurons hurts that language most of all in {e['hits']} of {e['n_languages']} languages; "
-        f"the loss rises with 95 % confidence in {e['certain']}.",
+        f"Switching off a language's own neurons hurts that language most of all in {e['hits']} of {e['n_languages']} "
+        f"languages; the loss rises with 95 % confidence in {e['certain']}.",
         f"Mean own effect: {e['own']:+.4f} nats a token (95 % interval over languages {low:+.4f} to {high:+.4f}), "
-        f"{times} ({e['other']:+.4f}).",
+        f"{others} ({e['other']:+.4f}).",
         f"As many random neurons in the same layers: {e['random']:+.4f} nats a token.",
-        f"The effect is largest for {most} ({own.change[most]:+.4f}, interval {own.low[most]:+.4f} to {own.high[most]:+.4f}) "
-        f"and smallest for {least} ({own.change[least]:+.4f}, interval {own.low[least]:+.4f} to {own.high[least]:+.4f}).",
-        f"{int(neurons.union().sum())} of {neurons.masks[0].numel()} neurons belong to a language, "
-        f"{int((neurons.masks.sum(0) > 1).sum())} of them to several; {sizes.idxmin()} has fewest ({sizes.min()}), {sizes.idxmax()} most ({sizes.max()}).",
+        f"The effect is largest for {most} ({own.change[most]:+.4f}, interval {own.low[most]:+.4f} to "
+        f"{own.high[most]:+.4f}) and smallest for {least} ({own.change[least]:+.4f}, interval {own.low[least]:+.4f} to "
+        f"{own.high[least]:+.4f}).",
+        f"{int(neurons.union().sum())} of {neurons.masks[0].numel()} neurons belong to a language, {shared} of them to "
+        f"several; {sizes.idxmin()} has fewest ({sizes.min()}), {sizes.idxmax()} most ({sizes.max()}).",
     ]
 
 
@@ -129,8 +143,8 @@ def figures(stats: ActivationStats, neurons: NeuronSet, matrix: pd.DataFrame) ->
         (
             "change",
             plots.perplexity_change(matrix),
-            "Red: the text of the column became harder to predict when the neurons of the row were zero. Language "
-            "neurons show as a red diagonal; the last row is as many random neurons a layer as the column's language has.",
+            "Red: text of the column was harder to predict when the neurons of the row were zero. Language "
+            "neurons show as a red diagonal; the last row: random neurons, as many a layer as the column's language has.",
         ),
         (
             "layers",
@@ -140,7 +154,7 @@ def figures(stats: ActivationStats, neurons: NeuronSet, matrix: pd.DataFrame) ->
         (
             "overlap",
             plots.overlap(neurons),
-            "Share of neurons that two languages have in common; related languages and scripts stand out.",
+            "Share of neurons that two languages have in common; related ones stand out.",
         ),
         (
             "entropy",
@@ -153,7 +167,7 @@ def figures(stats: ActivationStats, neurons: NeuronSet, matrix: pd.DataFrame) ->
         figure = plots.neuron_profile(stats, row.layer, row.neuron)
         shown.append((f"neuron-{row.layer}-{row.neuron}", figure, f"The most specific neuron of {row.language}."))
     unique = {key: (figure, caption) for key, figure, caption in shown}
-    return [{"id": key, "json": figure.to_json(), "caption": caption} for key, (figure, caption) in unique.items()]
+    return [{"id": key, "json": str(figure.to_json()), "caption": caption} for key, (figure, caption) in unique.items()]
 
 
 def language_table(stats: ActivationStats, neurons: NeuronSet, matrix: pd.DataFrame) -> pd.DataFrame:
@@ -168,7 +182,7 @@ def language_table(stats: ActivationStats, neurons: NeuronSet, matrix: pd.DataFr
             {
                 "language": language,
                 "n_neurons": sizes[language],
-                "n_tokens": tokens.get(language, 0),
+                "n_tokens": tokens.get(str(language), 0),
                 "ppl": base.ppl,
                 "bits_per_byte": base.bits_per_byte,
                 "own": own.change,
@@ -186,7 +200,7 @@ def most_specific(stats: ActivationStats, neurons: NeuronSet) -> pd.DataFrame:
     probability = stats.activation_probability()
     frame = neurons.to_frame().rename(columns={"group": "language"})
     k = [stats.languages.index(g) for g in frame.language]
-    layer, neuron = frame.layer.to_numpy(), frame.neuron.to_numpy()
+    layer, neuron = frame.layer.tolist(), frame.neuron.tolist()
     frame["entropy"] = lape_entropy(stats)[layer, neuron].numpy()
     frame["probability"] = probability[layer, neuron, k].numpy()
     total = probability[layer, neuron].sum(-1).numpy()

@@ -9,8 +9,16 @@ from tokenizers import ByteLevelBPETokenizer
 from transformers import PreTrainedTokenizerFast
 
 SENTENCES = {
-    "en": ["The dog sleeps under the old tree.", "We drink tea when it rains in the evening.", "A small boat crossed the river."],
-    "fr": ["Le chien dort sous le vieil arbre.", "Nous buvons du thé quand il pleut.", "Un petit bateau a traversé la rivière."],
+    "en": [
+        "The dog sleeps under the old tree.",
+        "We drink tea when it rains in the evening.",
+        "A small boat crossed the river.",
+    ],
+    "fr": [
+        "Le chien dort sous le vieil arbre.",
+        "Nous buvons du thé quand il pleut.",
+        "Un petit bateau a traversé la rivière.",
+    ],
     "ja": ["犬が古い木の下で眠っている。", "雨の夜にはお茶を飲みます。", "小さな舟が川を渡った。"],
 }
 N_CTX, D_MLP, N_LAYERS = 32, 24, 2
@@ -25,12 +33,25 @@ CONFIGS = {
     "qwen3": lambda: transformers.Qwen3Config(**GATED, num_key_value_heads=1),
     "gemma": lambda: transformers.GemmaConfig(**GATED, num_key_value_heads=1, hidden_activation="gelu_pytorch_tanh"),
     "gpt2": lambda: transformers.GPT2Config(
-        vocab_size=400, n_embd=16, n_layer=N_LAYERS, n_head=2, n_positions=N_CTX, n_inner=D_MLP, bos_token_id=1, eos_token_id=1
+        vocab_size=400,
+        n_embd=16,
+        n_layer=N_LAYERS,
+        n_head=2,
+        n_positions=N_CTX,
+        n_inner=D_MLP,
+        bos_token_id=1,
+        eos_token_id=1,
     ),
     "gpt-neox": lambda: transformers.GPTNeoXConfig(**BASE, intermediate_size=D_MLP, max_position_embeddings=N_CTX),
     "bloom": lambda: transformers.BloomConfig(vocab_size=400, hidden_size=16, n_layer=N_LAYERS, n_head=2),
     "opt": lambda: transformers.OPTConfig(
-        **BASE, ffn_dim=D_MLP, max_position_embeddings=N_CTX, word_embed_proj_dim=16, pad_token_id=0, bos_token_id=1, eos_token_id=1
+        **BASE,
+        ffn_dim=D_MLP,
+        max_position_embeddings=N_CTX,
+        word_embed_proj_dim=16,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=1,
     ),
 }
 

@@ -1,14 +1,18 @@
 import os
 
-import checkpoints
 import pytest
 from hypothesis import HealthCheck, settings
 
+import checkpoints
 from mi_multilingual import load_model
 from mi_multilingual.corpora import Corpus
 
 settings.register_profile(
-    "project", deadline=None, max_examples=60, derandomize="CI" in os.environ, suppress_health_check=[HealthCheck.too_slow]
+    "project",
+    deadline=None,
+    max_examples=60,
+    derandomize="CI" in os.environ,
+    suppress_health_check=[HealthCheck.too_slow],
 )
 settings.load_profile("project")
 

@@ -2,17 +2,19 @@ import gzip
 import json
 from pathlib import Path
 
-import checkpoints
 import pandas as pd
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+import checkpoints
 from mi_multilingual import load_corpus, token_counts, token_rows
 from mi_multilingual.corpora import Corpus
 
-TEXTS = st.lists(st.text("abc déf 犬が, 木😀", min_size=1, max_size=25), min_size=1, max_size=6).filter(lambda t: any(x.strip() for x in t))
+TEXTS = st.lists(st.text("abc déf 犬が, 木😀", min_size=1, max_size=25), min_size=1, max_size=6).filter(
+    lambda t: any(x.strip() for x in t)
+)
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +57,15 @@ def test_a_split_is_part_of_the_file_name(tmp_path):
 def test_the_fingerprint_tells_content_and_order_apart():
     a, b = {"en": ("x", "y"), "fr": ("z",)}, {"fr": ("z",), "en": ("x", "y")}
     assert Corpus(a, "s").fingerprint == Corpus(a, "elsewhere").fingerprint
-    assert len({Corpus(c, "s").fingerprint for c in (a, b, {"en": ("xy",), "fr": ("z",)}, {"en": ("x", "y"), "fr": ("Z",)})}) == 4
+    assert (
+        len(
+            {
+                Corpus(c, "s").fingerprint
+                for c in (a, b, {"en": ("xy",), "fr": ("z",)}, {"en": ("x", "y"), "fr": ("Z",)})
+            }
+        )
+        == 4
+    )
 
 
 def test_hugging_face_data_sets_are_streamed_through_the_real_call(tmp_path):
@@ -63,7 +73,8 @@ def test_hugging_face_data_sets_are_streamed_through_the_real_call(tmp_path):
         (tmp_path / f"20231101.{language}").mkdir()
         pd.DataFrame({"id": range(3), "text": texts}).to_parquet(tmp_path / f"20231101.{language}" / "train-0.parquet")
     listed = "".join(
-        f"- config_name: 20231101.{k}\n  data_files:\n  - split: train\n    path: 20231101.{k}/*.parquet\n" for k in ("en", "fr")
+        f"- config_name: 20231101.{k}\n  data_files:\n  - split: train\n    path: 20231101.{k}/*.parquet\n"
+        for k in ("en", "fr")
     )
     (tmp_path / "README.md").write_text(f"---\nconfigs:\n{listed}---\n")
     corpus = load_corpus(str(tmp_path), languages=["fr", "en"], config="20231101.{language}", max_documents=2)
@@ -105,7 +116,9 @@ def test_mistakes_are_told(tmp_path, tokenizer, without_bos):
     with pytest.raises(ValueError, match=r"tr.parquet, row 2: column 'text' holds None"):
         load_corpus(tmp_path)
     corpus = Corpus({"ja": ("短い",)}, "s")
-    with pytest.raises(ValueError, match="no text for 'ja' after dropping the last partial window: .* one window needs 255"):
+    with pytest.raises(
+        ValueError, match="no text for 'ja' after dropping the last partial window: .* one window needs 255"
+    ):
         token_rows(corpus, "ja", tokenizer, window=256)
     with pytest.raises(ValueError, match="has no BOS token"):
         token_rows(corpus, "ja", without_bos, window=8, bos="row")
@@ -190,7 +203,9 @@ def test_token_counts(tokenizer, corpus):
     table = token_counts(corpus, tokenizer).set_index("language")
     assert table.n_documents.tolist() == [3, 3, 3]
     assert table.n_bytes["ja"] == sum(len(s.encode()) for s in checkpoints.SENTENCES["ja"])
-    expected = [sum(len(i) for i in tokenizer(t, add_special_tokens=False)["input_ids"]) for t in checkpoints.SENTENCES.values()]
+    expected = [
+        sum(len(i) for i in tokenizer(t, add_special_tokens=False)["input_ids"]) for t in checkpoints.SENTENCES.values()
+    ]
     assert table.n_tokens.tolist() == expected
 
 

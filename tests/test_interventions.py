@@ -115,13 +115,19 @@ def test_generating_together_equals_generating_alone(model):
 
 def test_mistakes_are_told(model, corpus):
     shape = (1, model.cfg.n_layers, model.cfg.d_mlp + 1)
-    with pytest.raises(ValueError, match="load the model the set was made for"), ablate(model, NeuronSet(torch.zeros(shape) > 0, ("en",), "m")):
+    with (
+        pytest.raises(ValueError, match="load the model the set was made for"),
+        ablate(model, NeuronSet(torch.zeros(shape) > 0, ("en",), "m")),
+    ):
         pass
     other = NeuronSet(chosen(model).masks, ("en", "fr"), "m", model_fingerprint="another")
     with pytest.raises(ValueError, match="made for other weights"), ablate(model, other):
         pass
     gate = record(model, corpus, site="gate", window=8, progress=False)
-    with pytest.raises(ValueError, match="the statistics are of 'gate'"), ablate(model, chosen(model), mean_of=(gate, "fr")):
+    with (
+        pytest.raises(ValueError, match="the statistics are of 'gate'"),
+        ablate(model, chosen(model), mean_of=(gate, "fr")),
+    ):
         pass
     with pytest.raises(ValueError, match="with 30 new ones the model takes"):
         generate(model, ["The dog sleeps under"], max_new_tokens=30, progress=False)

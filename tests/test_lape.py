@@ -1,11 +1,11 @@
 import math
 
-import oracles
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+import oracles
 from mi_multilingual import ActivationStats, lape, lape_entropy
 
 LANGUAGES = ("en", "fr", "ja", "ru", "tr", "vi", "zh")

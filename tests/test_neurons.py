@@ -1,12 +1,12 @@
 import os
 from pathlib import Path
 
-import oracles
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+import oracles
 from mi_multilingual import NeuronSet, layer_matched_random, uniform_random
 
 PUBLISHED = Path(__file__).parents[2] / "shared" / "data" / "published_neurons"

@@ -1,10 +1,10 @@
 import math
 
 import numpy as np
-import oracles
 import pytest
 import torch
 
+import oracles
 from mi_multilingual import NeuronSet, ablate, layer_matched_random, perplexity, perplexity_matrix, token_rows
 from mi_multilingual.evaluation.perplexity import RowLosses, change_interval, row_losses
 from mi_multilingual.models import fingerprint
@@ -52,7 +52,11 @@ def test_every_cell_of_the_matrix_is_the_perplexity_under_that_ablation(model, c
         if cell.ablated == "none":
             expected, n = plain[cell.evaluated], 0
         else:
-            off = neurons[cell.ablated] if cell.ablated != "random" else layer_matched_random(neurons, seed=cell.seed)[cell.evaluated]
+            off = (
+                neurons[cell.ablated]
+                if cell.ablated != "random"
+                else layer_matched_random(neurons, seed=cell.seed)[cell.evaluated]
+            )
             n = int(off.union().sum())
             with ablate(model, off):
                 expected = perplexity(model, corpus.take([cell.evaluated]), window=WINDOW, progress=False).nll[0]
@@ -71,7 +75,9 @@ def test_the_interval_covers_the_true_change_in_about_95_of_100_samples():
         difference = torch.from_numpy(random.normal(0.1, 0.5, 80)) * n_tokens
         losses = [RowLosses(nll, n_tokens, n_tokens) for nll in (base + difference, base)]
         change, low, high = change_interval(*losses)
-        assert change == pytest.approx(oracles.bootstrap_mean_change(difference.tolist(), [0.0] * 80, n_tokens.tolist()))
+        assert change == pytest.approx(
+            oracles.bootstrap_mean_change(difference.tolist(), [0.0] * 80, n_tokens.tolist())
+        )
         hits += low <= 0.1 <= high
     assert 0.88 <= hits / n_samples <= 0.99
 

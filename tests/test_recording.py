@@ -1,11 +1,11 @@
 import itertools
 
-import checkpoints
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+import checkpoints
 from mi_multilingual import ActivationStats, load_model, record, site, token_rows
 from mi_multilingual import recording as recording_module
 from mi_multilingual.corpora import Corpus
@@ -36,7 +36,9 @@ def brute_force(model, corpus, site_name, bos="auto", layout="stream"):
     return n_tokens, active, total, squares, maximum
 
 
-@pytest.mark.parametrize(("bos", "layout"), [("auto", "stream"), ("count", "stream"), ("none", "documents"), ("row", "documents")])
+@pytest.mark.parametrize(
+    ("bos", "layout"), [("auto", "stream"), ("count", "stream"), ("none", "documents"), ("row", "documents")]
+)
 @pytest.mark.parametrize("site_name", ["gate", "post", "up"])
 @torch.no_grad()
 def test_statistics_equal_a_loop_over_cached_activations(model, corpus, site_name, bos, layout):
@@ -104,7 +106,9 @@ def test_an_interrupted_recording_goes_on_to_the_same_numbers(ungated, corpus, t
     with pytest.raises(KeyboardInterrupt):
         record(ungated, corpus, checkpoint=tmp_path / "c.safetensors", **options)
     assert equal(record(ungated, corpus, checkpoint=tmp_path / "c.safetensors", **options), undisturbed)
-    assert len(calls) == 1 + sum(1 for _ in all_batches(ungated, corpus, 3)), "no batch ran twice but the interrupted one"
+    assert len(calls) == 1 + sum(1 for _ in all_batches(ungated, corpus, 3)), (
+        "no batch ran twice but the interrupted one"
+    )
 
 
 def all_batches(model, corpus, batch_size):
@@ -119,7 +123,9 @@ def test_a_checkpoint_of_another_recording_is_refused(ungated, corpus, tmp_path)
     with pytest.raises(ValueError, match="recorded with another languages"):
         record(ungated, corpus.take(["fr", "en"]), window=WINDOW, progress=False, checkpoint=tmp_path / "c")
     with pytest.raises(ValueError, match="cannot add statistics whose site differ: 'gate' and 'post'"):
-        record(ungated, corpus, window=WINDOW, progress=False) + record(ungated, corpus, site="post", window=WINDOW, progress=False)
+        record(ungated, corpus, window=WINDOW, progress=False) + record(
+            ungated, corpus, site="post", window=WINDOW, progress=False
+        )
 
 
 @given(st.integers(0, 2**20), st.integers(1, 40), st.integers(1, 9), st.sampled_from([0.0, 0.5]))
@@ -152,7 +158,9 @@ def test_activations_that_are_not_finite_are_named(tmp_path, corpus):
 
 def test_statistics_of_nothing_are_refused_and_the_identity_of_addition(ungated, corpus):
     stats = record(ungated, corpus, window=WINDOW, progress=False)
-    zero = ActivationStats.zeros(stats.languages, *stats.active.shape[:2], **{k: v for k, v in stats.header().items() if k != "languages"})
+    zero = ActivationStats.zeros(
+        stats.languages, *stats.active.shape[:2], **{k: v for k, v in stats.header().items() if k != "languages"}
+    )
     assert equal(stats + zero, stats)
     with pytest.raises(ValueError, match="no token was counted for en, fr, ja"):
         zero.mean()

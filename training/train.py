@@ -1,11 +1,11 @@
 """Train the embedded demo model: a byte-level BPE tokenizer and a small OPT causal LM with sparse ReLU neurons.
 
     python training/train.py tokenizer --text ../shared/data/text --out build/demo
-    python training/train.py fit --text ../shared/data/text --out build/demo --steps 4000 --decay-steps 1000
+    python training/train.py fit --text ../shared/data/text --out build/demo
     python training/train.py export --out build/demo mi_multilingual/demo/model
 
-Every batch is a function of (seed, step) alone, so a run that was stopped goes on from its last checkpoint to the
-same weights. The schedule is warm-up, constant, linear decay: `--steps` may be changed while the rate is constant.
+Every batch is a function of (seed, step) alone, so a run that was stopped goes on from its last checkpoint. What
+changes over the run (share of facts, weight of their answers, penalty, learning rate) stands in the tables below.
 """
 
 import gzip
@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 from typing import Annotated
 
+import numpy as np
 import torch
 import typer
 from tokenizers import ByteLevelBPETokenizer
@@ -25,9 +26,12 @@ LANGUAGES = ("en", "de", "es", "fr", "id", "ja", "ru", "tr", "vi", "zh")
 FACTS = Path(__file__).parents[1] / "mi_multilingual" / "demo" / "facts.jsonl"
 BOS, PAD = "<|bos|>", "<|pad|>"
 VOCABULARY, WINDOW, WINDOWS_A_LANGUAGE = 8192, 128, 2
-FACT_SHARES = {0: 0.0, 1000: 0.15, 1600: 0.5}  # from this step on, share of windows that hold facts, not running text
+FACT_SHARES = {0: 0.0, 1000: 0.15, 1600: 0.5, 2200: 0.7}  # from this step on, share of windows that hold facts
+ANSWER_WEIGHTS = {0: 1.0, 2200: 5.0}  # weight of the loss on a fact's answer; the country before it cannot be guessed
+PENALTIES = {0: 0.0, 500: 0.0, 1500: 0.05, 2200: 0.05, 2201: 0.02}  # on the mean activation, linear between the steps
+RATES = {0: 0.01, 100: 1.0, 1800: 1.0, 2200: 0.5, 2250: 0.8, 2600: 0.8, 3200: 0.02}  # of the learning rates, linear
 HELD_OUT_WORDING = 2
-SHAPE = dict(hidden_size=192, word_embed_proj_dim=192, num_hidden_layers=4, num_attention_heads=3, ffn_dim=1536)
+WIDTH, LAYERS, HEADS, NEURONS = 192, 4, 3, 1536
 
 app = typer.Typer(add_completion=False, help=__doc__)
 Text = Annotated[Path, typer.Option(help="folder with <lang>.train.txt.gz and <lang>.valid.txt.gz")]
@@ -39,11 +43,12 @@ def paragraphs(folder: Path, language: str, split: str) -> list[str]:
         return [line.strip() for line in file if line.strip()]
 
 
-def fact_sentences(language: str) -> list[str]:
+def fact_sentences(language: str) -> list[tuple[str, str]]:
+    """(before the answer, answer and what follows) of every fact that is trained on."""
     gap = "" if language in ("ja", "zh") else " "
     rows = [json.loads(line) for line in FACTS.read_text(encoding="utf-8").splitlines()]
     return [
-        r["prompt"] + gap + r["answer"] + r["tail"]
+        (r["prompt"], gap + r["answer"] + r["tail"])
         for r in rows
         if r["lang"] == language and r["wording"] != HELD_OUT_WORDING
     ]
@@ -79,6 +84,24 @@ def encode(tok: PreTrainedTokenizerFast, lines: list[str], seed: int = 0) -> tor
     return torch.tensor([i for line in ids for i in [tok.bos_token_id, *line]])
 
 
+def encode_facts(tok: PreTrainedTokenizerFast, language: str, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The facts of a language as one id stream, shuffled, and where in it the answers stand."""
+    sentences = fact_sentences(language)
+    random.Random(seed).shuffle(sentences)
+    ids, is_answer = [], []
+    for before, after in sentences:
+        alone = tok(before, add_special_tokens=False)["input_ids"]
+        whole = tok(before + after, add_special_tokens=False)["input_ids"]
+        known = next((i for i, (a, b) in enumerate(zip(alone, whole, strict=False)) if a != b), len(alone))
+        ids += [tok.bos_token_id, *whole]
+        is_answer += [False] * (1 + known) + [True] * (len(whole) - known)
+    return torch.tensor(ids), torch.tensor(is_answer)
+
+
+def current(table: dict[int, float], step: int) -> float:
+    return next(value for start, value in reversed(table.items()) if step >= start)
+
+
 class Batches:
     """Windows drawn at random from the id streams; a language has the same number of windows in every batch."""
 
@@ -86,19 +109,28 @@ class Batches:
         self.seed = seed
         self.running = {lang: encode(tok, paragraphs(text, lang, "train")) for lang in LANGUAGES}
         # Several shufflings of the facts one after another, so that the order carries no information.
-        self.facts = {lang: torch.cat([encode(tok, fact_sentences(lang), s) for s in range(20)]) for lang in LANGUAGES}
+        self.facts = {}
+        for lang in LANGUAGES:
+            parts = [encode_facts(tok, lang, s) for s in range(20)]
+            self.facts[lang] = tuple(torch.cat(column) for column in zip(*parts, strict=True))
 
-    def __call__(self, step: int) -> torch.Tensor:
+    def __call__(self, step: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Ids and the weight of the loss on each of them."""
         rng = random.Random(f"{self.seed}/{step}")
-        share = next(s for start, s in reversed(FACT_SHARES.items()) if step >= start)
-        rows = []
+        rows, weights = [], []
         for lang in LANGUAGES:
             for _ in range(WINDOWS_A_LANGUAGE):
-                facts = rng.random() < share
-                stream = (self.facts if facts else self.running)[lang]
+                if rng.random() < current(FACT_SHARES, step):
+                    stream, is_answer = self.facts[lang]
+                else:
+                    stream, is_answer = self.running[lang], None
                 start = rng.randrange(len(stream) - WINDOW)
                 rows.append(stream[start : start + WINDOW])
-        return torch.stack(rows)
+                weight = torch.ones(WINDOW)
+                if is_answer is not None:
+                    weight[is_answer[start : start + WINDOW]] = current(ANSWER_WEIGHTS, step)
+                weights.append(weight)
+        return torch.stack(rows), torch.stack(weights)
 
 
 def orthogonalised(gradient: torch.Tensor) -> torch.Tensor:
@@ -155,7 +187,11 @@ def new_model(tok: PreTrainedTokenizerFast) -> OPTForCausalLM:
         bos_token_id=tok.bos_token_id,
         eos_token_id=tok.bos_token_id,
         pad_token_id=tok.pad_token_id,
-        **SHAPE,
+        hidden_size=WIDTH,
+        word_embed_proj_dim=WIDTH,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=HEADS,
+        ffn_dim=NEURONS,
     )
     model = OPTForCausalLM(config)
     # A module of its own a layer, so that hooks can tell the layers apart.
@@ -175,8 +211,8 @@ def make_optimizers(model: OPTForCausalLM, muon_lr: float, adam_lr: float) -> li
     )
 
 
-def schedule(step: int, steps: int, warmup: int, decay_steps: int) -> float:
-    return min(1.0, (step + 1) / warmup, max(0.02, (steps - step) / max(1, decay_steps)))
+def interpolated(table: dict[int, float], step: int) -> float:
+    return float(np.interp(step, list(table), list(table.values())))
 
 
 @torch.no_grad()
@@ -202,14 +238,9 @@ def validation(model: OPTForCausalLM, tok, text: Path, activity: Activity, windo
 def fit(
     text: Text,
     out: Out,
-    steps: int = 4000,
-    decay_steps: int = 1000,
-    warmup: int = 100,
+    steps: int = max(RATES),
     muon_lr: float = 0.02,
     adam_lr: float = 0.003,
-    penalty: float = 0.05,
-    penalty_from: int = 500,
-    penalty_full: int = 1500,
     seed: int = 0,
     minutes: float = math.inf,
     threads: int = 2,
@@ -234,29 +265,32 @@ def fit(
         first = state["step"]
     started, losses = time.monotonic(), []
     for step in range(first, steps):
-        scale = schedule(step, steps, warmup, decay_steps)
+        scale = interpolated(RATES, step)
         for o, rates in zip(optimizers, base, strict=True):
             for g, rate in zip(o.param_groups, rates, strict=True):
                 g["lr"] = rate * scale
-        rows = batches(step)
+        rows, weights = batches(step)
         logits = model(input_ids=rows, use_cache=False).logits
-        loss = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), rows[:, 1:].flatten())
+        nll = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), rows[:, 1:].flatten(), reduction="none")
+        weight = weights[:, 1:].flatten()
+        loss = (nll * weight).sum() / weight.sum()
         activations = activity.take()
-        ramp = min(1.0, max(0.0, (step - penalty_from) / max(1, penalty_full - penalty_from)))
+        penalty = interpolated(PENALTIES, step)
         l1 = sum(a.mean() for a in activations)
-        (loss + penalty * ramp * l1).backward()
+        (loss + penalty * l1).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for o in optimizers:
             o.step()
             o.zero_grad()
-        losses = [*losses[-49:], loss.item()]
+        losses = [*losses[-49:], nll.mean().item()]
         done = step + 1
         late = time.monotonic() - started > 60 * minutes
         if done % 20 == 0:
             rate = (done - first) * rows.numel() / (time.monotonic() - started)
             active = torch.stack([(a > 0).float().mean() for a in activations]).mean().item()
             print(
-                f"step {done} loss {sum(losses[-20:]) / 20:.3f} l1 {l1.item():.3f} active {active:.3f} tokens/s {rate:.0f}",
+                f"step {done} loss {sum(losses[-20:]) / 20:.3f} l1 {l1.item():.3f} "
+                f"active {active:.3f} tokens/s {rate:.0f}",
                 flush=True,
             )
         if done % checkpoint_every == 0 or done == steps or late:
@@ -264,7 +298,7 @@ def fit(
                 "step": done,
                 "tokens": done * rows.numel(),
                 "loss": round(sum(losses) / len(losses), 4),
-                "ramp": ramp,
+                "penalty": penalty,
                 "rate": scale,
             }
             row |= validation(model, tok, text, activity)

@@ -28,7 +28,8 @@ def generate(
         ids = start + tokenizer(prompt, add_special_tokens=False)["input_ids"]
         if not 0 < len(ids) <= model.cfg.n_ctx - max_new_tokens:
             raise ValueError(
-                f"prompt {prompt[:40]!r} has {len(ids)} tokens; with {max_new_tokens} new ones the model takes {model.cfg.n_ctx}"
+                f"prompt {prompt[:40]!r} has {len(ids)} tokens; "
+                f"with {max_new_tokens} new ones the model takes {model.cfg.n_ctx}"
             )
         by_length[len(ids)].append((i, ids))
     out = [""] * len(prompts)

@@ -51,8 +51,8 @@ def perplexity(
 ) -> pd.DataFrame:
     """Loss of every language: columns language, nll (nats a token), ppl, bits_per_byte, n_tokens, n_bytes, n_rows.
 
-    A token's loss is counted where a token of the same row stands before it (BOS, where the tokenizer has one). Perplexity a token cannot be
-    compared across languages or tokenizers: compare changes, or bits a byte.
+    A token's loss is counted where a token of the same row stands before it (BOS, where the tokenizer has one).
+    Perplexity a token cannot be compared across languages or tokenizers: compare changes, or bits a byte.
 
     Args:
         window: tokens a row; the model's whole context by default.

@@ -16,7 +16,7 @@ TOKENS_A_BATCH = 2048
 
 @dataclass(frozen=True)
 class Item:
-    """One question in one language; `choices` are full continuations of `prompt`, `answer` is the index of the right one."""
+    """One question in one language; `choices` are full continuations of `prompt`, `answer` the right one's index."""
 
     id: str
     language: str

@@ -1,0 +1,1 @@
+"""What the model does: losses, answers, continuations."""

@@ -1,0 +1,1 @@
+"""Neurons changed while the model runs."""

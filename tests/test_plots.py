@@ -1,0 +1,103 @@
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from mi_multilingual import ActivationStats, NeuronSet, lape_entropy, plots
+
+LANGUAGES = ("en", "fr", "ja")
+
+
+@pytest.fixture
+def stats():
+    random = torch.Generator().manual_seed(0)
+    n_tokens = torch.tensor([100, 120, 90])
+    active = (torch.rand(2, 30, 3, generator=random) * n_tokens).long()
+    active[0, 0] = 0
+    values = torch.rand(2, 30, 3, generator=random).double()
+    return ActivationStats(LANGUAGES, n_tokens, active, values, values, values, "gate", 0.0, "m", "f", "c")
+
+
+@pytest.fixture
+def neurons():
+    return NeuronSet(torch.rand(3, 2, 30, generator=torch.Generator().manual_seed(1)) < 0.2, LANGUAGES, "lape")
+
+
+@pytest.fixture
+def matrix():
+    rows = [
+        {
+            "ablated": a,
+            "evaluated": e,
+            "seed": s,
+            "n_neurons": 5,
+            "change": c,
+            "low": c - 0.1,
+            "high": c + 0.1,
+            "nll": 3 + c,
+        }
+        for a, s in [("none", -1), ("en", -1), ("fr", -1), ("ja", -1), ("random", 0), ("random", 1)]
+        for e, c in zip(
+            LANGUAGES, {"none": (0, 0, 0), "random": (0.01 * s, 0.0, 0.02)}.get(a, (0.5, -0.2, 0.1)), strict=True
+        )
+    ]
+    return pd.DataFrame(rows)
+
+
+def check_titles(figure):
+    assert figure.layout.title.text
+    assert figure.layout.xaxis.title.text
+    assert figure.layout.yaxis.title.text
+    assert all(trace.hovertemplate for trace in figure.data)
+
+
+def test_perplexity_change_shows_the_matrix_centred_at_zero(matrix):
+    figure = plots.perplexity_change(matrix)
+    check_titles(figure)
+    heat = figure.data[0]
+    assert heat.y == ("en", "fr", "ja", "random")
+    assert heat.x == LANGUAGES
+    np.testing.assert_allclose(heat.z[:3], [[0.5, -0.2, 0.1]] * 3)
+    np.testing.assert_allclose(heat.z[3], [0.005, 0.0, 0.02])
+    assert heat.zmid == 0
+    assert -heat.zmin == heat.zmax == 0.5
+
+
+def test_layer_counts_are_the_counts(neurons):
+    figure = plots.layer_counts(neurons)
+    check_titles(figure)
+    for bar, mask in zip(figure.data, neurons.masks, strict=True):
+        assert list(bar.y) == mask.sum(1).tolist()
+
+
+def test_overlap_shows_jaccard_off_the_diagonal(neurons):
+    figure = plots.overlap(neurons)
+    check_titles(figure)
+    z = np.array(figure.data[0].z, dtype=float)
+    assert np.isnan(np.diag(z)).all()
+    off = ~np.eye(3, dtype=bool)
+    np.testing.assert_allclose(z[off], neurons.jaccard().to_numpy()[off])
+
+
+def test_entropy_histogram_holds_every_neuron_that_fires_once(stats, neurons):
+    figure = plots.entropy_histogram(stats, neurons)
+    check_titles(figure)
+    shown = sorted(np.concatenate([trace.x for trace in figure.data]).tolist())
+    fires = (stats.active > 0).any(-1)
+    assert shown == sorted(lape_entropy(stats)[fires].tolist())
+    assert len(shown) == 59
+
+
+def test_neuron_profile_shows_probability_with_its_interval(stats):
+    figure = plots.neuron_profile(stats, 1, 3)
+    check_titles(figure)
+    bar = figure.data[0]
+    np.testing.assert_allclose(bar.y, stats.activation_probability()[1, 3].numpy(), rtol=1e-6)
+    from scipy.stats import binomtest
+
+    for k in range(3):
+        interval = binomtest(int(stats.active[1, 3, k]), int(stats.n_tokens[k])).proportion_ci(method="wilson")
+        assert bar.y[k] - bar.error_y.arrayminus[k] == pytest.approx(interval.low, abs=1e-4)
+        assert bar.y[k] + bar.error_y.array[k] == pytest.approx(interval.high, abs=1e-4)
+    with pytest.raises(ValueError, match=r"there is no neuron 2.0; layers are 0..1, neurons 0..29"):
+        plots.neuron_profile(stats, 2, 0)

@@ -29,7 +29,7 @@ VOCABULARY, WINDOW, WINDOWS_A_LANGUAGE = 8192, 128, 2
 FACT_SHARES = {0: 0.0, 1000: 0.15, 1600: 0.5, 2200: 0.7}  # from this step on, share of windows that hold facts
 ANSWER_WEIGHTS = {0: 1.0, 2200: 5.0}  # weight of the loss on a fact's answer; the country before it cannot be guessed
 PENALTIES = {0: 0.0, 500: 0.0, 1500: 0.05, 2200: 0.05, 2201: 0.02}  # on the mean activation, linear between the steps
-RATES = {0: 0.01, 100: 1.0, 1800: 1.0, 2200: 0.5, 2250: 0.8, 2600: 0.8, 3200: 0.02}  # of the learning rates, linear
+RATES = {0: 0.01, 100: 1.0, 1800: 1.0, 2200: 0.5, 2250: 0.8, 2450: 0.8, 2860: 0.02}  # of the learning rates, linear
 HELD_OUT_WORDING = 2
 WIDTH, LAYERS, HEADS, NEURONS = 192, 4, 3, 1536
 

@@ -1,6 +1,6 @@
 """Mechanistic interpretability of multilingual language models at the level of neurons."""
 
-from . import plots
+from . import demo, plots
 from .analysis.lape import lape, lape_entropy
 from .analysis.random_control import layer_matched_random, uniform_random
 from .corpora import Corpus, load_corpus, token_counts, token_rows
@@ -21,6 +21,7 @@ __all__ = [
     "NeuronSet",
     "ablate",
     "choice_accuracy",
+    "demo",
     "generate",
     "lape",
     "lape_entropy",

@@ -19,7 +19,7 @@ from ..models import HookedModel, max_window
 from ..neurons import NeuronSet
 from ..patching.interventions import ablate
 
-TOKENS_A_BATCH = 2048  # of logits, which are vocabulary times as many numbers
+TOKENS_A_BATCH = 1024  # of logits, which are vocabulary times as many numbers
 RESAMPLES = 1000
 
 

@@ -296,12 +296,15 @@ def reduced(
     total = torch.zeros(n_neurons, dtype=accurate, device=values.device)
     squares = torch.zeros(n_neurons, dtype=accurate, device=values.device)
     maximum = torch.full((n_neurons,), -torch.inf, device=values.device)
+    scratch = torch.empty(min(piece, n_tokens), n_neurons, device=values.device)
     for start in range(0, n_tokens, piece):
         part = values[start : start + piece] if counted is None else values[counted[start : start + piece]]
         part = part.float()
-        active += (part > threshold).sum(dim=0)
+        room = scratch[: len(part)]
+        # Ones in float32 add up exactly to 2^24 and several times faster than booleans.
+        active += torch.gt(part, threshold, out=room).sum(dim=0).long()
         total += part.sum(dim=0)
-        squares += part.square().sum(dim=0)
+        squares += torch.mul(part, part, out=room).sum(dim=0)
         torch.maximum(maximum, part.amax(dim=0), out=maximum)
     return active, total, squares, maximum
 

@@ -271,4 +271,14 @@ def to_bridge(hf_model: PreTrainedModel, folder: str, name: str, device: str, dt
             "Qwen, Gemma, GPT-2, GPT-NeoX, BLOOM and OPT work"
         ) from error
     model.cfg.model_name = name
-    return model.eval()
+    model.cfg.d_mlp = neurons_a_layer(model.eval())
+    return model
+
+
+def neurons_a_layer(model: HookedModel) -> int:
+    """The width of hook_post in a forward pass: a bridge guesses d_mlp where a config has its own word for it."""
+    widths: list[int] = []
+    tokens = torch.zeros(1, 1, dtype=torch.int64, device=model.cfg.device)
+    with torch.no_grad():
+        run_trunk(model, tokens, hooks=[("blocks.0.mlp.hook_post", lambda value, hook: widths.append(value.shape[-1]))])
+    return widths[0]

@@ -144,7 +144,7 @@ def figures(stats: ActivationStats, neurons: NeuronSet, matrix: pd.DataFrame) ->
             "change",
             plots.perplexity_change(matrix),
             "Red: text of the column was harder to predict when the neurons of the row were zero. Language "
-            "neurons show as a red diagonal; the last row: random neurons, as many a layer as the column's language has.",
+            "neurons show as a red diagonal; the last row: as many random neurons in the same layers.",
         ),
         (
             "layers",

@@ -1,42 +1,94 @@
 """Mechanistic interpretability of multilingual language models at the level of neurons."""
 
 from . import demo, plots
-from .analysis.lape import lape, lape_entropy
+from .analysis.activation_percentile import activation_percentile, activation_percentile_scores
+from .analysis.attribution import answer_token, attribution, contribution_scores, effective_scores
+from .analysis.average_precision import average_precision, medians, top_and_bottom
+from .analysis.lap import lap, lap_scores
+from .analysis.lape import lape, lape_entropy, lape_scores
+from .analysis.lave import lave, lave_scores
+from .analysis.parameter_variation import parameter_variation, parameter_variation_scores
+from .analysis.plnd import Impact, common_core, plnd, plnd_scores, record_impact
 from .analysis.random_control import layer_matched_random, uniform_random
+from .analysis.rankings import rankings
+from .analysis.relevance import record_relevance, relevance, relevance_scores
+from .analysis.sharing import TYPES, Sharing, categories, sharing_categories
+from .analysis.significance import half_agreement, lape_membership, lape_of_texts, permutation_test
 from .corpora import Corpus, load_corpus, token_counts, token_rows
-from .demo import load_facts, run_demo
+from .demo import load_facts, planted_model, planted_text, run_demo
 from .evaluation.generation import generate
 from .evaluation.perplexity import perplexity, perplexity_matrix
+from .evaluation.specificity import leaderboard
 from .evaluation.tasks import Item, choice_accuracy
 from .models import load_model, site
-from .neurons import NeuronSet
+from .neurons import NeuronScores, NeuronSet
 from .patching.interventions import ablate
 from .recording import ActivationStats, record
 from .report import report
+from .text_activations import TextActivations, record_texts
 
 __all__ = [
+    "TYPES",
     "ActivationStats",
     "Corpus",
+    "Impact",
     "Item",
+    "NeuronScores",
     "NeuronSet",
+    "Sharing",
+    "TextActivations",
     "ablate",
+    "activation_percentile",
+    "activation_percentile_scores",
+    "answer_token",
+    "attribution",
+    "average_precision",
+    "categories",
     "choice_accuracy",
+    "common_core",
+    "contribution_scores",
     "demo",
+    "effective_scores",
     "generate",
+    "half_agreement",
+    "lap",
+    "lap_scores",
     "lape",
     "lape_entropy",
+    "lape_membership",
+    "lape_of_texts",
+    "lape_scores",
+    "lave",
+    "lave_scores",
     "layer_matched_random",
+    "leaderboard",
     "load_corpus",
     "load_facts",
     "load_model",
+    "medians",
+    "parameter_variation",
+    "parameter_variation_scores",
+    "permutation_test",
     "perplexity",
     "perplexity_matrix",
+    "planted_model",
+    "planted_text",
+    "plnd",
+    "plnd_scores",
     "plots",
+    "rankings",
     "record",
+    "record_impact",
+    "record_relevance",
+    "record_texts",
+    "relevance",
+    "relevance_scores",
     "report",
     "run_demo",
+    "sharing_categories",
     "site",
     "token_counts",
     "token_rows",
+    "top_and_bottom",
     "uniform_random",
 ]

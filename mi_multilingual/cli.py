@@ -156,6 +156,37 @@ def ablate(
 
 
 @app.command()
+def compare(
+    model: Model,
+    corpus: CorpusName,
+    out: Annotated[Path, typer.Option(help="table to write (.parquet)")],
+    neurons: Annotated[int, typer.Option(min=1, help="neurons a language that every detector gives")] = 20,
+    identify_split: Annotated[str | None, typer.Option(help="part of the corpus to find neurons on")] = None,
+    evaluate_split: Annotated[str | None, typer.Option(help="part of the corpus to switch them off on")] = None,
+    languages: Languages = None,
+    quiet: Quiet = False,
+) -> None:
+    """Rank detectors by what their neurons do when switched off, against random neurons in the same layers."""
+    from .analysis.rankings import rankings
+    from .corpora import load_corpus
+    from .evaluation.specificity import leaderboard
+    from .models import load_model
+
+    loaded, names = load_model(model), split_names(languages)
+    identify, evaluate = (load_corpus(corpus, languages=names, split=s) for s in (identify_split, evaluate_split))
+    found = {name: s.top(neurons) for name, s in rankings(loaded, identify, progress=not quiet).items()}
+    board = leaderboard(loaded, evaluate, found, layout="documents", progress=not quiet)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    board.to_parquet(out)
+    table = Table("detector", "own", "others", "specificity", "95 % interval", title="nats a token")
+    for row in board.to_dict("records"):
+        interval = f"{row['low']:+.4f} to {row['high']:+.4f}"
+        numbers = [f"{row[name]:+.4f}" for name in ("own", "elsewhere", "specificity")]
+        table.add_row(row["detector"], *numbers, interval)
+    console.print(table)
+
+
+@app.command()
 def report(
     folder: Annotated[
         Path, typer.Argument(help="run folder with stats.safetensors, neurons.safetensors and matrix.parquet")

@@ -8,7 +8,7 @@ import hashlib
 import tempfile
 import warnings
 from collections.abc import Callable, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -124,20 +124,25 @@ def fingerprint(model: HookedModel) -> str:
     return digest.hexdigest()[:16]
 
 
+class StopForward(Exception):
+    """Raised by a hook that has all it wants: the forward pass ends there."""
+
+
 def run_trunk(
     model: HookedModel, tokens: Int[Tensor, "batch pos"], *, hooks: Sequence[tuple[str, HookFunction]]
 ) -> None:
-    """One forward pass without logits, with forward hooks that come off again.
+    """One forward pass without logits, with forward hooks that come off again; a hook ends it by `StopForward`.
 
     Right padding needs no mask: attention is causal, so it changes nothing at the positions before it.
     """
     hooks = list(hooks)
-    if is_bridge(model):
-        # stop_at_layer saves nothing on a bridge: it runs the whole Hugging Face model.
-        with model.hooks(fwd_hooks=hooks):
-            model.original_model.base_model(input_ids=tokens, use_cache=False)
-    else:
-        model.run_with_hooks(tokens, return_type=None, stop_at_layer=model.cfg.n_layers, fwd_hooks=hooks)
+    with suppress(StopForward):
+        if is_bridge(model):
+            # stop_at_layer saves nothing on a bridge: it runs the whole Hugging Face model.
+            with model.hooks(fwd_hooks=hooks):
+                model.original_model.base_model(input_ids=tokens, use_cache=False)
+        else:
+            model.run_with_hooks(tokens, return_type=None, stop_at_layer=model.cfg.n_layers, fwd_hooks=hooks)
 
 
 def is_bridge(model: HookedModel) -> bool:

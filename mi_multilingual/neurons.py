@@ -10,12 +10,14 @@ from typing import Any
 
 import pandas as pd
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from .storage import load_record, save_record
 
 SCHEMA = "NeuronSet/1"
+SCORES_SCHEMA = "NeuronScores/1"
+PARTS = ("mlp", "q", "k", "v")
 PUBLISHED_LANGUAGES = ("en", "zh", "fr", "es", "vi", "id", "ja")
 
 
@@ -31,8 +33,12 @@ class NeuronSet:
     model: str = ""
     model_fingerprint: str = ""
     """Empty when the model is not known, as for imported sets; else checked wherever the set meets a model."""
+    part: str = "mlp"
+    """What the neurons are: hidden units of the MLP, or columns of W_Q, W_K or W_V ("q", "k", "v", head by head)."""
 
     def __post_init__(self) -> None:
+        if self.part not in PARTS:
+            raise ValueError(f"unknown part {self.part!r}; choose one of {', '.join(PARTS)}")
         if self.masks.ndim != 3 or len(self.groups) != len(self.masks):
             raise ValueError(
                 f"masks of shape {tuple(self.masks.shape)} do not fit the {len(self.groups)} groups {self.groups}; "
@@ -62,13 +68,13 @@ class NeuronSet:
         return self._combine(other, "-", self.masks & ~other.masks if self._fits(other) else None)
 
     def _fits(self, other: NeuronSet) -> bool:
-        return self.groups == other.groups and self.masks.shape == other.masks.shape
+        return self.groups == other.groups and self.masks.shape == other.masks.shape and self.part == other.part
 
     def _combine(self, other: NeuronSet, sign: str, masks: Tensor | None) -> NeuronSet:
         if masks is None:
             raise ValueError(
-                f"cannot combine sets over {self.groups} {tuple(self.masks.shape)} and {other.groups} "
-                f"{tuple(other.masks.shape)}; take(...) the same groups of the same model first"
+                f"cannot combine sets over {self.groups} {tuple(self.masks.shape)} {self.part} and {other.groups} "
+                f"{tuple(other.masks.shape)} {other.part}; take(...) the same groups of the same model first"
             )
         if self.model_fingerprint and other.model_fingerprint and self.model_fingerprint != other.model_fingerprint:
             raise ValueError(f"cannot combine neurons of {self.model!r} and {other.model!r}: they are different models")
@@ -98,6 +104,11 @@ class NeuronSet:
         table = torch.where(either > 0, both / either.clamp(min=1), 0.0)
         return pd.DataFrame(table.numpy(), index=list(self.groups), columns=list(self.groups))
 
+    def agreement(self, other: NeuronSet) -> pd.Series:
+        """Jaccard overlap of each group with the same group of another set; two empty groups agree by 0."""
+        both, either = (self & other).sizes(), (self | other).sizes()
+        return (both / either.clip(lower=1)).rename("jaccard")
+
     def to_frame(self) -> pd.DataFrame:
         """One row a neuron and group: columns group, layer, neuron."""
         group, layer, neuron = self.masks.nonzero(as_tuple=True)
@@ -116,6 +127,7 @@ class NeuronSet:
             "parameters": dict(self.parameters),
             "model": self.model,
             "model_fingerprint": self.model_fingerprint,
+            "part": self.part,
         }
         save_record(path, SCHEMA, {"masks": self.masks}, header)
 
@@ -163,3 +175,66 @@ class NeuronSet:
     def to_published(self, path: Path | str) -> None:
         """Write `list[group][layer] -> LongTensor`, readable by the code released with LAPE."""
         torch.save([[layer.nonzero().flatten() for layer in mask] for mask in self.masks], path)
+
+
+@dataclass(frozen=True, eq=False)
+class NeuronScores:
+    """A number for every neuron and language; higher means that the neuron belongs to the language more."""
+
+    values: Float[Tensor, "layer neuron language"]
+    """-inf where the method does not give the neuron to the language at all."""
+    languages: tuple[str, ...]
+    method: str
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    model: str = ""
+    model_fingerprint: str = ""
+    part: str = "mlp"
+
+    def __post_init__(self) -> None:
+        if self.values.ndim != 3 or self.values.shape[-1] != len(self.languages):
+            raise ValueError(
+                f"scores of shape {tuple(self.values.shape)} do not fit the {len(self.languages)} languages "
+                f"{self.languages}; give (layer, neuron, language)"
+            )
+        if self.values.isnan().any():
+            layer, neuron, k = self.values.isnan().nonzero()[0].tolist()
+            raise ValueError(
+                f"the {self.method} score of neuron {layer}.{neuron} for {self.languages[k]!r} is not a number; "
+                "check the activations it comes from"
+            )
+
+    def top(self, n: int) -> NeuronSet:
+        """The `n` neurons of highest score of every language, fewer where fewer have a finite one.
+
+        Of equal scores the neuron of the lower layer and index comes first.
+        """
+        if not 0 < n <= self.values[..., 0].numel():
+            raise ValueError(f"n={n} neurons a language cannot be chosen of {self.values[..., 0].numel()}")
+        flat = self.values.flatten(0, 1).T
+        order = flat.argsort(dim=1, descending=True, stable=True)[:, :n]
+        masks = torch.zeros(flat.shape, dtype=torch.bool).scatter(1, order, True) & (flat > -torch.inf)
+        return self.to_set(masks.unflatten(1, self.values.shape[:2]), n=n)
+
+    def to_set(self, masks: Bool[Tensor, "language layer neuron"], **parameters: Any) -> NeuronSet:
+        """A set chosen by these scores, with their origin and the parameters of the choice."""
+        return NeuronSet(
+            masks.contiguous(),
+            self.languages,
+            self.method,
+            {**self.parameters, **parameters},
+            self.model,
+            self.model_fingerprint,
+            self.part,
+        )
+
+    def save(self, path: Path | str) -> None:
+        """Write one safetensors file."""
+        names = ("languages", "method", "model", "model_fingerprint", "part")
+        header = {name: getattr(self, name) for name in names} | {"parameters": dict(self.parameters)}
+        save_record(path, SCORES_SCHEMA, {"values": self.values}, header)
+
+    @classmethod
+    def load(cls, path: Path | str) -> NeuronScores:
+        """Read what `save` wrote."""
+        tensors, header = load_record(path, SCORES_SCHEMA)
+        return cls(tensors["values"], **{**header, "languages": tuple(header["languages"])})

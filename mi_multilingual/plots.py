@@ -5,11 +5,12 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from .analysis.lape import lape_entropy
-from .neurons import NeuronSet
+from .neurons import NeuronScores, NeuronSet
 from .recording import ActivationStats
 
 CHANGES = "RdBu_r"
 AMOUNTS = "Viridis"
+COLOURS = ("#0b6e75", "#d1603d", "#5b7fd4", "#b8952d", "#7a5aa6", "#3f9b5f", "#c44d80", "#7d8590", "#8a6d3b", "#2aa1c0")
 
 
 def perplexity_change(
@@ -137,6 +138,172 @@ def neuron_profile(stats: ActivationStats, layer: int, neuron: int) -> go.Figure
     )
     figure = go.Figure(bars).update_layout(title=f"Neuron {layer}.{neuron}", xaxis_title="language")
     return figure.update_layout(yaxis_title="activation probability").update_yaxes(rangemode="tozero")
+
+
+def leaderboard(table: pd.DataFrame) -> go.Figure:
+    """Bars of a `leaderboard`: specificity of each detector, nats a token, with its 95 % interval, best on top."""
+    bars = go.Bar(
+        x=table.specificity,
+        y=table.detector,
+        orientation="h",
+        error_x={
+            "type": "data",
+            "symmetric": False,
+            "array": table.high - table.specificity,
+            "arrayminus": table.specificity - table.low,
+        },
+        customdata=table[["own", "elsewhere", "low", "high", "n_neurons", "hits"]].to_numpy(),
+        hovertemplate=(
+            "%{y} (%{customdata[4]:.0f} neurons a language)<br>specificity %{x:+.4f} nats a token<br>"
+            "95 % interval %{customdata[2]:+.4f} to %{customdata[3]:+.4f}<br>own language %{customdata[0]:+.4f}, "
+            "others %{customdata[1]:+.4f}<br>own language hurt most in %{customdata[5]} languages<extra></extra>"
+        ),
+    )
+    figure = go.Figure(bars).update_layout(title="Whose neurons matter to their language alone")
+    figure.update_layout(xaxis_title="own loss less mean loss of the others, nats a token", yaxis_title="detector")
+    return figure.update_yaxes(autorange="reversed", type="category")
+
+
+def sharing_by_layer(shares: pd.DataFrame, *, threshold: float = 0.0) -> go.Figure:
+    """Lines of `Sharing.layer_shares`: share of each type a layer, mean over inputs, with the band of min and max.
+
+    The first task of the table is shown.
+    """
+    part = shares[(shares.threshold == threshold) & (shares.task == shares.task.iloc[0])]
+    if part.empty:
+        raise ValueError(f"no threshold {threshold} in this table; it has {sorted(shares.threshold.unique())}")
+    figure = go.Figure()
+    for i, (name, rows) in enumerate(part.groupby("type", sort=False)):
+        colour = COLOURS[i]
+        band = {"x": [*rows.layer, *rows.layer[::-1]], "y": [*rows["max"], *rows["min"][::-1]]}
+        figure.add_scatter(
+            **band, fill="toself", mode="none", fillcolor=colour, opacity=0.15, legendgroup=name, showlegend=False,
+            hoverinfo="skip",
+        )  # fmt: skip
+        figure.add_scatter(
+            x=rows.layer,
+            y=rows["mean"],
+            name=name,
+            legendgroup=name,
+            mode="lines+markers",
+            line={"color": colour},
+            customdata=rows[["min", "max", "low", "high"]].to_numpy(),
+            hovertemplate=(
+                f"{name}<br>layer %{{x}}: %{{y:.2%}} of its neurons<br>95 % interval %{{customdata[2]:.2%}} to "
+                "%{customdata[3]:.2%}<br>over inputs %{customdata[0]:.2%} to %{customdata[1]:.2%}<extra></extra>"
+            ),
+        )
+    figure.update_layout(title="How many languages use the same neuron", xaxis_title="layer")
+    figure.update_xaxes(dtick=max(1, part.layer.nunique() // 16))
+    return figure.update_layout(yaxis_title="share of the layer's neurons").update_yaxes(tickformat=".0%")
+
+
+def activity_overlap(table: pd.DataFrame) -> go.Figure:
+    """Heatmap of `Sharing.overlap`: mean Jaccard overlap of the active neurons of two languages, similar ones near."""
+    values = table.to_numpy(copy=True)
+    np.fill_diagonal(values, np.nan)
+    heat = go.Heatmap(
+        z=values,
+        x=list(table.columns),
+        y=list(table.index),
+        colorscale=AMOUNTS,
+        colorbar={"title": {"text": "Jaccard<br>overlap"}},
+        hovertemplate="%{y} and %{x}<br>mean Jaccard overlap over inputs %{z:.3f}<extra></extra>",
+    )
+    figure = go.Figure(heat).update_layout(title="Which languages use the same neurons")
+    figure.update_layout(xaxis_title="language", yaxis_title="language")
+    return figure.update_yaxes(autorange="reversed", type="category").update_xaxes(type="category")
+
+
+def type_contributions(table: pd.DataFrame) -> go.Figure:
+    """Bars of `attribution`: share of each type among all neurons and among those of highest contribution, a layer."""
+    mean = table.groupby(["layer", "type"], sort=False)[["share", "top_share"]].mean().reset_index()
+    figure = go.Figure()
+    for i, (name, rows) in enumerate(mean.groupby("type", sort=False)):
+        for column, pattern, what in (("share", "/", "all neurons"), ("top_share", "", "highest contribution")):
+            figure.add_bar(
+                x=[[f"layer {layer}" for layer in rows.layer], [what] * len(rows)],
+                y=rows[column],
+                name=name,
+                legendgroup=name,
+                showlegend=column == "top_share",
+                marker={"color": COLOURS[i], "pattern": {"shape": pattern}},
+                hovertemplate=f"{name}<br>{what}: %{{y:.2%}}<extra></extra>",
+            )
+    figure.update_layout(title="Which neurons carry the answer", barmode="stack", xaxis_title="layer")
+    figure.update_layout(yaxis_title="share of neurons")
+    return figure.update_yaxes(tickformat=".0%")
+
+
+def found_and_chance(table: pd.DataFrame) -> go.Figure:
+    """Bars of `permutation_test`: neurons found a language, those that stay significant, and what chance finds."""
+    bars = [
+        go.Bar(x=table.language, y=table.found, name="found", hovertemplate="%{x}: %{y} neurons found<extra></extra>"),
+        go.Bar(
+            x=table.language,
+            y=table.significant,
+            name="significant",
+            hovertemplate="%{x}: %{y} neurons significant after correction<extra></extra>",
+        ),
+        go.Bar(
+            x=table.language,
+            y=table.chance_mean,
+            name="by chance",
+            error_y={
+                "type": "data",
+                "symmetric": False,
+                "array": table.chance_high - table.chance_mean,
+                "arrayminus": 0 * table.found,
+            },
+            customdata=table[["chance_high"]].to_numpy(),
+            hovertemplate="%{x}: %{y:.1f} with shuffled labels (95 % below %{customdata[0]:.0f})<extra></extra>",
+        ),
+    ]
+    figure = go.Figure(bars).update_layout(title="More than chance would find?", barmode="group")
+    return figure.update_layout(xaxis_title="language", yaxis_title="neurons")
+
+
+def membership(scores: NeuronScores, neurons: NeuronSet) -> go.Figure:
+    """Histogram of `lape_membership`: how often the neurons of a set are selected again when documents are redrawn."""
+    chosen = neurons.masks.permute(1, 2, 0)
+    values = [scores.values[..., k][chosen[..., k]].numpy() for k in range(len(scores.languages))]
+    bars = [
+        go.Histogram(
+            x=v,
+            name=language,
+            xbins={"start": 0, "end": 1.0001, "size": 0.1},
+            hovertemplate=f"{language}<br>selected in %{{x}} of the resamples<br>%{{y}} neurons<extra></extra>",
+        )
+        for language, v in zip(scores.languages, values, strict=True)
+    ]
+    figure = go.Figure(bars).update_layout(title="How sure is each membership", barmode="stack")
+    return figure.update_layout(xaxis_title="share of resamples that select the neuron", yaxis_title="neurons")
+
+
+def recovery(table: pd.DataFrame, axis: str, *, title: str) -> go.Figure:
+    """Lines of a planted benchmark: mean F1 of each detector over `axis`, with 95 % intervals over seeds.
+
+    Args:
+        table: columns detector, `axis`, f1, low, high.
+    """
+    figure = go.Figure()
+    for i, (name, rows) in enumerate(table.groupby("detector", sort=False)):
+        figure.add_scatter(
+            x=rows[axis],
+            y=rows.f1,
+            name=str(name),
+            mode="lines+markers",
+            line={"color": COLOURS[i % len(COLOURS)]},
+            error_y={
+                "type": "data",
+                "symmetric": False,
+                "array": rows.high - rows.f1,
+                "arrayminus": rows.f1 - rows.low,
+            },
+            hovertemplate=f"{name}<br>{axis} %{{x}}<br>F1 %{{y:.3f}}<extra></extra>",
+        )
+    figure.update_layout(title=title, xaxis_title=axis, yaxis_title="F1")
+    return figure.update_yaxes(range=[0, 1.03])
 
 
 def grid(table: pd.DataFrame, row: str, column: str, value: str) -> pd.DataFrame:

@@ -5,24 +5,25 @@ from __future__ import annotations
 import itertools
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from .corpora import Corpus, TokenRows, token_rows
-from .models import HookedModel, Site, fingerprint, max_window, model_name, run_trunk
+from .models import HookedModel, Site, StopForward, fingerprint, max_window, model_name, run_trunk
 from .models import site as site_of
 from .storage import load_record, save_record
 
 SCHEMA, CHECKPOINT_SCHEMA = "ActivationStats/1", "ActivationStats checkpoint/1"
 # Reduced in pieces of this many tokens, so that a piece stays in the processor's cache between the five reductions.
 CPU_PIECE = 128
+SHORTEST_SLICE = 48  # tokens on average, below which many short slices cost more than one copy
 TOKENS_A_BATCH = 4096
 TOKENS_A_BATCH_ON_ACCELERATORS = 32768
 SECONDS_BETWEEN_CHECKPOINTS = 60.0
@@ -256,17 +257,20 @@ def on_cpu(model: HookedModel) -> bool:
 def batch_stats(model: HookedModel, site: Site, batch: TokenRows, like: ActivationStats) -> ActivationStats:
     """Statistics of one batch of one language, with the origin of `like`."""
     device = model.cfg.device
-    counted = None if bool(batch.valid.all()) else batch.valid.flatten().nonzero().flatten().to(device)
-    piece = CPU_PIECE if on_cpu(model) else TOKENS_A_BATCH_ON_ACCELERATORS
+    pieces = counted_pieces(batch.valid, CPU_PIECE if on_cpu(model) else TOKENS_A_BATCH_ON_ACCELERATORS)
+    pieces = [p if isinstance(p, slice) else p.to(device) for p in pieces]
     sums: dict[int, Sums] = {}
+    layers = range(model.cfg.n_layers)
 
     def reduce(layer: int) -> Callable[[Tensor, object], None]:
         def hook(carried: Float[Tensor, "batch pos neuron"], hook: object) -> None:
-            sums[layer] = reduced(site.value(carried).flatten(0, 1), counted, like.threshold, piece)
+            flat = carried.flatten(0, 1)
+            sums[layer] = reduced((site.value(flat[p]) for p in pieces), like.threshold, flat.shape[1], flat.device)
+            if layer == layers[-1]:
+                raise StopForward  # what comes after the last neuron is not needed
 
         return hook
 
-    layers = range(model.cfg.n_layers)
     run_trunk(model, batch.tokens.to(device), hooks=[(site.hook_name(layer), reduce(layer)) for layer in layers])
     stacked = (torch.stack([sums[layer][i] for layer in layers]).cpu()[..., None] for i in range(4))
     active, total, squares, maximum = stacked
@@ -280,26 +284,45 @@ def batch_stats(model: HookedModel, site: Site, batch: TokenRows, like: Activati
     )
 
 
+Piece = slice | Int[Tensor, " piece"]
+
+
+def counted_pieces(valid: Bool[Tensor, "row pos"], size: int) -> list[Piece]:
+    """Where the counted tokens stand among all, row after row, in pieces of at most `size`.
+
+    Slices, which need no copy, where the rows are long enough for it to matter; else indices.
+    """
+    index = valid.flatten().nonzero().flatten()
+    if not len(index):
+        return []
+    breaks = (index.diff() != 1).nonzero().flatten() + 1
+    if len(index) < (len(breaks) + 1) * SHORTEST_SLICE:
+        return list(index.split(size))
+    edges = [0, *breaks.tolist(), len(index)]
+    runs = [(int(index[a]), int(index[b - 1]) + 1) for a, b in itertools.pairwise(edges)]
+    return [slice(i, min(i + size, end)) for start, end in runs for i in range(start, end, size)]
+
+
 Sums = tuple[Int[Tensor, " neuron"], Float[Tensor, " neuron"], Float[Tensor, " neuron"], Float[Tensor, " neuron"]]
 
 
 def reduced(
-    values: Float[Tensor, "token neuron"], counted: Int[Tensor, " counted"] | None, threshold: float, piece: int
+    pieces: Iterable[Float[Tensor, "token neuron"]], threshold: float, n_neurons: int, device: torch.device
 ) -> Sums:
-    """Number above `threshold`, sum, sum of squares and maximum over the counted tokens (None: over all).
+    """Number above `threshold`, sum, sum of squares and maximum over the tokens of all pieces.
 
-    Sums run over `piece` tokens in float32, over pieces in float64: float16 would overflow.
+    Sums run over a piece in float32, over pieces in float64: float16 would overflow.
     """
-    n_tokens, n_neurons = len(values) if counted is None else len(counted), values.shape[1]
-    accurate = torch.float64 if values.device.type != "mps" else torch.float32
-    active = torch.zeros(n_neurons, dtype=torch.int64, device=values.device)
-    total = torch.zeros(n_neurons, dtype=accurate, device=values.device)
-    squares = torch.zeros(n_neurons, dtype=accurate, device=values.device)
-    maximum = torch.full((n_neurons,), -torch.inf, device=values.device)
-    scratch = torch.empty(min(piece, n_tokens), n_neurons, device=values.device)
-    for start in range(0, n_tokens, piece):
-        part = values[start : start + piece] if counted is None else values[counted[start : start + piece]]
+    accurate = torch.float64 if device.type != "mps" else torch.float32
+    active = torch.zeros(n_neurons, dtype=torch.int64, device=device)
+    total = torch.zeros(n_neurons, dtype=accurate, device=device)
+    squares = torch.zeros(n_neurons, dtype=accurate, device=device)
+    maximum = torch.full((n_neurons,), -torch.inf, device=device)
+    scratch = torch.empty(0, n_neurons, device=device)
+    for part in pieces:
         part = part.float()
+        if len(part) > len(scratch):
+            scratch = torch.empty(len(part), n_neurons, device=device)
         room = scratch[: len(part)]
         # Ones in float32 add up exactly to 2^24 and several times faster than booleans.
         active += torch.gt(part, threshold, out=room).sum(dim=0).long()

@@ -1,6 +1,7 @@
 """A run folder becomes one self-contained HTML page."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +13,19 @@ from plotly.offline import get_plotlyjs
 
 from . import plots
 from .analysis.lape import lape_entropy
-from .neurons import NeuronSet
+from .neurons import NeuronScores, NeuronSet
 from .recording import ActivationStats
 
 MOST_SPECIFIC = 5  # neurons listed a language
+Shown = tuple[str, go.Figure, str]  # id, figure, how to read it
 
 
 def report(folder: Path | str) -> Path:
     """Write `report.html` from the files of a run: stats.safetensors, neurons.safetensors, matrix.parquet.
 
-    run.json (how the run was made), facts.parquet and continuations.json are shown where they exist. The page needs
-    no network.
+    What else a run may hold is shown where it exists: significance.parquet, membership.safetensors, sharing.parquet,
+    overlap.parquet, attribution.parquet, leaderboard.parquet, facts.parquet, continuations.json and run.json (how the
+    run was made). The page needs no network.
 
     Raises:
         ValueError: a file of the run is missing.
@@ -36,7 +39,6 @@ def report(folder: Path | str) -> Path:
     stats = ActivationStats.load(folder / "stats.safetensors")
     neurons = NeuronSet.load(folder / "neurons.safetensors")
     matrix = pd.read_parquet(folder / "matrix.parquet")
-    facts = pd.read_parquet(folder / "facts.parquet").to_dict("records") if (folder / "facts.parquet").exists() else []
     made = {
         "method": neurons.method,
         "parameters": dict(neurons.parameters),
@@ -53,11 +55,14 @@ def report(folder: Path | str) -> Path:
             n_tokens=int(stats.n_tokens.sum()),
             made=made,
             findings=findings(matrix, neurons),
-            figures=figures(stats, neurons, matrix),
+            figures=figures(stats, neurons, matrix) + further_figures(folder, neurons),
             languages=language_table(stats, neurons, matrix).to_dict("records"),
             specific=most_specific(stats, neurons).to_dict("records"),
-            facts=facts,
+            facts=read_table(folder / "facts.parquet"),
             examples=read_json(folder / "continuations.json", []),
+            significance=read_table(folder / "significance.parquet"),
+            leaderboard=read_table(folder / "leaderboard.parquet"),
+            sharing=sharing_table(folder / "sharing.parquet"),
             plotlyjs=get_plotlyjs(),
         )
     )
@@ -68,6 +73,22 @@ def report(folder: Path | str) -> Path:
 
 def read_json(path: Path, default: Any) -> Any:
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else default
+
+
+def read_table(path: Path) -> list[dict[str, Any]]:
+    return pd.read_parquet(path).to_dict("records") if path.exists() else []
+
+
+def sharing_table(path: Path) -> list[dict[str, Any]]:
+    """Share and stability of each type over all layers, a row a threshold and type."""
+    if not path.exists():
+        return []
+    table = pd.read_parquet(path)
+    weighted = table.assign(kept=table.stability.fillna(0.0) * table.n_neurons)
+    total = weighted.groupby(["threshold", "type"], sort=False).agg(
+        mean=("mean", "mean"), kept=("kept", "sum"), n_neurons=("n_neurons", "sum")
+    )
+    return total.assign(stability=total.kept / total.n_neurons.clip(lower=1)).reset_index().to_dict("records")
 
 
 def environment() -> jinja2.Environment:
@@ -139,7 +160,7 @@ def mean_interval(values: np.ndarray, *, seed: int = 0, resamples: int = 2000) -
 
 def figures(stats: ActivationStats, neurons: NeuronSet, matrix: pd.DataFrame) -> list[dict[str, str]]:
     """Every figure of the page: id, plotly JSON and how to read it."""
-    shown: list[tuple[str, go.Figure, str]] = [
+    shown: list[Shown] = [
         (
             "change",
             plots.perplexity_change(matrix),
@@ -166,6 +187,40 @@ def figures(stats: ActivationStats, neurons: NeuronSet, matrix: pd.DataFrame) ->
     for row in top.itertuples():
         figure = plots.neuron_profile(stats, row.layer, row.neuron)
         shown.append((f"neuron-{row.layer}-{row.neuron}", figure, f"The most specific neuron of {row.language}."))
+    return as_json(shown)
+
+
+def further_figures(folder: Path, neurons: NeuronSet) -> list[dict[str, str]]:
+    """Figures of the tables that a run may hold."""
+    shown: list[Shown] = []
+    if (folder / "significance.parquet").exists():
+        caption = "Neurons found, those that stay significant after correction, and what shuffled labels give."
+        figure = plots.found_and_chance(pd.read_parquet(folder / "significance.parquet"))
+        shown.append(("trust-chance", figure, caption))
+    if (folder / "membership.safetensors").exists():
+        caption = "Right: neurons that are chosen again whatever sentences the corpus happens to hold."
+        scores = NeuronScores.load(folder / "membership.safetensors")
+        shown.append(("trust-membership", plots.membership(scores, neurons), caption))
+    if (folder / "sharing.parquet").exists():
+        caption = "Types of neuron at the last token of parallel sentences; the band spans all sentences."
+        figure = plots.sharing_by_layer(pd.read_parquet(folder / "sharing.parquet"))
+        shown.append(("sharing-layers", figure, caption))
+    if (folder / "overlap.parquet").exists():
+        caption = "Languages that use the same neurons for the same sentence; ordered by similarity."
+        shown.append(("sharing-overlap", plots.activity_overlap(pd.read_parquet(folder / "overlap.parquet")), caption))
+    if (folder / "attribution.parquet").exists():
+        caption = "Types among all neurons of a layer and among the tenth that contributes most, at fact questions."
+        figure = plots.type_contributions(pd.read_parquet(folder / "attribution.parquet"))
+        shown.append(("sharing-attribution", figure, caption))
+    if (folder / "leaderboard.parquet").exists():
+        caption = "Equally many neurons of each detector switched off; right: they matter to their own language alone."
+        figure = plots.leaderboard(pd.read_parquet(folder / "leaderboard.parquet"))
+        shown.append(("detectors", figure, caption))
+    return as_json(shown)
+
+
+def as_json(shown: Sequence[Shown]) -> list[dict[str, str]]:
+    """Figures by id, each once."""
     unique = {key: (figure, caption) for key, figure, caption in shown}
     return [{"id": key, "json": str(figure.to_json()), "caption": caption} for key, (figure, caption) in unique.items()]
 

@@ -81,3 +81,39 @@ def token_losses(logits, tokens):
 def jaccard(left, right):
     """|A and B| / |A or B| of two Python sets, 0 for two empty ones."""
     return len(left & right) / len(left | right) if left | right else 0.0
+
+
+def average_precision(scores, labels):
+    """Area under the precision-recall steps, thresholds at every distinct score, one threshold at a time."""
+    area, recall = 0.0, 0.0
+    for threshold in sorted(set(scores), reverse=True):
+        chosen = [label for score, label in zip(scores, labels, strict=True) if score >= threshold]
+        now = sum(chosen) / sum(labels)
+        area += (now - recall) * sum(chosen) / len(chosen)
+        recall = now
+    return area
+
+
+def median(values):
+    """The middle value, or the mean of the two middle ones."""
+    ordered, half = sorted(values), len(values) // 2
+    return ordered[half] if len(ordered) % 2 else (ordered[half - 1] + ordered[half]) / 2
+
+
+def neuron_type(active):
+    """Sharing category of one neuron from a list of booleans, one a language."""
+    if all(active):
+        return "all-shared"
+    if not any(active):
+        return "non-activated"
+    return "specific" if sum(active) == 1 else "partial-shared"
+
+
+def benjamini_hochberg(p_values):
+    """Adjusted p-values: the least over larger ranks of p * n / rank."""
+    order = sorted(range(len(p_values)), key=lambda i: p_values[i])
+    adjusted, least = [0.0] * len(p_values), 1.0
+    for place in range(len(order) - 1, -1, -1):
+        least = min(least, p_values[order[place]] * len(p_values) / (place + 1))
+        adjusted[order[place]] = least
+    return adjusted

@@ -30,6 +30,16 @@ def test_the_single_steps_run_one_after_another(tmp_path, texts, capsys):
     assert "change of the loss" in capsys.readouterr().out
 
 
+@pytest.mark.slow
+def test_compare_writes_a_row_a_detector(tmp_path, texts, capsys):
+    model, table = str(checkpoints.checkpoint("opt", tmp_path / "model")), tmp_path / "board.parquet"
+    assert main(["compare", model, str(texts), "--out", str(table), "--neurons", "3", "--quiet"]) == 0
+    board = pd.read_parquet(table)
+    assert {"lape", "plnd", "relevance", "average precision", "layer-matched random"} < set(board.detector)
+    assert board.specificity.is_monotonic_decreasing
+    assert "specificity" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
@@ -55,7 +65,7 @@ def test_debug_shows_the_trace(tmp_path):
         main(["report", str(tmp_path), "--debug"])
 
 
-@pytest.mark.parametrize("command", ["", "demo", "record", "identify", "ablate", "report"])
+@pytest.mark.parametrize("command", ["", "demo", "record", "identify", "ablate", "compare", "report"])
 def test_help_teaches(command, capsys):
     assert main([*command.split(), "--help"]) == 0
     out = capsys.readouterr().out

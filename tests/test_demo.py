@@ -47,9 +47,25 @@ def test_the_run_folder_is_complete_and_says_how_it_was_made(run):
     about = json.loads((run / "run.json").read_text())
     assert 0.01 <= NeuronSet.load(run / "neurons.safetensors").parameters["top_rate"] <= 0.05
     assert about["random_seeds"] == [0, 1, 2]
-    assert {"stats.safetensors", "neurons.safetensors", "matrix.parquet", "facts.parquet", "continuations.json"} <= {
-        p.name for p in run.iterdir()
-    }
+    tables = {"matrix", "facts", "significance", "sharing", "overlap", "attribution", "leaderboard"}
+    files = {f"{name}.parquet" for name in tables} | {"stats.safetensors", "neurons.safetensors"}
+    assert files | {"membership.safetensors", "continuations.json"} <= {p.name for p in run.iterdir()}
+
+
+def test_most_language_neurons_are_more_than_chance(run):
+    import pandas as pd
+
+    table = pd.read_parquet(run / "significance.parquet")
+    assert (table.chance_mean < 0.5 * table.found).all()
+    assert table.significant.sum() > 0.5 * table.found.sum()
+
+
+def test_relevance_beats_random_neurons(run):
+    import pandas as pd
+
+    table = pd.read_parquet(run / "leaderboard.parquet").set_index("detector")
+    assert {"lape", "relevance", "plnd", "average precision", "layer-matched random"} <= set(table.index)
+    assert table.specificity["relevance"] > table.high["layer-matched random"]
 
 
 def test_the_model_knows_the_facts_in_every_language(demo_model):

@@ -3,7 +3,16 @@ import pandas as pd
 import pytest
 import torch
 
-from mi_multilingual import ActivationStats, NeuronSet, lape_entropy, plots
+from mi_multilingual import (
+    TYPES,
+    ActivationStats,
+    NeuronScores,
+    NeuronSet,
+    attribution,
+    lape_entropy,
+    plots,
+    sharing_categories,
+)
 
 LANGUAGES = ("en", "fr", "ja")
 
@@ -101,3 +110,95 @@ def test_neuron_profile_shows_probability_with_its_interval(stats):
         assert bar.y[k] + bar.error_y.array[k] == pytest.approx(interval.high, abs=1e-4)
     with pytest.raises(ValueError, match=r"there is no neuron 2.0; layers are 0..1, neurons 0..29"):
         plots.neuron_profile(stats, 2, 0)
+
+
+def test_the_leaderboard_has_a_bar_and_an_interval_a_detector():
+    table = pd.DataFrame(
+        {
+            "detector": ["a", "b"],
+            "n_neurons": [5.0, 5.0],
+            "own": [0.5, 0.1],
+            "elsewhere": [0.1, 0.1],
+            "specificity": [0.4, 0.0],
+            "low": [0.3, -0.1],
+            "high": [0.6, 0.1],
+            "hits": [3, 1],
+        }
+    )
+    figure = plots.leaderboard(table)
+    check_titles(figure)
+    bar = figure.data[0]
+    assert bar.y == ("a", "b")
+    np.testing.assert_allclose(bar.x + bar.error_x.array, table.high)
+    np.testing.assert_allclose(bar.x - bar.error_x.arrayminus, table.low)
+
+
+@pytest.fixture
+def sharing(ungated, corpus):
+    return sharing_categories(ungated, corpus, progress=False)
+
+
+def test_sharing_by_layer_draws_a_line_and_a_band_a_type(sharing):
+    table = sharing.layer_shares()
+    figure = plots.sharing_by_layer(table, threshold=0.2)
+    assert figure.layout.title.text
+    assert figure.layout.yaxis.title.text
+    lines = [trace for trace in figure.data if trace.mode != "none"]
+    part = table[table.threshold == 0.2]
+    assert [line.name for line in lines] == list(TYPES)
+    for line in lines:
+        np.testing.assert_allclose(line.y, part[part.type == line.name]["mean"])
+        assert line.hovertemplate
+    bands = [trace for trace in figure.data if trace.mode == "none"]
+    for band, line in zip(bands, lines, strict=True):
+        np.testing.assert_allclose(band.y[: len(line.y)], part[part.type == line.name]["max"])
+    with pytest.raises(ValueError, match=r"no threshold 0\.7"):
+        plots.sharing_by_layer(table, threshold=0.7)
+
+
+def test_activity_overlap_shows_the_table_without_its_diagonal(sharing):
+    table = sharing.overlap()
+    figure = plots.activity_overlap(table)
+    check_titles(figure)
+    z = np.array(figure.data[0].z, dtype=float)
+    off = ~np.eye(3, dtype=bool)
+    np.testing.assert_allclose(z[off], table.to_numpy()[off])
+    assert np.isnan(np.diag(z)).all()
+
+
+def test_type_contributions_add_up_to_one_a_column(ungated, corpus):
+    table = attribution(ungated, corpus, corpus, progress=False)
+    figure = plots.type_contributions(table)
+    sums = {}
+    for bar in figure.data:
+        assert bar.hovertemplate
+        for layer, what, y in zip(*bar.x, bar.y, strict=True):
+            sums[layer, what] = sums.get((layer, what), 0) + y
+    assert len(sums) == 2 * ungated.cfg.n_layers
+    assert list(sums.values()) == pytest.approx([1.0] * len(sums))
+
+
+def test_found_and_chance_shows_the_three_counts():
+    table = pd.DataFrame(
+        {"language": ["en"], "found": [9], "significant": [7], "chance_mean": [1.5], "chance_high": [3.0]}
+    )
+    figure = plots.found_and_chance(table)
+    check_titles(figure)
+    assert [bar.y[0] for bar in figure.data] == [9, 7, 1.5]
+
+
+def test_membership_holds_a_number_for_every_membership(neurons):
+    random = torch.Generator().manual_seed(0)
+    scores = NeuronScores(torch.rand(2, 30, 3, generator=random), LANGUAGES, "lape membership")
+    figure = plots.membership(scores, neurons)
+    check_titles(figure)
+    for k, bar in enumerate(figure.data):
+        assert sorted(bar.x) == sorted(scores.values[..., k][neurons.masks[k]].tolist())
+
+
+def test_recovery_draws_a_curve_a_detector():
+    rows = [("a", 1, 0.5), ("a", 2, 0.9), ("b", 1, 0.1), ("b", 2, 0.2)]
+    table = pd.DataFrame(rows, columns=["detector", "effect", "f1"])
+    figure = plots.recovery(table.assign(low=table.f1 - 0.1, high=table.f1 + 0.1), "effect", title="t")
+    check_titles(figure)
+    assert [(line.name, list(line.y)) for line in figure.data] == [("a", [0.5, 0.9]), ("b", [0.1, 0.2])]

@@ -10,7 +10,7 @@ from mi_multilingual import ActivationStats, load_model, record, site, token_row
 from mi_multilingual import recording as recording_module
 from mi_multilingual.corpora import Corpus
 from mi_multilingual.models import is_gated
-from mi_multilingual.recording import TENSORS, reduced
+from mi_multilingual.recording import TENSORS, counted_pieces, reduced
 
 WINDOW = 8
 
@@ -133,7 +133,8 @@ def test_reducing_in_pieces_equals_reducing_at_once(seed, n_tokens, piece, thres
     random = torch.Generator().manual_seed(seed)
     values = torch.randn(n_tokens, 5, generator=random)
     counted = torch.rand(n_tokens, generator=random) < 0.7
-    active, total, squares, maximum = reduced(values, counted.nonzero().flatten(), threshold, piece)
+    pieces = [values[p] for p in counted_pieces(counted[None], piece)]
+    active, total, squares, maximum = reduced(pieces, threshold, 5, torch.device("cpu"))
     kept = values[counted].double()
     assert torch.equal(active, (kept > threshold).sum(0))
     torch.testing.assert_close(total, kept.sum(0), atol=1e-5, rtol=1e-5)
@@ -141,9 +142,29 @@ def test_reducing_in_pieces_equals_reducing_at_once(seed, n_tokens, piece, thres
     assert maximum.double().tolist() == (kept.amax(0) if len(kept) else torch.full((5,), -torch.inf)).tolist()
 
 
+@given(st.integers(0, 2**20), st.integers(1, 5), st.integers(1, 300), st.integers(1, 150))
+def test_pieces_hold_every_counted_token_once_in_order(seed, n_rows, width, size):
+    random = torch.Generator().manual_seed(seed)
+    lengths = torch.randint(0, width + 1, (n_rows, 1), generator=random)
+    valid = (torch.arange(width) < lengths) & (torch.arange(width) > 0)
+    pieces = [torch.arange(n_rows * width)[p] for p in counted_pieces(valid, size)]
+    assert all(0 < len(p) <= size for p in pieces)
+    expected = valid.flatten().nonzero().flatten()
+    assert torch.equal(torch.cat([*pieces, expected[:0]]), expected)
+
+
+@pytest.mark.parametrize("site_name", ["gate", "post"])
+def test_recording_leaves_no_hook_behind(model, corpus, site_name):
+    tokens = torch.tensor([[1, 5, 9, 30]])
+    with torch.no_grad():
+        before = model(tokens, return_type="logits")
+        record(model, corpus, site=site_name, window=WINDOW, progress=False)
+        assert torch.equal(model(tokens, return_type="logits"), before)
+
+
 def test_half_precision_sums_do_not_overflow():
     values = torch.full((1000, 2), 60000.0, dtype=torch.float16)
-    _, total, squares, _ = reduced(values, None, 0.0, 128)
+    _, total, squares, _ = reduced(values.split(128), 0.0, 2, torch.device("cpu"))
     assert total.tolist() == [6e7, 6e7]
     torch.testing.assert_close(squares, torch.full((2,), 3.6e12, dtype=torch.float64), rtol=1e-5, atol=0)
 

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 import torch
 
-from mi_multilingual import ActivationStats, NeuronSet, lape, report
+from mi_multilingual import TYPES, ActivationStats, NeuronScores, NeuronSet, lape, report
 from mi_multilingual.report import effects, findings
 
 EVIL = "<script>document.title='owned'</script>"
@@ -23,6 +23,25 @@ def matrix():
     return pd.DataFrame(rows)
 
 
+def write_studies(folder):
+    """The tables that a run holds beside its main job."""
+    n = len(LANGUAGES)
+    found = {"found": [9] * n, "significant": [7] * n, "chance_mean": [1.5] * n, "chance_high": [3.0] * n}
+    halves = {"agreement": [0.4] * n, "low": [0.3] * n, "high": [0.5] * n}
+    pd.DataFrame({"language": LANGUAGES, **found, **halves}).to_parquet(folder / "significance.parquet")
+    NeuronScores(torch.full((2, 60, n), 0.5), LANGUAGES, "membership").save(folder / "membership.safetensors")
+    rows = [("all", 0.0, i, t, 0.25, 0.2, 0.3, 0.1, 0.4, 15, 0.8) for i in range(2) for t in TYPES]
+    columns = ["task", "threshold", "layer", "type", "mean", "low", "high", "min", "max", "n_neurons", "stability"]
+    pd.DataFrame(rows, columns=columns).to_parquet(folder / "sharing.parquet")
+    pd.DataFrame(torch.eye(n).numpy(), LANGUAGES, LANGUAGES).to_parquet(folder / "overlap.parquet")
+    parts = [(k, i, t, 0.25, 0.25) for k in LANGUAGES for i in range(2) for t in TYPES]
+    pd.DataFrame(parts, columns=["language", "layer", "type", "share", "top_share"]).to_parquet(
+        folder / "attribution.parquet"
+    )
+    row = {"own": 0.5, "elsewhere": 0.1, "specificity": 0.4, "low": 0.3, "high": 0.5, "hits": 3, "n_neurons": 5.0}
+    pd.DataFrame([{"detector": EVIL, **row}]).to_parquet(folder / "leaderboard.parquet")
+
+
 @pytest.fixture
 def run_folder(tmp_path):
     random = torch.Generator().manual_seed(0)
@@ -35,6 +54,7 @@ def run_folder(tmp_path):
     matrix().to_parquet(tmp_path / "matrix.parquet")
     facts = [{"language": "en", "relation": EVIL, "wording": 0, "accuracy": 0.9, "low": 0.8, "high": 0.95, "n": 40}]
     pd.DataFrame(facts).to_parquet(tmp_path / "facts.parquet")
+    write_studies(tmp_path)
     examples = [{"language": "en", "prompt": "The dog", "continuation": f"sleeps {EVIL}"}]
     (tmp_path / "continuations.json").write_text(json.dumps(examples))
     (tmp_path / "run.json").write_text(json.dumps({"seconds": EVIL}))
@@ -113,12 +133,14 @@ def test_the_page_draws_every_figure_without_an_error(browser, run_folder, schem
     drawn = browser.execute_script(
         "return [...document.querySelectorAll('.plot')].map(p => p.querySelectorAll('svg.main-svg').length)"
     )
-    assert len(drawn) >= 5
+    assert len(drawn) >= 11
     assert all(drawn)
     assert browser.title.startswith("Language neurons of tiny<script>")
     texts = [cell.text for cell in browser.find_elements("css selector", "td")]
     assert f"sleeps {EVIL}" in texts
-    assert EVIL in texts
+    assert texts.count(EVIL) == 2
+    for section in ("significance", "leaderboard", "sharing"):
+        assert browser.find_element("id", section).text
     ground = browser.execute_script("return getComputedStyle(document.body).backgroundColor")
     assert ground == {"light": "rgb(251, 251, 249)", "dark": "rgb(20, 23, 26)"}[scheme]
     wide = browser.execute_script("return [document.documentElement.scrollWidth, document.documentElement.clientWidth]")

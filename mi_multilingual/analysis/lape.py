@@ -1,10 +1,10 @@
 """Language activation probability entropy (Tang et al. 2024, section 2.2)."""
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
-from ..neurons import NeuronSet
+from ..neurons import NeuronScores, NeuronSet
 from ..recording import ActivationStats
 
 
@@ -28,24 +28,48 @@ def lape(
     Source: Tang et al. 2024, arXiv:2402.16438, section 2.2 and the code released with it.
     """
     probability = checked_probability(stats)
-    n_keep = rank(top_rate, probability[..., 0].numel(), "top_rate")
-    entropy = dismiss_rare(lape_entropy(stats), probability, filter_rate)
-    kept = entropy.flatten().topk(n_keep, largest=False).indices
-    is_kept = torch.zeros(entropy.numel(), dtype=torch.bool).index_fill(0, kept, True).view_as(entropy)
-    masks = (probability > quantile_bar(probability, activation_bar_ratio, "activation_bar_ratio")) & is_kept[..., None]
-    return NeuronSet(
-        masks.permute(2, 0, 1).contiguous(),
-        stats.languages,
-        "lape",
-        {"top_rate": top_rate, "filter_rate": filter_rate, "activation_bar_ratio": activation_bar_ratio},
-        stats.model,
-        stats.model_fingerprint,
-    )
+    parameters = {"top_rate": top_rate, "filter_rate": filter_rate, "activation_bar_ratio": activation_bar_ratio}
+    masks = select_by_entropy(probability, **parameters)
+    return NeuronSet(masks, stats.languages, "lape", parameters, stats.model, stats.model_fingerprint)
+
+
+def lape_scores(
+    stats: ActivationStats, *, filter_rate: float = 0.95, activation_bar_ratio: float = 0.95
+) -> NeuronScores:
+    """LAPE as a ranking: minus the entropy, in nats, for the languages that `lape` would give the neuron to.
+
+    -inf where the neuron is dismissed or its probability does not exceed the bar of the language.
+    """
+    probability = checked_probability(stats)
+    parameters = {"filter_rate": filter_rate, "activation_bar_ratio": activation_bar_ratio}
+    values = scores_by_entropy(probability, **parameters)
+    return NeuronScores(values, stats.languages, "lape", parameters, stats.model, stats.model_fingerprint)
 
 
 def lape_entropy(stats: ActivationStats) -> Float[Tensor, "layer neuron"]:
     """Entropy in nats of each neuron's activation probabilities over languages; 0 for one that never fires."""
     return entropy_over_languages(checked_probability(stats))
+
+
+def select_by_entropy(
+    weights: Float[Tensor, "layer neuron language"], *, top_rate: float, filter_rate: float, activation_bar_ratio: float
+) -> Bool[Tensor, "language layer neuron"]:
+    """The selection of LAPE on any non-negative weights: which neurons belong to which language."""
+    n_keep = rank(top_rate, weights[..., 0].numel(), "top_rate")
+    entropy = dismiss_rare(entropy_over_languages(weights), weights, filter_rate)
+    kept = entropy.flatten().topk(n_keep, largest=False).indices
+    is_kept = torch.zeros(entropy.numel(), dtype=torch.bool).index_fill(0, kept, True).view_as(entropy)
+    masks = (weights > quantile_bar(weights, activation_bar_ratio, "activation_bar_ratio")) & is_kept[..., None]
+    return masks.permute(2, 0, 1).contiguous()
+
+
+def scores_by_entropy(
+    weights: Float[Tensor, "layer neuron language"], *, filter_rate: float, activation_bar_ratio: float
+) -> Float[Tensor, "layer neuron language"]:
+    """Minus the entropy where `select_by_entropy` could give the neuron to the language, else -inf."""
+    entropy = dismiss_rare(entropy_over_languages(weights), weights, filter_rate)
+    own = weights > quantile_bar(weights, activation_bar_ratio, "activation_bar_ratio")
+    return torch.where(own, -entropy[..., None], -torch.inf)
 
 
 def entropy_over_languages(weights: Float[Tensor, "layer neuron language"]) -> Float[Tensor, "layer neuron"]:
@@ -63,7 +87,7 @@ def dismiss_rare(
     return entropy.masked_fill(~(weights > bar).any(dim=-1), torch.inf)
 
 
-def quantile_bar(weights: Float[Tensor, "layer neuron language"], rate: float, name: str) -> Float[Tensor, ""]:
+def quantile_bar(weights: Float[Tensor, "*shape"], rate: float, name: str) -> Float[Tensor, ""]:
     """The value of rank `round(rate * n)` of all weights, ascending and counted from 1."""
     return weights.flatten().kthvalue(rank(rate, weights.numel(), name)).values
 
@@ -77,8 +101,13 @@ def rank(rate: float, total: int, name: str) -> int:
     return round(rate * total)
 
 
+def at_least_two(languages: tuple[str, ...]) -> None:
+    """Raise unless there are languages to compare."""
+    if len(languages) < 2:
+        raise ValueError(f"statistics cover {len(languages)} language(s) {languages}; record at least two")
+
+
 def checked_probability(stats: ActivationStats) -> Float[Tensor, "layer neuron language"]:
     """Activation probabilities, refused where they say nothing about languages."""
-    if len(stats.languages) < 2:
-        raise ValueError(f"statistics cover {len(stats.languages)} language(s) {stats.languages}; record at least two")
+    at_least_two(stats.languages)
     return stats.activation_probability()

@@ -12,20 +12,31 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from ..analysis.attribution import attribution
 from ..analysis.lape import lape
-from ..corpora import load_corpus
+from ..analysis.rankings import rankings
+from ..analysis.sharing import sharing_categories
+from ..analysis.significance import half_agreement, lape_membership, lape_of_texts, permutation_test
+from ..corpora import Corpus, load_corpus
 from ..evaluation.generation import generate
 from ..evaluation.perplexity import perplexity_matrix
+from ..evaluation.specificity import leaderboard
 from ..evaluation.tasks import Item, choice_accuracy
-from ..models import load_model
+from ..models import HookedModel, load_model
 from ..recording import record
 from ..report import report
+from ..text_activations import record_texts
+from .planted import Planted, planted_model, planted_text
+
+__all__ = ["LAPE", "Planted", "load_facts", "planted_model", "planted_text", "run_demo"]
 
 LAPE = {"top_rate": 0.05, "filter_rate": 0.985}
 """How LAPE is asked here. 1 % of all neurons, the paper's rate, would be six a language in so small a model; and where
 only one neuron in 25 is active at a token, the paper's 0.95 lets neurons pass that hardly ever fire."""
 LAYOUT = "documents"  # the corpus is single sentences
 PROMPTS_A_LANGUAGE = 3
+PERMUTATIONS, RESAMPLES = 200, 100
+COMPARED_SENTENCES, COMPARED_NEURONS = 12, 20  # a language; the demo is to take less than two minutes
 WITHOUT_SPACES = ("ja", "zh")
 HELD_OUT_WORDING = 2
 """The wording of every relation that is not in the training text."""
@@ -60,36 +71,33 @@ def load_facts(*, wordings: tuple[int, ...] = (0, 1)) -> list[Item]:
 def run_demo(out: Path | str, *, progress: bool = True) -> Path:
     """The main job on the embedded model and corpus: language neurons, their ablation, and the page that shows it.
 
-    Writes stats.safetensors, neurons.safetensors, matrix.parquet, facts.parquet, continuations.json, run.json and
-    report.html into `out`, and returns the path of the page.
+    Beside them: whether the neurons are more than chance, which neurons the languages share, which carry an answer, and
+    how the detectors compare. Writes a table or safetensors file for each, run.json and report.html into `out`, and
+    returns the path of the page.
     """
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     seconds: dict[str, float] = {}
 
-    def timed(step: str, call: Callable[[], Any]) -> Any:
+    def timed(step: str, call: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
         started = time.monotonic()
-        result = call()
+        result = call(*arguments, **options)
         seconds[step] = round(time.monotonic() - started, 2)
         return result
 
-    model = timed("load", lambda: load_model("demo"))
+    model = timed("load", load_model, "demo")
     identify, evaluate = (load_corpus("demo", split=split) for split in ("identify", "evaluate"))
-    stats = timed("record", lambda: record(model, identify, layout=LAYOUT, progress=progress))
+    stats = timed("record", record, model, identify, layout=LAYOUT, progress=progress)
     stats.save(out / "stats.safetensors")
-    neurons = timed("lape", lambda: lape(stats, **LAPE))
+    neurons = timed("lape", lape, stats, **LAPE)
     neurons.save(out / "neurons.safetensors")
-    matrix = timed("ablate", lambda: perplexity_matrix(model, evaluate, neurons, layout=LAYOUT, progress=progress))
+    matrix = timed("ablate", perplexity_matrix, model, evaluate, neurons, layout=LAYOUT, progress=progress)
     matrix.to_parquet(out / "matrix.parquet")
-    facts = load_facts(wordings=(0,))
-    asked = sorted({fact_country(item) for item in facts})[::4]  # ten countries, so that the demo takes a minute
-    questions = [item for item in facts if fact_country(item) in asked]
-    answers = timed("facts", lambda: choice_accuracy(model, questions, progress=progress))
-    fact_table(answers).to_parquet(out / "facts.parquet")
-    prompts = [(k, opening(d, k)) for k, docs in evaluate.documents.items() for d in docs[:PROMPTS_A_LANGUAGE]]
-    continued = timed("generate", lambda: generate(model, [p for _, p in prompts], progress=progress))
-    examples = [{"language": k, "prompt": p, "continuation": c} for (k, p), c in zip(prompts, continued, strict=True)]
-    (out / "continuations.json").write_text(json.dumps(examples, ensure_ascii=False, indent=1), encoding="utf-8")
+    timed("significance", write_significance, out, model, identify, progress)
+    timed("sharing", write_sharing, out, model, evaluate, progress)
+    timed("compare", write_leaderboard, out, model, identify, evaluate, progress)
+    timed("facts", write_facts, out, model, progress)
+    timed("generate", write_continuations, out, model, evaluate, progress)
     run = {
         "evaluated_on": evaluate.fingerprint,
         "random_seeds": [int(seed) for seed in sorted(set(matrix.seed) - {-1})],
@@ -99,6 +107,64 @@ def run_demo(out: Path | str, *, progress: bool = True) -> Path:
     }
     (out / "run.json").write_text(json.dumps(run, indent=1), encoding="utf-8")
     return report(out)
+
+
+def write_significance(out: Path, model: HookedModel, identify: Corpus, progress: bool) -> None:
+    """Chance, corrected p-values, agreement of halves and frequency of membership of the LAPE neurons."""
+    texts = record_texts(model, identify, reductions=["active"], progress=progress)["active"]
+    table, _ = permutation_test(texts, permutations=PERMUTATIONS, **LAPE)
+    halves = half_agreement(texts, lambda half: lape_of_texts(half, **LAPE))
+    table.merge(halves, on="language").to_parquet(out / "significance.parquet")
+    lape_membership(texts, resamples=RESAMPLES, **LAPE).save(out / "membership.safetensors")
+
+
+def write_sharing(out: Path, model: HookedModel, evaluate: Corpus, progress: bool) -> None:
+    """Sharing categories on parallel sentences, and what each type adds to the answers of the fact questions."""
+    sharing = sharing_categories(model, evaluate, progress=progress)
+    shares = sharing.layer_shares().merge(sharing.stability(), on=["task", "threshold", "layer", "type"])
+    shares.to_parquet(out / "sharing.parquet")
+    sharing.overlap().to_parquet(out / "overlap.parquet")
+    prompts, answers = fact_prompts()
+    attribution(model, prompts, answers, progress=progress).to_parquet(out / "attribution.parquet")
+
+
+def write_leaderboard(out: Path, model: HookedModel, identify: Corpus, evaluate: Corpus, progress: bool) -> None:
+    """Every detector's best neurons, as many a language, switched off."""
+    ranked = rankings(model, identify, filter_rate=LAPE["filter_rate"], progress=progress)
+    few = Corpus({k: docs[:COMPARED_SENTENCES] for k, docs in evaluate.documents.items()}, "demo, evaluate, first ones")
+    detected = {name: scores.top(COMPARED_NEURONS) for name, scores in ranked.items()}
+    table = leaderboard(model, few, detected, seeds=[0], layout=LAYOUT, progress=progress)
+    table.to_parquet(out / "leaderboard.parquet")
+
+
+def write_facts(out: Path, model: HookedModel, progress: bool) -> None:
+    """Accuracy of ten countries' facts."""
+    facts = load_facts(wordings=(0,))
+    asked = sorted({fact_country(item) for item in facts})[::4]
+    questions = [item for item in facts if fact_country(item) in asked]
+    fact_table(choice_accuracy(model, questions, progress=progress)).to_parquet(out / "facts.parquet")
+
+
+def write_continuations(out: Path, model: HookedModel, evaluate: Corpus, progress: bool) -> None:
+    """A few sentences of each language, continued from their first words."""
+    prompts = [(k, opening(d, k)) for k, docs in evaluate.documents.items() for d in docs[:PROMPTS_A_LANGUAGE]]
+    continued = generate(model, [p for _, p in prompts], progress=progress)
+    examples = [{"language": k, "prompt": p, "continuation": c} for (k, p), c in zip(prompts, continued, strict=True)]
+    (out / "continuations.json").write_text(json.dumps(examples, ensure_ascii=False, indent=1), encoding="utf-8")
+
+
+def fact_prompts() -> tuple[Corpus, Corpus]:
+    """The questions of the first wording about every fourth country and their answers, as parallel corpora."""
+    facts = load_facts(wordings=(0,))
+    asked = sorted({fact_country(item) for item in facts})[::4]
+    by_language: dict[str, dict[str, Item]] = {}
+    for item in facts:
+        if fact_country(item) in asked:
+            by_language.setdefault(item.language, {})[item.id] = item
+    ids = sorted(next(iter(by_language.values())))
+    prompts = {k: tuple(items[i].prompt for i in ids) for k, items in by_language.items()}
+    answers = {k: tuple(items[i].choices[items[i].answer].strip() for i in ids) for k, items in by_language.items()}
+    return Corpus(prompts, "fact prompts"), Corpus(answers, "fact answers")
 
 
 def fact_country(item: Item) -> str:

@@ -1,0 +1,58 @@
+"""Detectors on the demo model, where truth is what switching off does: equally many neurons of each.
+
+    python benchmarks/leaderboard.py [--neurons 20]
+
+Prints the table for LOG.md.
+"""
+
+import argparse
+import copy
+
+import torch
+
+from mi_multilingual import leaderboard, load_corpus, load_model, parameter_variation_scores, rankings
+from mi_multilingual.corpora import token_rows
+from mi_multilingual.demo import LAPE
+
+TUNING_STEPS, TUNING_RATE, ROWS = 15, 3e-4, 32
+
+
+def tuned(model, corpus, language: str):
+    """A copy of the model after a few steps of Adam on one language."""
+    other = copy.deepcopy(model)
+    rows = token_rows(corpus, language, model.tokenizer, window=128, layout="documents")
+    batches = list(rows.batches(ROWS))
+    optimizer = torch.optim.Adam(other.parameters(), lr=TUNING_RATE)
+    for step in range(TUNING_STEPS):
+        batch = batches[step % len(batches)]
+        logits = other(batch.tokens, return_type="logits")[:, :-1]
+        nll = torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch.tokens[:, 1:].flatten(), reduction="none")
+        optimizer.zero_grad()
+        nll[batch.valid[:, 1:].flatten()].mean().backward()
+        optimizer.step()
+    return other
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--neurons", type=int, default=20)
+    n = parser.parse_args().neurons
+    model = load_model("demo", device="cpu")
+    identify, evaluate = (load_corpus("demo", split=split) for split in ("identify", "evaluate"))
+    ranked = rankings(model, identify, filter_rate=LAPE["filter_rate"])
+    ranked["parameter variation"] = parameter_variation_scores(
+        model, {k: tuned(model, identify, k) for k in identify.languages}, filter_rate=LAPE["filter_rate"]
+    )
+    table = leaderboard(model, evaluate, {name: s.top(n) for name, s in ranked.items()}, layout="documents")
+    print(f"{n} neurons a language, {len(evaluate.documents['en'])} sentences\n")
+    print("| detector | own | elsewhere | specificity | 95 % interval | own language hurt most |")
+    print("|---|---|---|---|---|---|")
+    for row in table.itertuples():
+        print(
+            f"| {row.detector} | {row.own:+.4f} | {row.elsewhere:+.4f} | {row.specificity:+.4f} "
+            f"| {row.low:+.4f} to {row.high:+.4f} | {row.hits} of {len(evaluate.languages)} |"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,207 @@
+"""What each neuron adds to the answer: contribution scores and effective scores at the last prompt token."""
+
+from collections.abc import Sequence
+
+import pandas as pd
+import torch
+from einops import einsum
+from jaxtyping import Float, Int
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from ..corpora import Corpus
+from ..models import HookedModel, run_trunk
+from ..models import site as site_of
+from .lape import rank
+from .sharing import TYPES, categories, check_arguments, check_finite, parallel_activations, token_ids
+
+WITHOUT_SPACES = ("zh", "ja", "th")
+INPUTS_AT_ONCE = 8
+
+
+def contribution_scores(
+    model: HookedModel, activation: Float[Tensor, "*input layer neuron"]
+) -> Float[Tensor, "*input layer neuron"]:
+    """|activation| times the norm of the neuron's output row: the size of what it adds to the residual stream.
+
+    Source: Wang et al. 2024, arXiv:2406.09265, section 3.
+    """
+    return activation.abs() * output_rows(model).norm(dim=-1)
+
+
+def effective_scores(
+    model: HookedModel,
+    activation: Float[Tensor, "input layer neuron"],
+    answers: Int[Tensor, " input"],
+    final: Float[Tensor, "input d_model"] | None = None,
+) -> Float[Tensor, "input layer neuron"]:
+    """What each neuron adds to the answer token's logit directly: (activation * output row) . unembedding column.
+
+    Args:
+        activation: at the last prompt token, site "post".
+        answers: id of the answer's first token, an input each.
+        final: the residual stream after the last block at that token; given, the final norm is folded in, its scale
+            held at what it is there. Without it, the norm is left out, as in the paper.
+
+    Source: Wang et al. 2024, arXiv:2406.09265, section 3.
+    """
+    rows = output_rows(model)
+    unembedding = model.W_U.detach().float().cpu()[:, answers].T
+    direction = unembedding if final is None else norm_transposed(model, unembedding, final)
+    return activation * einsum(rows, direction, "layer neuron model, input model -> input layer neuron")
+
+
+def output_rows(model: HookedModel) -> Float[Tensor, "layer neuron d_model"]:
+    return torch.stack([model.blocks[i].mlp.W_out.detach().float().cpu() for i in range(model.cfg.n_layers)])
+
+
+def norm_transposed(
+    model: HookedModel, direction: Float[Tensor, "input d_model"], final: Float[Tensor, "input d_model"]
+) -> Float[Tensor, "input d_model"]:
+    """`direction` seen from before the final norm, whose scale is held at what it is for `final`.
+
+    The norm is asked for its own weights (by a vector of mean 0 and mean square 1) and whether it centres: the two
+    kinds of model keep both in different places.
+    """
+    norm = model.ln_final
+    device = model.cfg.device
+    with torch.no_grad():
+        signs = torch.tensor([1.0, -1.0]).repeat(final.shape[1])[: final.shape[1]].to(device)
+        shift = norm(torch.zeros(1, 1, final.shape[1], device=device, dtype=model.cfg.dtype))[0, 0].float()
+        weight = ((norm(signs.to(model.cfg.dtype)[None, None])[0, 0].float() - shift) * signs).cpu()
+        # A norm that centres sends a constant vector to its bias.
+        centres = bool(
+            (norm(torch.ones_like(signs, dtype=model.cfg.dtype)[None, None])[0, 0] - shift).abs().max() < 1e-2
+        )
+    x = final - final.mean(dim=1, keepdim=True) if centres else final
+    scale = (x.square().mean(dim=1, keepdim=True) + float(model.cfg.eps)).sqrt()
+    scaled = direction * weight / scale
+    return scaled - scaled.mean(dim=1, keepdim=True) if centres else scaled
+
+
+def answer_token(tokenizer, prompt: str, answer: str, language: str) -> int:
+    """Id of the first token of `answer` after `prompt`, joined by a space where the language writes spaces.
+
+    Raises:
+        ValueError: the answer adds no token.
+
+    Source: the rule of the code released with Wang et al. 2024.
+    """
+    gap = "" if language in WITHOUT_SPACES else " "
+    n_prompt = len(tokenizer(prompt, add_special_tokens=False)["input_ids"])
+    whole = tokenizer(prompt + gap + answer, add_special_tokens=False)["input_ids"]
+    if len(whole) <= n_prompt:
+        raise ValueError(f"the answer {answer!r} adds no token to the prompt {prompt[-40:]!r}; give a longer answer")
+    return whole[n_prompt]
+
+
+@torch.no_grad()
+def attribution(
+    model: HookedModel,
+    prompts: Corpus,
+    answers: Corpus,
+    *,
+    top_rate: float = 0.1,
+    threshold: float = 0.0,
+    progress: bool = True,
+) -> pd.DataFrame:
+    """Which types of neuron carry the answer, at the last token of parallel prompts.
+
+    Args:
+        prompts, answers: parallel prompts and their gold answers, aligned by position.
+        top_rate: share of a layer's neurons, of highest contribution, among which the types are counted (the paper
+            takes 800 of LLaMA's 11,008 or BLOOM's 16,384).
+        threshold: of activity, which decides the type.
+
+    Returns:
+        a row a language, layer and type, means over inputs: share (of the layer's neurons), top_share (of its neurons
+        of highest contribution), effective_max, effective_mean, effective_min (logits), and the same with the final
+        norm folded in: normed_max, normed_mean, normed_min. NaN where no input had a neuron of the type.
+
+    Raises:
+        ValueError: prompts or answers that are not parallel, or activations that are not finite.
+    """
+    check_arguments(prompts, [threshold], "last", None)
+    n_inputs = len(next(iter(prompts.documents.values())))
+    if prompts.languages != answers.languages or any(len(a) != n_inputs for a in answers.documents.values()):
+        raise ValueError(
+            f"answers in {answers.languages} do not fit the {n_inputs} prompts in {prompts.languages}; give one answer "
+            "a prompt and language, in the same order"
+        )
+    n_top = rank(top_rate, model.cfg.d_mlp, "top_rate")
+    ids = {k: token_ids(model, prompts, k) for k in prompts.languages}
+    gold = {
+        k: [
+            answer_token(model.tokenizer, p, a, k)
+            for p, a in zip(prompts.documents[k], answers.documents[k], strict=True)
+        ]
+        for k in prompts.languages
+    }
+    reader, parts = site_of(model, "post"), []
+    for start in tqdm(range(0, n_inputs, INPUTS_AT_ONCE), desc="attribution", disable=not progress):
+        chunk = range(start, min(start + INPUTS_AT_ONCE, n_inputs))
+        rows = [[ids[k][i] for i in chunk] for k in prompts.languages]
+        activation = parallel_activations(model, reader, rows, "last")
+        check_finite(activation, prompts.languages, start)
+        kind = categories(activation > threshold)
+        top = contribution_scores(model, activation)
+        top = torch.zeros_like(top, dtype=torch.bool).scatter(-1, top.topk(n_top, dim=-1).indices, True)
+        for k, language in enumerate(prompts.languages):
+            answer = torch.tensor([gold[language][i] for i in chunk])
+            final = final_residual(model, rows[k])
+            scores = {
+                "effective": effective_scores(model, activation[k], answer),
+                "normed": effective_scores(model, activation[k], answer, final),
+            }
+            parts.append(by_type(language, start, kind, top[k], scores))
+    table = pd.concat(parts).drop(columns="input")
+    order = {name: i for i, name in enumerate([*prompts.languages, *TYPES])}
+    mean = table.groupby(["language", "layer", "type"], sort=False).mean().reset_index()
+    return mean.sort_values(["language", "layer", "type"], key=lambda c: c.map(order) if c.name != "layer" else c)
+
+
+def by_type(
+    language: str,
+    first: int,
+    kind: Int[Tensor, "input layer neuron"],
+    top: Tensor,
+    scores: dict[str, Float[Tensor, "input layer neuron"]],
+) -> pd.DataFrame:
+    """One row an input, layer and type."""
+    n_inputs, n_layers, _ = kind.shape
+    frames = []
+    for i, name in enumerate(TYPES):
+        mine = kind == i
+        n = mine.sum(dim=-1)
+        columns: dict[str, Tensor] = {
+            "share": mine.float().mean(dim=-1),
+            "top_share": (top & mine).sum(dim=-1) / top.sum(dim=-1),
+        }
+        for score, values in scores.items():
+            columns[f"{score}_max"] = values.masked_fill(~mine, -torch.inf).amax(dim=-1)
+            columns[f"{score}_mean"] = values.masked_fill(~mine, 0.0).sum(dim=-1) / n.clamp(min=1)
+            columns[f"{score}_min"] = values.masked_fill(~mine, torch.inf).amin(dim=-1)
+        empty = n == 0
+        flat = {
+            c: (v.masked_fill(empty, torch.nan) if "_m" in c else v).double().flatten().numpy()
+            for c, v in columns.items()
+        }
+        index = pd.MultiIndex.from_product(
+            [[language], range(first, first + n_inputs), range(n_layers), [name]],
+            names=["language", "input", "layer", "type"],
+        )
+        frames.append(pd.DataFrame(flat, index=index).reset_index())
+    return pd.concat(frames)
+
+
+def final_residual(model: HookedModel, ids: Sequence[Sequence[int]]) -> Float[Tensor, "input d_model"]:
+    """The residual stream after the last block, at the last token of every row."""
+    lengths = torch.tensor([len(row) for row in ids])
+    padded = torch.tensor([list(row) + [row[-1]] * (int(lengths.max()) - len(row)) for row in ids])
+    seen: list[Tensor] = []
+
+    def keep(value: Float[Tensor, "row pos d_model"], hook: object) -> None:
+        seen.append(value[torch.arange(len(ids)), (lengths - 1).to(value.device)].float().cpu())
+
+    run_trunk(model, padded.to(model.cfg.device), hooks=[(f"blocks.{model.cfg.n_layers - 1}.hook_resid_post", keep)])
+    return seen[0]

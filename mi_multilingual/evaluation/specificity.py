@@ -1,0 +1,119 @@
+"""Do a language's neurons matter to that language, and only to it? Detectors compared by what switching off does."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+from tqdm.auto import tqdm
+
+from ..analysis.random_control import layer_matched_random
+from ..corpora import Corpus, TokenRows
+from ..models import HookedModel
+from ..neurons import NeuronSet
+from ..patching.interventions import ablate
+from .perplexity import RESAMPLES, RowLosses, corpus_rows, row_losses
+
+RANDOM = "layer-matched random"
+
+
+def leaderboard(
+    model: HookedModel,
+    corpus: Corpus,
+    detected: Mapping[str, NeuronSet],
+    *,
+    seeds: Sequence[int] = (0, 1, 2),
+    window: int | None = None,
+    layout: str = "stream",
+    progress: bool = True,
+) -> pd.DataFrame:
+    """Detectors by specificity: the loss a language gains without its neurons, less what the others gain on average.
+
+    Sets should be of equal size, since more neurons hurt more. The floor is random neurons, as many a layer as the
+    first detector has, averaged over `seeds`.
+
+    Args:
+        detected: name of the detector -> its neurons, a group a language of the corpus.
+
+    Returns:
+        a row a detector, best first: detector, n_neurons (a language, mean), own, elsewhere, specificity (nats a
+        token, means over languages), low and high (95 % bootstrap interval of the specificity over rows of text),
+        hits (languages whose own loss rises most of all).
+
+    Raises:
+        ValueError: no detector, or one without a group for a language of the corpus.
+    """
+    if not detected:
+        raise ValueError("no detector to compare; give detected={'lape': lape(stats), ...}")
+    for name, neurons in detected.items():
+        if missing := [k for k in corpus.languages if k not in neurons.groups]:
+            raise ValueError(f"{name} has no neurons for {missing[0]!r}; it has {', '.join(neurons.groups)}")
+    rows = corpus_rows(model, corpus, window, layout)
+    first = next(iter(detected.values())).take(corpus.languages)
+    sets = [(name, neurons.take(corpus.languages)) for name, neurons in detected.items()]
+    sets += [(RANDOM, layer_matched_random(first, seed=seed)) for seed in seeds]
+    base = {k: row_losses(model, rows[k]) for k in corpus.languages}
+    cells = tqdm(total=len(sets) * len(rows) ** 2, desc="comparing detectors", unit="cell", disable=not progress)
+    changes: dict[str, list[dict[tuple[str, str], np.ndarray]]] = {}
+    for name, neurons in sets:
+        changes.setdefault(name, []).append(row_changes(model, neurons, rows, base, cells))
+    cells.close()
+    sizes = {name: neurons.sizes().mean() for name, neurons in sets}
+    n_tokens = {k: loss.n_tokens.numpy() for k, loss in base.items()}
+    table = [
+        {"detector": name, "n_neurons": sizes[name], **summary(mean_change(runs), n_tokens)}
+        for name, runs in changes.items()
+    ]
+    return pd.DataFrame(table).sort_values("specificity", ascending=False, ignore_index=True)
+
+
+def row_changes(
+    model: HookedModel,
+    neurons: NeuronSet,
+    rows: Mapping[str, TokenRows],
+    base: Mapping[str, RowLosses],
+    cells: tqdm,
+) -> dict[tuple[str, str], np.ndarray]:
+    """Change of every row's summed loss, by (language switched off, language of the text)."""
+    found = {}
+    for off in rows:
+        with ablate(model, neurons[off]):
+            for k, text in rows.items():
+                found[off, k] = (row_losses(model, text).nll - base[k].nll).numpy()
+                cells.update()
+    return found
+
+
+def mean_change(runs: Sequence[dict[tuple[str, str], np.ndarray]]) -> dict[tuple[str, str], np.ndarray]:
+    return {cell: np.mean([run[cell] for run in runs], axis=0) for cell in runs[0]}
+
+
+def summary(
+    changes: Mapping[tuple[str, str], np.ndarray], n_tokens: Mapping[str, np.ndarray], *, seed: int = 0
+) -> dict[str, float]:
+    """own, elsewhere, specificity, its bootstrap interval, and hits."""
+    languages = list(n_tokens)
+    random = np.random.default_rng(seed)
+    matrix = np.array([[changes[i, k].sum() / n_tokens[k].sum() for k in languages] for i in languages])
+    drawn = np.empty((len(languages), len(languages), RESAMPLES))
+    for column, k in enumerate(languages):
+        n = len(n_tokens[k])
+        weights = random.multinomial(n, np.full(n, 1 / n), size=RESAMPLES)
+        for row, i in enumerate(languages):
+            drawn[row, column] = (weights @ changes[i, k]) / (weights @ n_tokens[k])
+    low, high = np.quantile(specificity(drawn), [0.025, 0.975])
+    own = np.diagonal(matrix).mean()
+    return {
+        "own": own,
+        "elsewhere": own - float(specificity(matrix)),
+        "specificity": float(specificity(matrix)),
+        "low": float(low),
+        "high": float(high),
+        "hits": int((matrix.argmax(axis=1) == np.arange(len(languages))).sum()),
+    }
+
+
+def specificity(matrix: np.ndarray) -> np.ndarray:
+    """Mean of the diagonal less mean of the rest of a (language, language, ...) array of changes."""
+    n = len(matrix)
+    own = np.einsum("ii...->...", matrix)
+    return own / n - (matrix.sum(axis=(0, 1)) - own) / (n * (n - 1))

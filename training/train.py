@@ -26,41 +26,18 @@ LANGUAGES = ("en", "de", "es", "fr", "id", "ja", "ru", "tr", "vi", "zh")
 FACTS = Path(__file__).parents[1] / "mi_multilingual" / "demo" / "facts.jsonl"
 BOS, PAD = "<|bos|>", "<|pad|>"
 VOCABULARY, WINDOW, WINDOWS_A_LANGUAGE = 8192, 128, 2
-FACT_SHARES = {
-    0: 0.0,
-    1000: 0.15,
-    1600: 0.5,
-    2200: 0.7,
-    2860: 0.2,
-    3700: 0.12,
-}  # from this step on, share of windows that hold facts
+# Share of the windows that hold facts, from this step on.
+FACT_SHARES = {0: 0.0, 1000: 0.15, 1600: 0.5, 2200: 0.7, 2860: 0.2, 3700: 0.12}
 ANSWER_WEIGHTS = {0: 1.0, 2200: 5.0}  # weight of the loss on a fact's answer; the country before it cannot be guessed
-PENALTIES = {
-    0: 0.0,
-    500: 0.0,
-    1500: 0.05,
-    2200: 0.05,
-    2201: 0.02,
-    3700: 0.02,
-    3900: 0.03,
-}  # on the mean activation, linear between the steps
+# Weight of the mean activation in the loss, linear between the steps.
+PENALTIES = {0: 0.0, 500: 0.0, 1500: 0.05, 2200: 0.05, 2201: 0.02, 3700: 0.02, 3900: 0.03}
+# Factor of the learning rates, linear between the steps: five stages, each decayed to almost nothing.
 RATES = {
-    0: 0.01,
-    100: 1.0,
-    1800: 1.0,
-    2200: 0.5,
-    2250: 0.8,
-    2450: 0.8,
-    2860: 0.02,
-    2900: 0.6,
-    3200: 0.6,
-    3700: 0.02,
-    3740: 0.7,
-    4300: 0.7,
-    4900: 0.01,
-    4940: 0.6,
-    5200: 0.6,
-    5900: 0.01,
+    **{0: 0.01, 100: 1.0, 1800: 1.0, 2200: 0.5, 2250: 0.8, 2450: 0.8, 2860: 0.02},
+    **{2900: 0.6, 3200: 0.6, 3700: 0.02},
+    **{3740: 0.7, 4300: 0.7, 4900: 0.01},
+    **{4940: 0.6, 5200: 0.6, 5900: 0.01},
+    **{5930: 0.3, 6000: 0.3, 6300: 0.005},
 }
 HELD_OUT_WORDING = 2
 WIDTH, LAYERS, HEADS, NEURONS = 192, 4, 3, 1536

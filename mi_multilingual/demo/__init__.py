@@ -28,13 +28,15 @@ from ..report import report
 from ..text_activations import record_texts
 from .planted import Planted, planted_model, planted_text
 
-__all__ = ["LAPE", "Planted", "load_facts", "planted_model", "planted_text", "run_demo"]
+__all__ = ["CONTINUED", "LAPE", "Planted", "load_facts", "planted_model", "planted_text", "run_demo"]
 
 LAPE = {"top_rate": 0.05, "filter_rate": 0.985}
 """How LAPE is asked here. 1 % of all neurons, the paper's rate, would be six a language in so small a model; and where
 only one neuron in 25 is active at a token, the paper's 0.95 lets neurons pass that hardly ever fire."""
 LAYOUT = "documents"  # the corpus is single sentences
 PROMPTS_A_LANGUAGE = 3
+CONTINUED = {"max_new_tokens": 30, "min_new_tokens": 15, "repetition_penalty": 1.1}
+"""How prompts are continued: greedily, with the penalty of LAPE's open-ended generation, and at some length."""
 PERMUTATIONS, RESAMPLES = 200, 100
 COMPARED_SENTENCES, COMPARED_NEURONS = 12, 20  # a language; the demo is to take less than two minutes
 WITHOUT_SPACES = ("ja", "zh")
@@ -148,7 +150,7 @@ def write_facts(out: Path, model: HookedModel, progress: bool) -> None:
 def write_continuations(out: Path, model: HookedModel, evaluate: Corpus, progress: bool) -> None:
     """A few sentences of each language, continued from their first words."""
     prompts = [(k, opening(d, k)) for k, docs in evaluate.documents.items() for d in docs[:PROMPTS_A_LANGUAGE]]
-    continued = generate(model, [p for _, p in prompts], progress=progress)
+    continued = generate(model, [p for _, p in prompts], **CONTINUED, progress=progress)
     examples = [{"language": k, "prompt": p, "continuation": c} for (k, p), c in zip(prompts, continued, strict=True)]
     (out / "continuations.json").write_text(json.dumps(examples, ensure_ascii=False, indent=1), encoding="utf-8")
 
@@ -172,8 +174,8 @@ def fact_country(item: Item) -> str:
 
 
 def opening(document: str, language: str) -> str:
-    """The first few words of a sentence: four words, or eight characters where words are not separated by spaces."""
-    return document[:8] if language in WITHOUT_SPACES else " ".join(document.split()[:4])
+    """The first few words of a sentence: five words, or eight characters where words are not separated by spaces."""
+    return document[:8] if language in WITHOUT_SPACES else " ".join(document.split()[:5])
 
 
 def fact_table(answers: pd.DataFrame) -> pd.DataFrame:

@@ -191,13 +191,17 @@ def load_model(
 def hugging_face(
     source: str | Path | PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, dtype: torch.dtype | str
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, str]:
-    """The Hugging Face model, its tokenizer and a name for it; dtype "auto" keeps what a checkpoint is stored in."""
+    """The Hugging Face model, its tokenizer and a name for it; dtype "auto" is the one a checkpoint is stored in."""
     if isinstance(source, PreTrainedModel):
         if tokenizer is None:
             raise ValueError(
                 "a loaded Hugging Face model comes without its tokenizer; give load_model(model, tokenizer=...)"
             )
-        return source.to(dtype if dtype != "auto" else source.dtype), tokenizer, source.config.name_or_path or architecture(source)
+        return (
+            source.to(dtype if dtype != "auto" else source.dtype),
+            tokenizer,
+            source.config.name_or_path or architecture(source),
+        )
     place = str(files("mi_multilingual").joinpath("demo", "model")) if source == "demo" else str(source)
     if source != "demo" and is_like_a_path(place) and not (Path(place) / "config.json").exists():
         raise ValueError(

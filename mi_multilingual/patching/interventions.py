@@ -41,7 +41,7 @@ class Intervention:
     kind: str
     neurons: NeuronSet
     """All its groups together are meant."""
-    value: float | int | Shaped[Tensor, "..."] | None = None
+    value: float | int | Shaped[Tensor, ...] | None = None
     """A number for all of them, or a (layer, neuron) table, such as medians or percentiles of a language."""
     site: str = "gate"
     positions: str | tuple[int, ...] = "all"
@@ -423,9 +423,7 @@ def change_row(step: Change, layer: int, device: Any) -> ChangeRow:
         t[layer].to(device) for t in (step.chosen, step.factor.float(), step.up_factor.float(), step.offset.float())
     )
     fixed = bool((factor[chosen] == 0).all())
-    return ChangeRow(
-        chosen, None if fixed else factor, up_factor if up_factor.any() else None, offset, step.positions
-    )
+    return ChangeRow(chosen, None if fixed else factor, up_factor if up_factor.any() else None, offset, step.positions)
 
 
 def changed(

@@ -69,7 +69,7 @@ def rewritten(model: HookedModel, interventions: Sequence[Intervention]) -> Iter
         with torch.no_grad():
             for projection, row, rows, bias in reversed(saved):
                 projection.rows[row.index] = rows
-                if bias is None:
+                if bias is None or projection.bias is None:
                     setattr(projection.module, projection.bias_name, None)
                 else:
                     projection.bias.copy_(bias)

@@ -213,15 +213,19 @@ def load_model(
 
 
 def hugging_face(
-    source: str | Path | PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, dtype: torch.dtype
+    source: str | Path | PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, dtype: torch.dtype | str
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, str]:
-    """The Hugging Face model, its tokenizer and a name for it."""
+    """The Hugging Face model, its tokenizer and a name for it; dtype "auto" is the one a checkpoint is stored in."""
     if isinstance(source, PreTrainedModel):
         if tokenizer is None:
             raise ValueError(
                 "a loaded Hugging Face model comes without its tokenizer; give load_model(model, tokenizer=...)"
             )
-        return source.to(dtype), tokenizer, source.config.name_or_path or architecture(source)
+        return (
+            source.to(dtype if dtype != "auto" else source.dtype),
+            tokenizer,
+            source.config.name_or_path or architecture(source),
+        )
     place = str(files("mi_multilingual").joinpath("demo", "model")) if source == "demo" else str(source)
     if source != "demo" and is_like_a_path(place) and not (Path(place) / "config.json").exists():
         raise ValueError(
@@ -296,6 +300,8 @@ def to_bridge(hf_model: PreTrainedModel, folder: str, name: str, device: str, dt
         ) from error
     model.cfg.model_name = name
     model.cfg.d_mlp = neurons_a_layer(model.eval())
+    if hf_model.config.model_type == "bloom":
+        model.cfg.act_fn = "gelu_fast"  # BLOOM's config does not name it, and a bridge then takes relu
     return model
 
 

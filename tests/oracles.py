@@ -131,3 +131,34 @@ def nucleus(logits, temperature, top_p):
         kept.add(token)
         total += probabilities[token]
     return [p / total if i in kept else 0.0 for i, p in enumerate(probabilities)]
+
+
+def intervened_logits(hf_model, tokens, change):
+    """Logits of a Hugging Face model whose neurons `change(layer, gate, up)` computes, by plain torch hooks.
+
+    `gate` is the activation function's value; `up` what a gated MLP multiplies it by, None without a gate. `change`
+    returns what goes into the output projection.
+    """
+    import checkpoints
+
+    handles, seen = [], {}
+    for layer, mlp in enumerate(checkpoints.mlps(hf_model)):
+
+        def keep(name, layer=layer):
+            return lambda module, inputs, output: seen.__setitem__((name, layer), output)
+
+        def replaced(module, inputs, layer=layer):
+            gate, up = seen.get(("gate", layer)), seen.get(("up", layer))
+            gate = inputs[0].reshape(*tokens.shape, -1) if gate is None else hf_model.act(gate)
+            return (change(layer, gate, up).reshape(inputs[0].shape),)
+
+        if hasattr(mlp, "gate_proj"):
+            handles += [mlp.gate_proj.register_forward_hook(keep("gate"))]
+            handles += [mlp.up_proj.register_forward_hook(keep("up"))]
+        handles += [checkpoints.out_projection(mlp).register_forward_pre_hook(replaced)]
+    try:
+        with torch.no_grad():
+            return hf_model(tokens).logits
+    finally:
+        for handle in handles:
+            handle.remove()

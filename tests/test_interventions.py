@@ -1,8 +1,24 @@
+import itertools
+from dataclasses import replace
+
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import AutoModelForCausalLM
+from transformers.activations import ACT2FN
 
-from mi_multilingual import NeuronSet, ablate, generate, record
+import checkpoints
+import oracles
+from mi_multilingual import NeuronSet, ablate, generate, load_model, record
 from mi_multilingual.models import fingerprint, site
+from mi_multilingual.patching.interventions import (
+    Intervention,
+    add_mean,
+    add_mean_difference,
+    set_to_mean,
+    steer,
+)
 
 TOKENS = torch.randint(3, 300, (2, 9), generator=torch.Generator().manual_seed(0))
 
@@ -131,3 +147,272 @@ def test_mistakes_are_told(model, corpus):
         pass
     with pytest.raises(ValueError, match="with 30 new ones the model takes"):
         generate(model, ["The dog sleeps under"], max_new_tokens=30, progress=False)
+
+
+def hf_of(folder):
+    """The plain Hugging Face model, with the activation function of its gate where it has one."""
+    hf = AutoModelForCausalLM.from_pretrained(folder).eval()
+    hf.act = ACT2FN[getattr(hf.config, "hidden_act", "relu")]
+    return hf
+
+
+@pytest.fixture(scope="module", params=list(itertools.product(["opt", "llama-grouped"], ["auto", "bridge"])), ids=str)
+def pair(request, tmp_path_factory):
+    """(hooked model, the same in plain transformers), of both MLP kinds and both kinds of hooked model."""
+    kind, backend = request.param
+    folder = checkpoints.checkpoint(kind, tmp_path_factory.mktemp("pair"))
+    return load_model(folder, backend=backend, device="cpu"), hf_of(folder)
+
+
+def meant(positions, place, n_prompt):
+    if isinstance(positions, tuple):
+        return place in positions
+    return positions == "all" or (place < n_prompt) == (positions == "prompt")
+
+
+def by_hand(interventions, n_prompt):
+    """The neurons of one layer after the interventions, those at the gate first, one position and step at a time."""
+    step = {
+        "zero": lambda x, v: torch.zeros_like(x),
+        "set": lambda x, v: torch.zeros_like(x) + v,
+        "add": lambda x, v: x + v,
+        "scale": lambda x, v: v * x,
+    }
+
+    def apply(x, layer, where):
+        rows = list(x.unbind(1))
+        for i in interventions:
+            if i.site == where:
+                chosen = i.neurons.masks.any(0)[layer]
+                value = i.value[layer] if isinstance(i.value, torch.Tensor) else i.value
+                for place in range(len(rows)):
+                    if meant(i.positions, place, n_prompt):
+                        rows[place] = torch.where(chosen, step[i.kind](rows[place], value), rows[place])
+        return torch.stack(rows, dim=1)
+
+    def change(layer, gate, up):
+        gate = apply(gate, layer, "gate")
+        return apply(gate if up is None else gate * up, layer, "post")
+
+    return change
+
+
+def value_table(seed):
+    return torch.randn(checkpoints.N_LAYERS, checkpoints.D_MLP, generator=torch.Generator().manual_seed(seed))
+
+
+@st.composite
+def consistent_interventions(draw):
+    """Up to four, those at the gate first; those that fix neurons have neurons of their own."""
+    n = draw(st.integers(1, 4))
+    sites = sorted(draw(st.lists(st.sampled_from(["gate", "post"]), min_size=n, max_size=n)))
+    owner = torch.randint(0, n, (1, checkpoints.N_LAYERS, checkpoints.D_MLP), generator=seeded(draw))
+    fixed_by_others = [torch.zeros_like(owner) > 0 for _ in range(n)]
+    kinds = draw(st.lists(st.sampled_from(["zero", "set", "add", "scale"]), min_size=n, max_size=n))
+    for i, kind in enumerate(kinds):
+        for j in range(n):
+            if j != i and kind in ("zero", "set"):
+                fixed_by_others[j] |= owner == i
+    made = []
+    for i, kind in enumerate(kinds):
+        mask = owner == i if kind in ("zero", "set") else ~fixed_by_others[i]
+        value = draw(st.one_of(st.floats(-3, 3), st.integers(0, 99).map(value_table)))
+        places = st.lists(st.integers(0, 8), min_size=1, max_size=4).map(tuple)
+        positions = draw(st.one_of(st.sampled_from(["all", "prompt", "generated"]), places))
+        made.append(
+            Intervention(kind, NeuronSet(mask, ("x",), "test"), None if kind == "zero" else value, sites[i], positions)
+        )
+    return made
+
+
+def seeded(draw):
+    return torch.Generator().manual_seed(draw(st.integers(0, 999)))
+
+
+@settings(max_examples=25)
+@given(interventions=consistent_interventions())
+def test_steering_equals_a_plain_reimplementation(pair, interventions):
+    interventions = [i for i in interventions if i.neurons.masks.any()]
+    if not interventions:
+        return
+    model, hf = pair
+    with steer(model, *interventions):
+        during = logits(model)
+    expected = oracles.intervened_logits(hf, TOKENS, by_hand(interventions, TOKENS.shape[1]))
+    torch.testing.assert_close(during, expected, atol=2e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["zero", "set", "add", "scale"])
+@pytest.mark.parametrize("where", ["gate", "post"])
+def test_every_kind_changes_the_output_and_leaves_no_trace(pair, kind, where):
+    model, hf = pair
+    plain = logits(model)
+    intervention = Intervention(kind, chosen(model)["en"], None if kind == "zero" else 0.7, where)
+    with steer(model, intervention):
+        during = logits(model)
+    expected = oracles.intervened_logits(hf, TOKENS, by_hand([intervention], TOKENS.shape[1]))
+    torch.testing.assert_close(during, expected, atol=1e-4, rtol=1e-4)
+    assert (during - plain).abs().max() > 0.01
+    torch.testing.assert_close(logits(model), plain, atol=0, rtol=0)
+
+
+def test_setting_the_gate_is_not_setting_the_product(pair):
+    model, hf = pair
+    results = []
+    for where in ("gate", "post"):
+        with steer(model, Intervention("set", chosen(model), 1.0, where)):
+            results.append(logits(model))
+    assert (results[0] - results[1]).abs().max() > 0.01 or not hasattr(hf.config, "hidden_act")
+
+
+@pytest.mark.parametrize("positions", ["all", "prompt", "generated", (0, 4, 6)], ids=str)
+def test_generation_is_the_same_with_and_without_a_cache(pair, positions):
+    model, hf = pair
+    prompt = TOKENS[:, :5]
+    neurons = chosen(model, density=0.8)
+    interventions = [
+        Intervention("add", neurons["en"], 1.5, "gate", positions),
+        Intervention("scale", neurons["fr"], -2.0, "post", positions),
+    ]
+    how = {"max_new_tokens": 6, "do_sample": False, "stop_at_eos": False, "verbose": False}
+    with steer(model, *interventions):
+        # Twice, since the second begins where the first has ended.
+        cached = [model.generate(prompt, **how) for _ in range(2)]
+        uncached = [model.generate(prompt, use_past_kv_cache=False, **how) for _ in range(2)]
+    expected = prompt
+    for _ in range(6):
+        step = oracles.intervened_logits(hf, expected, by_hand(interventions, 5))
+        expected = torch.cat([expected, step[:, -1].argmax(-1, keepdim=True)], dim=1)
+    for tokens in (*cached, *uncached):
+        assert torch.equal(tokens, expected)
+    assert not torch.equal(model.generate(prompt, **how), expected)
+
+
+def test_the_order_is_the_order_given(model):
+    neurons = chosen(model)["en"]
+    add, scale = Intervention("add", neurons, 1.0, "post"), Intervention("scale", neurons, 3.0, "post")
+    with steer(model, add, scale):
+        add_first = logits(model)
+    with steer(model, add), steer(model, scale):
+        nested = logits(model)
+    with steer(model, scale, add):
+        scale_first = logits(model)
+    torch.testing.assert_close(add_first, nested, atol=1e-5, rtol=1e-5)
+    assert (add_first - scale_first).abs().max() > 0.01
+
+
+def test_means_of_a_language_come_from_the_recording_at_its_site(model, corpus):
+    neurons = chosen(model)["en"]
+    for where in ("gate", "post"):
+        stats = record(model, corpus, site=where, window=8, progress=False)
+        en, fr, ja = stats.mean().unbind(-1)
+        held = set_to_mean(neurons, stats, "fr")
+        assert (held.kind, held.site, held.positions) == ("set", where, "all")
+        assert torch.equal(held.value, fr)
+        raised = add_mean(neurons, stats, "fr", strength=2.5, positions="generated")
+        assert (raised.kind, raised.site, raised.positions) == ("add", where, "generated")
+        assert torch.equal(raised.value, 2.5 * fr)
+        apart = add_mean_difference(neurons, stats, "fr", strength=2.0)
+        torch.testing.assert_close(apart.value, 2 * (fr - (en + ja) / 2))
+        with steer(model, held):
+            torch.testing.assert_close(logits(model), steered_by_hand(model, neurons, where, fr), atol=1e-5, rtol=1e-5)
+
+
+def steered_by_hand(model, neurons, where, value):
+    with steer(model, Intervention("set", neurons, value.float(), where)):
+        return logits(model)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "contradict"),
+    [
+        (("zero", None), ("set", 1.0), True),
+        (("zero", None), ("add", 1.0), True),
+        (("set", 1.0), ("scale", 2.0), True),
+        (("set", 1.0), ("set", 2.0), True),
+        (("set", 1.0), ("set", 1.0), False),
+        (("zero", None), ("zero", None), False),
+        (("zero", None), ("set", 0.0), False),
+        (("add", 1.0), ("add", 2.0), False),
+        (("add", 1.0), ("scale", 2.0), False),
+    ],
+)
+def test_a_neuron_that_is_fixed_may_not_be_written_otherwise(model, first, second, contradict):
+    neurons = chosen(model)
+    one, other = (
+        Intervention(k, n, v, "post") for (k, v), n in zip((first, second), (neurons["en"], neurons["fr"]), strict=True)
+    )
+    for pair in ((one, other), (other, one)):
+        if not contradict:
+            with steer(model, *pair):
+                logits(model)
+            continue
+        shared = int((neurons.masks[0] & neurons.masks[1]).sum())
+        with (
+            pytest.raises(ValueError, match=rf"contradict each other at layer 0, neuron \d+ \({shared} such neurons"),
+            steer(model, *pair),
+        ):
+            pass
+    without = replace(neurons["en"], masks=neurons["en"].masks & ~neurons["fr"].union())
+    with (
+        steer(model, replace(one, neurons=without), other),
+        steer(model, replace(one, positions="prompt"), *([replace(other, positions="generated")])),
+    ):
+        logits(model)
+
+
+def test_mistakes_in_steering_are_told_before_anything_runs(model, corpus):
+    neurons = chosen(model)
+    shape = (model.cfg.n_layers, model.cfg.d_mlp)
+    empty = chosen(model, density=0.0)
+    nan = torch.zeros(shape)
+    nan[neurons.union()] = float("nan")
+    for match, wrong in {
+        "unknown kind 'raise'; choose zero, set, add, scale": lambda: Intervention("raise", neurons),
+        "unknown site 'up'": lambda: Intervention("zero", neurons, site="up"),
+        "unknown positions 'last'": lambda: Intervention("zero", neurons, positions="last"),
+        "name no place in a text": lambda: Intervention("zero", neurons, positions=(-1,)),
+        "zero takes no value": lambda: Intervention("zero", neurons, 1.0),
+        "set, add and scale need one": lambda: Intervention("set", neurons),
+        "do not fit neurons of shape": lambda: Intervention("set", neurons, torch.zeros(shape[1], shape[0])),
+        "neuron \\d+ is nan": lambda: Intervention("add", neurons, nan),
+        "neuron \\d+ is inf": lambda: Intervention("scale", neurons, float("inf")),
+        "no neurons for 'de'": lambda: Intervention("zero", neurons["de"]),
+    }.items():
+        with pytest.raises(ValueError, match=match):
+            wrong()
+    Intervention("add", replace(neurons, masks=~neurons.masks & ~neurons.union()), nan)
+    for match, wrong in {
+        "no intervention was given": [],
+        "has no neurons": [Intervention("zero", empty)],
+        "load the model the set was made for": [
+            Intervention("zero", NeuronSet(torch.ones(1, shape[0] + 1, shape[1]) > 0, ("en",), "m"))
+        ],
+        "made for other weights": [Intervention("zero", replace(neurons, model_fingerprint="another"))],
+    }.items():
+        with pytest.raises(ValueError, match=match), steer(model, *wrong):
+            pass
+    stats = record(model, corpus, site="post", window=8, progress=False)
+    with pytest.raises(ValueError, match="nothing was recorded for 'de'"):
+        add_mean(neurons, stats, "de")
+    with pytest.raises(ValueError, match="record other languages"):
+        add_mean_difference(neurons, stats.take(["fr"]), "fr")
+    with pytest.raises(ValueError, match="the statistics of .* other weights"):
+        set_to_mean(replace(neurons, model_fingerprint="another"), stats, "fr")
+    with pytest.raises(ValueError, match="record gate or post"):
+        set_to_mean(neurons, replace(stats, site="up"), "fr")
+    imported = replace(neurons, model_fingerprint="")
+    with (
+        pytest.raises(ValueError, match="made for other weights"),
+        steer(model, set_to_mean(imported, replace(stats, model_fingerprint="another"), "fr")),
+    ):
+        pass
+
+
+def test_texts_scored_one_after_another_are_prompts(model):
+    with steer(model, Intervention("add", chosen(model), 1.0, positions="prompt")):
+        first, second = (model(t, return_type="logits") for t in (TOKENS[:, :4], TOKENS[:, 2:9]))
+    for together, tokens in ((first, TOKENS[:, :4]), (second, TOKENS[:, 2:9])):
+        with steer(model, Intervention("add", chosen(model), 1.0)):
+            torch.testing.assert_close(together, model(tokens, return_type="logits"))
+    assert not any(block._forward_pre_hooks for block in model.blocks)

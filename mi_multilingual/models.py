@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 try:
     from transformer_lens import HookedTransformer, HookedTransformerConfig, loading_from_pretrained
+    from transformer_lens.cache.key_value_cache import TransformerLensKeyValueCache
 except ImportError:  # TransformerLens 4
     HookedTransformer = None
 
@@ -37,7 +38,6 @@ class HookedModel(Protocol):
 
     def run_with_hooks(self, *args: Any, **kwargs: Any) -> Any: ...
     def hooks(self, *args: Any, **kwargs: Any) -> Any: ...
-    def generate(self, *args: Any, **kwargs: Any) -> Any: ...
     def __call__(self, *args: Any, **kwargs: Any) -> Any: ...
 
 
@@ -138,6 +138,25 @@ def run_trunk(
             model.original_model.base_model(input_ids=tokens, use_cache=False)
     else:
         model.run_with_hooks(tokens, return_type=None, stop_at_layer=model.cfg.n_layers, fwd_hooks=hooks)
+
+
+def next_token_logits(
+    model: HookedModel, tokens: Int[Tensor, "batch pos"], cache: Any = None, *, use_cache: bool = True
+) -> tuple[Float[Tensor, "batch vocab"], Any]:
+    """Logits after the last token, float32, and the cache for the tokens that follow; every token is attended to.
+
+    Args:
+        tokens: all of them, or with a `cache` those that it does not hold yet.
+    """
+    if is_bridge(model):
+        logits, cache = model(tokens, return_type="logits_and_cache", use_cache=use_cache, past_key_values=cache)
+    else:
+        if use_cache and cache is None:
+            cache = TransformerLensKeyValueCache.init_cache(model.cfg, model.cfg.device, len(tokens))
+        # Without this mask a HookedTransformer hides tokens that equal the padding token, such as end of text.
+        seen = torch.ones_like(tokens)
+        logits = model(tokens, return_type="logits", attention_mask=seen, past_kv_cache=cache)
+    return logits[:, -1].float(), cache if use_cache else None
 
 
 def is_bridge(model: HookedModel) -> bool:

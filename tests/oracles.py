@@ -81,3 +81,17 @@ def token_losses(logits, tokens):
 def jaccard(left, right):
     """|A and B| / |A or B| of two Python sets, 0 for two empty ones."""
     return len(left & right) / len(left | right) if left | right else 0.0
+
+
+def nucleus(logits, temperature, top_p):
+    """Probabilities to draw from: the fewest likeliest tokens that reach top_p together, the others at zero."""
+    top = max(logits)
+    weights = [math.exp((x - top) / temperature) for x in logits]
+    probabilities = [w / math.fsum(weights) for w in weights]
+    kept, total = set(), 0.0
+    for token in sorted(range(len(logits)), key=lambda i: -probabilities[i]):
+        if total >= top_p:
+            break
+        kept.add(token)
+        total += probabilities[token]
+    return [p / total if i in kept else 0.0 for i, p in enumerate(probabilities)]

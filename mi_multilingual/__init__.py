@@ -17,12 +17,22 @@ from .analysis.significance import half_agreement, lape_membership, lape_of_text
 from .corpora import Corpus, load_corpus, token_counts, token_rows
 from .demo import load_facts, planted_model, planted_text, run_demo
 from .evaluation.generation import generate
+from .evaluation.judge import Endpoint, judge
+from .evaluation.language_id import identify_language
 from .evaluation.perplexity import perplexity, perplexity_matrix
+from .evaluation.quality import (
+    code_switching,
+    continuation_perplexity,
+    distinct_n,
+    language_accuracy,
+    language_distribution,
+)
 from .evaluation.specificity import leaderboard
 from .evaluation.tasks import Item, choice_accuracy
 from .models import load_model, site
 from .neurons import NeuronScores, NeuronSet
-from .patching.interventions import ablate
+from .patching.interventions import Intervention, ablate, add_mean, add_mean_difference, set_to_mean, steer
+from .patching.weights import bake, baked, export
 from .recording import ActivationStats, record
 from .report import report
 from .text_activations import TextActivations, record_texts
@@ -31,7 +41,9 @@ __all__ = [
     "TYPES",
     "ActivationStats",
     "Corpus",
+    "Endpoint",
     "Impact",
+    "Intervention",
     "Item",
     "NeuronScores",
     "NeuronSet",
@@ -40,17 +52,29 @@ __all__ = [
     "ablate",
     "activation_percentile",
     "activation_percentile_scores",
+    "add_mean",
+    "add_mean_difference",
     "answer_token",
     "attribution",
     "average_precision",
+    "bake",
+    "baked",
     "categories",
     "choice_accuracy",
+    "code_switching",
     "common_core",
+    "continuation_perplexity",
     "contribution_scores",
     "demo",
+    "distinct_n",
     "effective_scores",
+    "export",
     "generate",
     "half_agreement",
+    "identify_language",
+    "judge",
+    "language_accuracy",
+    "language_distribution",
     "lap",
     "lap_scores",
     "lape",
@@ -85,8 +109,10 @@ __all__ = [
     "relevance_scores",
     "report",
     "run_demo",
+    "set_to_mean",
     "sharing_categories",
     "site",
+    "steer",
     "token_counts",
     "token_rows",
     "top_and_bottom",

@@ -162,3 +162,61 @@ def intervened_logits(hf_model, tokens, change):
     finally:
         for handle in handles:
             handle.remove()
+
+
+def wilson(hits, n, z=1.96):
+    """The shares p whose test against hits / n just reaches z: both roots of (hits/n - p)^2 = z^2 p (1 - p) / n."""
+    a, b, c = 1 + z * z / n, -(2 * hits / n + z * z / n), (hits / n) ** 2
+    root = math.sqrt(max(b * b - 4 * a * c, 0.0))
+    return (-b - root) / (2 * a), (-b + root) / (2 * a)
+
+
+def main_scripts(text):
+    """The scripts that have most bytes, of the letters the test draws; {""} without letters."""
+    ranges = {
+        "LATIN": "abé",
+        "CYRILLIC": "яд",
+        "HAN": "犬水",
+        "KANA": "のはーｱア",
+        "THAI": "กด",
+        "HANGUL": "가",
+        "GREEK": "α",
+    }
+    n_bytes = {"LATIN": {"a": 1, "b": 1, "é": 2}, "CYRILLIC": dict.fromkeys("яд", 2), "GREEK": {"α": 2}}
+    counts = {
+        script: sum(n_bytes.get(script, {}).get(c, 3) * text.count(c) for c in letters)
+        for script, letters in ranges.items()
+    }
+    kana = counts.pop("KANA")
+    counts["HAN"] += kana
+    most = max(counts.values())
+    if most == 0:
+        return {""}
+    east_asian = "KANA" if 10 * kana >= counts["HAN"] else "HAN"
+    return {east_asian if script == "HAN" else script for script, n in counts.items() if n == most}
+
+
+def switched(languages):
+    """(main language, sentences with one, share in another): the main one has most sentences, the first of several."""
+    known = [k for k in languages if k]
+    if not known:
+        return "", 0, math.nan
+    best = max(known.count(k) for k in known)
+    main = next(k for k in known if known.count(k) == best)
+    return main, len(known), sum(k != main for k in known) / len(known)
+
+
+def distinct_share(texts, n, single):
+    """Distinct n-grams over n-grams; units are words, and the characters in `single` one by one."""
+    seen, total = [], 0
+    for text in texts:
+        for c in single:
+            text = text.replace(c, f" {c} ")
+        units = text.split()
+        for i in range(len(units)):
+            gram = units[i : i + n]
+            if len(gram) == n:
+                total += 1
+                if gram not in seen:
+                    seen.append(gram)
+    return len(seen) / total if total else math.nan

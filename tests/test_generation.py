@@ -224,6 +224,7 @@ def test_one_string_is_no_list_of_prompts(either):
 def test_a_prompt_needs_a_token(folders, tmp_path):
     hf = AutoModelForCausalLM.from_pretrained(folders["llama"])
     model = load_model(hf, tokenizer=checkpoints.tokenizer(tmp_path, bos=False), device="cpu")
+    model.tokenizer.bos_token = None  # HookedTransformer sets one where there is none
     with pytest.raises(ValueError, match="prompt '' has 0 tokens"):
         quietly(model, [""])
 

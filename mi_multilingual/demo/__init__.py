@@ -9,7 +9,6 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from ..analysis.attribution import attribution
@@ -20,6 +19,7 @@ from ..analysis.significance import half_agreement, lape_membership, lape_of_tex
 from ..corpora import Corpus, load_corpus
 from ..evaluation.generation import generate
 from ..evaluation.perplexity import perplexity_matrix
+from ..evaluation.quality import wilson_interval
 from ..evaluation.specificity import leaderboard
 from ..evaluation.tasks import Item, choice_accuracy
 from ..models import HookedModel, load_model
@@ -187,7 +187,5 @@ def fact_table(answers: pd.DataFrame) -> pd.DataFrame:
         .agg(accuracy="mean", n="size")
         .reset_index()
     )
-    z, p, n = 1.96, table.accuracy, table.n
-    centre = (p + z**2 / (2 * n)) / (1 + z**2 / n)
-    half = z * np.sqrt(p * (1 - p) / n + z**2 / (4 * n**2)) / (1 + z**2 / n)
-    return table.assign(low=centre - half, high=centre + half)
+    low, high = wilson_interval(table.accuracy.to_numpy(float), table.n.to_numpy(float))
+    return table.assign(low=low, high=high)

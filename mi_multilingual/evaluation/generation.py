@@ -164,8 +164,8 @@ def ended(tokenizer: PreTrainedTokenizerBase, prompt: list[int], new: list[int],
 
 def continuation_text(tokenizer: PreTrainedTokenizerBase, prompt: list[int], new: list[int]) -> str:
     """The text of the new tokens, such that prompt + text is the text of all: some tokenizers drop a leading space."""
-    before, whole = tokenizer.decode(prompt), tokenizer.decode(prompt + new)
-    return whole.removeprefix(before) if whole.startswith(before) else tokenizer.decode(new)
+    before, whole = str(tokenizer.decode(prompt)), str(tokenizer.decode(prompt + new))
+    return whole.removeprefix(before) if whole.startswith(before) else str(tokenizer.decode(new))
 
 
 def penalised(

@@ -1,0 +1,154 @@
+"""Measures of generated text: its language, how mixed it is, how repetitive, and how likely."""
+
+import math
+import re
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from ..models import HookedModel, max_window
+from .language_id import identify_language
+from .tasks import common_prefix
+
+TOKENS_A_BATCH = 2048
+CLOSING = "」』”’）)»\"'"
+SENTENCE_END = re.compile(
+    rf"(?<=[.!?…])(?=\s)|(?<=[.!?…][{CLOSING}])(?=\s)|(?<=[。！？｡؟۔।॥።])(?![。！？｡؟۔।॥።{CLOSING}])|\n"
+)
+"""Where a sentence ends: after a Latin stop only before white space (not in 3.5), after the others at once."""
+WITHOUT_SPACES = r"぀-ヿ㐀-䶿一-鿿豈-﫿ｦ-ﾟ฀-๿຀-໿ក-៿က-႟"
+UNIT = re.compile(rf"[{WITHOUT_SPACES}]|[^\s{WITHOUT_SPACES}]+")
+
+
+def language_accuracy(found: Sequence[str], wanted: Sequence[str]) -> pd.DataFrame:
+    """How many texts are in the language they should be in, a row a wanted language in the order of appearance.
+
+    Args:
+        found: of every text, its language (`identify_language`); "" counts as wrong.
+        wanted: of every text, the language it should be in.
+
+    Returns:
+        columns language, n, accuracy (share of n), low, high (95 % Wilson interval).
+    """
+    check_same_length(found, wanted, "found", "wanted")
+    hits = pd.DataFrame({"language": list(wanted), "hit": [f == w for f, w in zip(found, wanted, strict=True)]})
+    table = hits.groupby("language", sort=False)["hit"].agg(n="size", accuracy="mean").reset_index()
+    low, high = wilson_interval(table.accuracy.to_numpy(float), table.n.to_numpy(float))
+    return table.assign(low=low, high=high)
+
+
+def wilson_interval(
+    share: np.ndarray | float, n: np.ndarray | int | float
+) -> tuple[np.ndarray | float, np.ndarray | float]:
+    """95 % interval of a share of `n` by E. B. Wilson (1927); within [0, 1] also for shares of 0 and 1."""
+    z = 1.96
+    centre = (share + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z * np.sqrt(share * (1 - share) / n + z**2 / (4 * n**2)) / (1 + z**2 / n)
+    return np.maximum(centre - half, 0.0), np.minimum(centre + half, 1.0)
+
+
+def language_distribution(found: Sequence[str], wanted: Sequence[str]) -> pd.DataFrame:
+    """Which languages the texts came out in: columns wanted, found ("" for none), n, share (of the wanted language).
+
+    Every wanted language has a row for every language found anywhere, also where n is 0, so the table is a full matrix.
+    """
+    check_same_length(found, wanted, "found", "wanted")
+    counts = Counter(zip(wanted, found, strict=True))
+    totals = Counter(wanted)
+    cells = [(w, f, counts[w, f], counts[w, f] / totals[w]) for w in totals for f in sorted(set(found))]
+    return pd.DataFrame(cells, columns=["wanted", "found", "n", "share"])
+
+
+def code_switching(texts: Sequence[str], languages: Sequence[str]) -> pd.DataFrame:
+    """Of every text, the share of its sentences that are not in its main language.
+
+    The main language is that of most sentences, of several the one that comes first in the text. Sentences whose
+    language is none of `languages` (no letters, another script) do not count. Short sentences are identified less
+    surely: compare with the value for genuine text of the language, which is not zero.
+
+    Returns:
+        columns language (the main one, "" without sentences), n_sentences (those that count), switched (share, NaN
+        without sentences).
+    """
+    rows = []
+    for text in texts:
+        found = [k for k in identify_language(sentences(text), languages) if k]
+        main, count = Counter(found).most_common(1)[0] if found else ("", 0)
+        rows.append((main, len(found), 1 - count / len(found) if found else math.nan))
+    return pd.DataFrame(rows, columns=["language", "n_sentences", "switched"])
+
+
+def sentences(text: str) -> list[str]:
+    """The text cut after sentence punctuation of Latin, Cyrillic, East Asian, Arabic, Indic and Ethiopic scripts, and
+    at line breaks; the pieces without white space around them, empty ones left out. Thai has no such punctuation."""
+    return [piece for part in SENTENCE_END.split(text) if (piece := part.strip())]
+
+
+def distinct_n(texts: Sequence[str], n: int) -> float:
+    """Distinct n-grams over all n-grams of the texts together (Li et al. 2016); 1 without repetition, NaN without any.
+
+    Units are words between white space, and single characters in scripts that write without it (Han, kana, Thai, Lao,
+    Khmer, Burmese). It falls with the amount of text: compare equal numbers of texts of equal length, in one language.
+    """
+    if n < 1:
+        raise ValueError(f"n is {n}; n-grams need at least 1 unit")
+    if isinstance(texts, str):
+        raise ValueError(f"{texts[:40]!r} is one string; give a list of texts")
+    grams = [tuple(units[i : i + n]) for units in map(UNIT.findall, texts) for i in range(len(units) - n + 1)]
+    return len(set(grams)) / len(grams) if grams else math.nan
+
+
+def continuation_perplexity(
+    model: HookedModel, prompts: Sequence[str], continuations: Sequence[str], *, progress: bool = True
+) -> pd.DataFrame:
+    """How likely the model finds each continuation after its prompt; call it outside `ablate`, without other hooks.
+
+    Text and not the generated tokens is scored: prompt and continuation are tokenised together, and counted are the
+    tokens from the first that the prompt alone does not have.
+
+    Returns:
+        columns nll (nats a token), ppl (a token), bits_per_byte, n_tokens, n_bytes; NaN for an empty continuation.
+
+    Raises:
+        ValueError: a prompt that with its continuation is longer than the model's context.
+    """
+    check_same_length(prompts, continuations, "prompts", "continuations")
+    pairs = list(zip(prompts, continuations, strict=True))
+    rows = []
+    for prompt, continuation in tqdm(pairs, desc="perplexity", unit="text", disable=not progress):
+        losses = continuation_losses(model, prompt, continuation)
+        total, n_tokens, n_bytes = losses.sum().item(), len(losses), len(continuation.encode())
+        nll = total / n_tokens if n_tokens else math.nan
+        bits = total / math.log(2) / n_bytes if n_tokens else math.nan
+        rows.append((nll, math.exp(nll), bits, n_tokens, n_bytes))
+    return pd.DataFrame(rows, columns=["nll", "ppl", "bits_per_byte", "n_tokens", "n_bytes"])
+
+
+@torch.no_grad()
+def continuation_losses(model: HookedModel, prompt: str, continuation: str) -> Float[Tensor, " token"]:
+    """Loss of each token of the continuation, nats, float64; without BOS and prompt the first token has none."""
+    start = [model.tokenizer.bos_token_id] if model.tokenizer.bos_token_id is not None else []
+    alone, whole = (
+        start + model.tokenizer(text, add_special_tokens=False)["input_ids"] for text in (prompt, prompt + continuation)
+    )
+    if len(whole) > max_window(model):
+        raise ValueError(
+            f"prompt {prompt[:40]!r} with its continuation has {len(whole)} tokens, the model takes {max_window(model)}"
+        )
+    first = max(1, common_prefix(alone, whole)) if continuation else len(whole)
+    if first >= len(whole):
+        return torch.zeros(0, dtype=torch.float64)
+    tokens = torch.tensor([whole], device=model.cfg.device)
+    likelihood = model(tokens, return_type="logits")[0, first - 1 : -1].float().log_softmax(-1)
+    return -likelihood.gather(-1, tokens[0, first:, None])[:, 0].cpu().double()
+
+
+def check_same_length(left: Sequence[str], right: Sequence[str], left_name: str, right_name: str) -> None:
+    if len(left) != len(right):
+        raise ValueError(f"{len(left)} {left_name} but {len(right)} {right_name}; give one of each for every text")

@@ -179,7 +179,7 @@ def opt_of(
     for name, p in model.named_parameters():
         p.fill_(1.0 if "layer_norm.weight" in name else 0.0)
     model.get_input_embeddings().weight[1:] = embedding
-    model.get_output_embeddings().weight[2:] = unembedding
+    model.lm_head.weight[2:] = unembedding
     for layer, *parts in zip(
         model.model.decoder.layers, w_in.chunk(n_layers), b_in.chunk(n_layers), w_out.chunk(n_layers), strict=True
     ):

@@ -10,7 +10,8 @@ from ..analysis.random_control import layer_matched_random
 from ..corpora import Corpus, TokenRows
 from ..models import HookedModel
 from ..neurons import NeuronSet
-from ..patching.interventions import ablate
+from ..patching.interventions import Intervention, check_fits
+from ..patching.weights import rewritten
 from .perplexity import RESAMPLES, RowLosses, corpus_rows, row_losses
 
 RANDOM = "layer-matched random"
@@ -40,13 +41,14 @@ def leaderboard(
         hits (languages whose own loss rises most of all).
 
     Raises:
-        ValueError: no detector, or one without a group for a language of the corpus.
+        ValueError: no detector, one without a group for a language of the corpus, or neurons of another model.
     """
     if not detected:
         raise ValueError("no detector to compare; give detected={'lape': lape(stats), ...}")
     for name, neurons in detected.items():
         if missing := [k for k in corpus.languages if k not in neurons.groups]:
             raise ValueError(f"{name} has no neurons for {missing[0]!r}; it has {', '.join(neurons.groups)}")
+        check_fits(model, neurons)
     rows = corpus_rows(model, corpus, window, layout)
     first = next(iter(detected.values())).take(corpus.languages)
     sets = [(name, neurons.take(corpus.languages)) for name, neurons in detected.items()]
@@ -76,7 +78,7 @@ def row_changes(
     """Change of every row's summed loss, by (language switched off, language of the text)."""
     found = {}
     for off in rows:
-        with ablate(model, neurons[off]):
+        with rewritten(model, [Intervention("zero", neurons[off])]):
             for k, text in rows.items():
                 found[off, k] = (row_losses(model, text).nll - base[k].nll).numpy()
                 cells.update()

@@ -167,7 +167,7 @@ def add_batch(
                     into[:, layer].index_add_(0, text, ((values > threshold) & valid).sum(dim=1).float().cpu())
                 elif reduction == "max":
                     highest = values.masked_fill(~valid, -torch.inf).amax(dim=1).cpu()
-                    into[:, layer].index_reduce_(0, text, highest, "amax")
+                    into[:, layer].scatter_reduce_(0, text[:, None].expand_as(highest), highest, "amax")
                 else:
                     into[text[final], layer] = values[final.to(values.device), last.to(values.device)].cpu()
 

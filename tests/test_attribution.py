@@ -30,7 +30,7 @@ def test_effective_score_is_the_neurons_vector_times_the_unembedding(model, corp
         for layer in range(model.cfg.n_layers):
             for j in range(model.cfg.d_mlp):
                 added = activation[i, layer, j] * model.blocks[layer].mlp.W_out[j]
-                assert ours[i, layer, j].item() == pytest.approx(float(added @ model.W_U[:, y]), abs=1e-4)
+                assert ours[i, layer, j].item() == pytest.approx((added @ model.W_U[:, y]).item(), abs=1e-4)
 
 
 @torch.no_grad()
@@ -49,7 +49,7 @@ def test_with_the_norm_it_is_what_the_logit_loses_at_the_norms_own_scale(model, 
                 added = (activation[i, layer, j] * model.blocks[layer].mlp.W_out[j]).double()
                 if model.cfg.normalization_type == "LN":
                     added = added - added.mean()
-                expected = float((added / scale * weight.double()) @ model.W_U[:, y].double())
+                expected = ((added / scale * weight.double()) @ model.W_U[:, y].double()).item()
                 assert ours[i, layer, j].item() == pytest.approx(expected, abs=1e-4)
 
 
@@ -66,8 +66,8 @@ def test_all_parts_of_the_residual_stream_add_up_to_the_logit(model, corpus):
     zero = model.ln_final(torch.zeros(1, 1, final.shape[1]))[0, 0] @ model.W_U[:, y]
     for i, row in enumerate(ids):
         logit = model(torch.tensor([row]), return_type="logits")[0, -1, y]
-        bias = float(model.b_U[y]) if getattr(model, "b_U", None) is not None else 0.0
-        assert ours[i].item() == pytest.approx(float(logit - zero) - bias, abs=1e-3)
+        bias = model.b_U[y].item() if getattr(model, "b_U", None) is not None else 0.0
+        assert ours[i].item() == pytest.approx((logit - zero).item() - bias, abs=1e-3)
 
 
 def test_the_answer_token_stands_after_the_prompt_with_a_space_only_where_languages_write_one(model):

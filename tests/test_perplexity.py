@@ -6,7 +6,8 @@ import torch
 
 import oracles
 from mi_multilingual import NeuronSet, ablate, layer_matched_random, perplexity, perplexity_matrix, token_rows
-from mi_multilingual.evaluation.perplexity import RowLosses, change_interval, row_losses
+from mi_multilingual.corpora import TokenRows
+from mi_multilingual.evaluation.perplexity import RowLosses, change_interval, corpus_losses, corpus_rows, row_losses
 from mi_multilingual.models import fingerprint
 
 WINDOW = 8
@@ -87,3 +88,19 @@ def test_rows_keep_their_order_whatever_the_ablation(ungated, corpus):
     with ablate(ungated, neuron_set(ungated)["en"]):
         off = row_losses(ungated, rows)
     assert torch.equal(off.n_tokens, row_losses(ungated, rows).n_tokens)
+
+
+def test_losses_of_all_languages_together_are_those_of_each(model, corpus):
+    rows = corpus_rows(model, corpus, 12, "documents")
+    together = corpus_losses(model, rows)
+    for k, text in rows.items():
+        # one row at a time, so that nothing is reordered
+        alone = [row_losses(model, next(take_row(text, i).batches(1))) for i in range(len(text.tokens))]
+        torch.testing.assert_close(together[k].nll, torch.cat([a.nll for a in alone]), atol=1e-4, rtol=1e-5)
+        assert torch.equal(together[k].n_tokens, torch.cat([a.n_tokens for a in alone]))
+        assert torch.equal(together[k].n_bytes, torch.cat([a.n_bytes for a in alone]))
+
+
+def take_row(rows, i):
+    parts = (rows.tokens, rows.valid, rows.n_bytes, rows.document)
+    return TokenRows(rows.language, *(part[i : i + 1] for part in parts))

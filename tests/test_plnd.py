@@ -164,8 +164,8 @@ def test_epsilon_is_an_alternative_to_the_rate():
     impact = impact_of([[[1, 1], [2, 2]]], [[[0.5, 0.1], [0.2, 0.2]]])
     assert plnd(impact, epsilon=0.2).to_frame().values.tolist() == [["en", 0, 0]]
     assert plnd(impact, epsilon=0.15).to_frame().values.tolist() == [["en", 0, 0]]
-    with pytest.raises(ValueError, match=r"epsilon=-1 is no impact"):
-        plnd(impact, epsilon=-1)
+    with pytest.raises(ValueError, match=r"epsilon=-1\.0 is no impact"):
+        plnd(impact, epsilon=-1.0)
 
 
 def test_the_ranking_prefers_neurons_that_few_rates_find_common():

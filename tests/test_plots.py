@@ -128,7 +128,7 @@ def test_the_leaderboard_has_a_bar_and_an_interval_a_detector():
     figure = plots.leaderboard(table)
     check_titles(figure)
     bar = figure.data[0]
-    assert bar.y == ("a", "b")
+    assert list(bar.y) == ["a", "b"]
     np.testing.assert_allclose(bar.x + bar.error_x.array, table.high)
     np.testing.assert_allclose(bar.x - bar.error_x.arrayminus, table.low)
 

@@ -68,7 +68,7 @@ def test_documents_are_drawn_within_languages():
 
 
 def test_neurons_of_a_language_are_significant_and_chance_finds_none():
-    table, p = permutation_test(documents(), permutations=200, top_rate=0.05)
+    table, p = permutation_test(documents(), permutations=1000, top_rate=0.05)
     assert table.found.tolist() == [1, 1, 1]
     assert table.significant.tolist() == [1, 1, 1]
     assert table.chance_mean.max() < 0.2

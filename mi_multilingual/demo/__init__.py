@@ -38,7 +38,10 @@ PROMPTS_A_LANGUAGE = 3
 CONTINUED = {"max_new_tokens": 30, "min_new_tokens": 15, "repetition_penalty": 1.1}
 """How prompts are continued: greedily, with the penalty of LAPE's open-ended generation, and at some length."""
 PERMUTATIONS, RESAMPLES = 200, 100
-COMPARED_SENTENCES, COMPARED_NEURONS = 12, 20  # a language; the demo is to take less than two minutes
+# A language, so that the demo takes less than two minutes: sentences the matrix is measured on; for the comparison of
+# detectors, sentences they see, sentences they are measured on, and neurons they give.
+EVALUATED = 48
+RANKED_ON, COMPARED_ON, COMPARED_NEURONS = 60, 8, 20
 WITHOUT_SPACES = ("ja", "zh")
 HELD_OUT_WORDING = 2
 """The wording of every relation that is not in the training text."""
@@ -88,7 +91,8 @@ def run_demo(out: Path | str, *, progress: bool = True) -> Path:
         return result
 
     model = timed("load", load_model, "demo")
-    identify, evaluate = (load_corpus("demo", split=split) for split in ("identify", "evaluate"))
+    identify = load_corpus("demo", split="identify")
+    evaluate = load_corpus("demo", split="evaluate", max_documents=EVALUATED)
     stats = timed("record", record, model, identify, layout=LAYOUT, progress=progress)
     stats.save(out / "stats.safetensors")
     neurons = timed("lape", lape, stats, **LAPE)
@@ -132,11 +136,15 @@ def write_sharing(out: Path, model: HookedModel, evaluate: Corpus, progress: boo
 
 def write_leaderboard(out: Path, model: HookedModel, identify: Corpus, evaluate: Corpus, progress: bool) -> None:
     """Every detector's best neurons, as many a language, switched off."""
-    ranked = rankings(model, identify, filter_rate=LAPE["filter_rate"], progress=progress)
-    few = Corpus({k: docs[:COMPARED_SENTENCES] for k, docs in evaluate.documents.items()}, "demo, evaluate, first ones")
+    seen, few = first_documents(identify, RANKED_ON), first_documents(evaluate, COMPARED_ON)
+    ranked = rankings(model, seen, filter_rate=LAPE["filter_rate"], progress=progress)
     detected = {name: scores.top(COMPARED_NEURONS) for name, scores in ranked.items()}
     table = leaderboard(model, few, detected, seeds=[0], layout=LAYOUT, progress=progress)
     table.to_parquet(out / "leaderboard.parquet")
+
+
+def first_documents(corpus: Corpus, n: int) -> Corpus:
+    return Corpus({k: docs[:n] for k, docs in corpus.documents.items()}, f"{corpus.source}, first {n}")
 
 
 def write_facts(out: Path, model: HookedModel, progress: bool) -> None:

@@ -37,7 +37,7 @@ def planted_model(
     n_languages: int = 5,
     n_layers: int = 2,
     neurons_a_layer: int = 256,
-    words_a_language: int = 40,
+    words_a_language: int = 100,
     effect: float = 2.0,
     noise: float = 0.4,
     seed: int = 0,

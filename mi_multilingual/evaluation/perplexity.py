@@ -1,7 +1,7 @@
 """How well the model predicts each language, whole and with neurons switched off."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -11,6 +11,7 @@ import torch
 from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn.functional import pad
 from tqdm.auto import tqdm
 
 from ..analysis.random_control import layer_matched_random
@@ -125,6 +126,24 @@ def row_losses(model: HookedModel, rows: TokenRows) -> RowLosses:
         nll = nll.view(scored.shape).cpu().double().masked_fill(~scored, 0.0)
         parts.append((nll.sum(dim=1), scored.sum(dim=1), (batch.n_bytes[:, 1:] * scored).sum(dim=1)))
     return RowLosses(*(torch.cat(column) for column in zip(*parts, strict=True)))
+
+
+def corpus_losses(model: HookedModel, rows: Mapping[str, TokenRows]) -> dict[str, RowLosses]:
+    """`row_losses` of every language, rows in their order, with rows of all languages together in a batch."""
+    width = max(r.tokens.shape[1] for r in rows.values())
+
+    def together(name: str) -> Tensor:
+        return torch.cat([pad(getattr(r, name), (0, width - r.tokens.shape[1])) for r in rows.values()])
+
+    n_rows = [len(r.tokens) for r in rows.values()]
+    number = torch.arange(sum(n_rows))
+    merged = TokenRows("", together("tokens"), together("valid"), together("n_bytes"), number)
+    size = max(1, TOKENS_A_BATCH // width)
+    order = torch.cat([batch.document for batch in merged.batches(size)])
+    loss = row_losses(model, merged)
+    back = torch.empty_like(order).scatter_(0, order, number)
+    columns = [getattr(loss, name)[back].split(n_rows) for name in ("nll", "n_tokens", "n_bytes")]
+    return {k: RowLosses(*parts) for k, *parts in zip(rows, *columns, strict=True)}
 
 
 def change_interval(loss: RowLosses, base: RowLosses, *, seed: int = 0) -> tuple[float, float, float]:

@@ -12,7 +12,7 @@ from ..models import HookedModel
 from ..neurons import NeuronSet
 from ..patching.interventions import Intervention, check_fits
 from ..patching.weights import rewritten
-from .perplexity import RESAMPLES, RowLosses, corpus_rows, row_losses
+from .perplexity import RESAMPLES, RowLosses, corpus_losses, corpus_rows
 
 RANDOM = "layer-matched random"
 
@@ -53,8 +53,8 @@ def leaderboard(
     first = next(iter(detected.values())).take(corpus.languages)
     sets = [(name, neurons.take(corpus.languages)) for name, neurons in detected.items()]
     sets += [(RANDOM, layer_matched_random(first, seed=seed)) for seed in seeds]
-    base = {k: row_losses(model, rows[k]) for k in corpus.languages}
-    cells = tqdm(total=len(sets) * len(rows) ** 2, desc="comparing detectors", unit="cell", disable=not progress)
+    base = corpus_losses(model, rows)
+    cells = tqdm(total=len(sets) * len(rows), desc="comparing detectors", unit="set", disable=not progress)
     changes: dict[str, list[dict[tuple[str, str], np.ndarray]]] = {}
     for name, neurons in sets:
         changes.setdefault(name, []).append(row_changes(model, neurons, rows, base, cells))
@@ -79,9 +79,9 @@ def row_changes(
     found = {}
     for off in rows:
         with rewritten(model, [Intervention("zero", neurons[off])]):
-            for k, text in rows.items():
-                found[off, k] = (row_losses(model, text).nll - base[k].nll).numpy()
-                cells.update()
+            without = corpus_losses(model, rows)
+        found |= {(off, k): (loss.nll - base[k].nll).numpy() for k, loss in without.items()}
+        cells.update()
     return found
 
 
@@ -106,8 +106,8 @@ def summary(
     own = np.diagonal(matrix).mean()
     return {
         "own": own,
-        "elsewhere": own - float(specificity(matrix)),
-        "specificity": float(specificity(matrix)),
+        "elsewhere": own - specificity(matrix[..., None]).item(),
+        "specificity": specificity(matrix[..., None]).item(),
         "low": float(low),
         "high": float(high),
         "hits": int((matrix.argmax(axis=1) == np.arange(len(languages))).sum()),
@@ -115,7 +115,7 @@ def summary(
 
 
 def specificity(matrix: np.ndarray) -> np.ndarray:
-    """Mean of the diagonal less mean of the rest of a (language, language, ...) array of changes."""
+    """Mean of the diagonal less mean of the rest of a (language, language, draw) array of changes, for each draw."""
     n = len(matrix)
     own = np.einsum("ii...->...", matrix)
     return own / n - (matrix.sum(axis=(0, 1)) - own) / (n * (n - 1))

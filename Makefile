@@ -31,8 +31,8 @@ notebooks: $(STAMP) ## run every notebook from top to bottom
 bench: $(STAMP) ## speed and memory of recording, as ratios
 	$(BIN)/python benchmarks/run.py
 
-test-tl4: $(STAMP_TL4) ## the same tests with TransformerLens 4, but for browser, notebooks and slow ones
-	.venv-tl4/bin/python -m pytest -m "not browser and not notebook and not slow"
+test-tl4: $(STAMP_TL4) ## the same tests with TransformerLens 4, but for browser, notebooks and what the demo model must show
+	.venv-tl4/bin/python -m pytest -m "not browser and not notebook" --ignore tests/test_demo.py
 
 $(STAMP): pyproject.toml constraints.txt
 	@echo 'making .venv, which takes some minutes'

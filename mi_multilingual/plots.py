@@ -220,7 +220,7 @@ def type_contributions(table: pd.DataFrame) -> go.Figure:
     mean = table.groupby(["layer", "type"], sort=False)[["share", "top_share"]].mean().reset_index()
     figure = go.Figure()
     for i, (name, rows) in enumerate(mean.groupby("type", sort=False)):
-        for column, pattern, what in (("share", "/", "all neurons"), ("top_share", "", "highest contribution")):
+        for column, pattern, what in (("share", "/", "all"), ("top_share", "", "top")):
             figure.add_bar(
                 x=[[f"layer {layer}" for layer in rows.layer], [what] * len(rows)],
                 y=rows[column],

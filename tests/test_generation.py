@@ -11,7 +11,7 @@ import checkpoints
 import oracles
 from mi_multilingual import NeuronSet, ablate, generate, load_model
 from mi_multilingual.evaluation.generation import Decoding, continuation_text, drawn, ended, penalised
-from mi_multilingual.models import HookedTransformer
+from mi_multilingual.models import HookedTransformer, next_token_logits
 
 PROMPTS = ["The dog", "We drink tea when it rains", "犬が", "The tea", ""]
 SETTINGS = {
@@ -84,12 +84,16 @@ def test_the_tokens_are_those_of_transformers(kind, backend, folders):
 
 def test_a_padding_token_in_the_text_is_read_like_any_other(either, folders):
     hf = AutoModelForCausalLM.from_pretrained(folders["llama-grouped"])
-    tokenizer = AutoTokenizer.from_pretrained(folders["llama-grouped"])
-    prompt = "The<pad><pad> dog<s><pad>"
-    ids = torch.tensor([[tokenizer.bos_token_id, *tokenizer(prompt, add_special_tokens=False)["input_ids"]]])
+    pad = either.tokenizer.pad_token_id
+    tokens = torch.tensor([[1, pad, 50, 60, pad, pad], [1, 50, 60, 70, 80, 90]])
     with torch.no_grad():
-        expected = tokenizer.decode(hf(ids).logits[0, -1:].argmax(-1))
-    assert quietly(either, [prompt], max_new_tokens=1) == [expected]
+        expected = hf(tokens).logits[:, 3:]
+        seen = [next_token_logits(either, tokens[:, :n], use_cache=False)[0] for n in (4, 5, 6)]
+        torch.testing.assert_close(torch.stack(seen, dim=1), expected, atol=1e-5, rtol=0)
+        first, cache = next_token_logits(either, tokens[:, :4])
+        second, cache = next_token_logits(either, tokens[:, 4:5], cache)
+        third, _ = next_token_logits(either, tokens[:, 5:], cache)
+    torch.testing.assert_close(torch.stack([first, second, third], dim=1), expected, atol=1e-5, rtol=0)
 
 
 def test_the_seed_decides_and_equal_prompts_differ(either):

@@ -1,10 +1,13 @@
 """Interactive figures: a table or a noun in, a plotly Figure out; nothing is shown or written."""
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
 from .analysis.lape import lape_entropy
+from .evaluation.quality import wilson_interval
 from .neurons import NeuronScores, NeuronSet
 from .recording import ActivationStats
 
@@ -76,19 +79,23 @@ def layer_counts(neurons: NeuronSet, *, title: str = "Where the neurons sit") ->
 
 def overlap(neurons: NeuronSet, *, title: str = "Which languages share neurons") -> go.Figure:
     """Heatmap of the Jaccard overlap of every two groups; a group with itself is left blank."""
-    table = neurons.jaccard()
-    shared = neurons.masks.flatten(1).long() @ neurons.masks.flatten(1).long().T
+    flat = neurons.masks.flatten(1).long()
+    hover = "%{y} and %{x}<br>Jaccard overlap %{z:.3f}<br>%{customdata} neurons in both<extra></extra>"
+    return overlap_heatmap(neurons.jaccard(), hover, title, customdata=(flat @ flat.T).numpy(), zmin=0)
+
+
+def overlap_heatmap(table: pd.DataFrame, hover: str, title: str, **options: Any) -> go.Figure:
+    """Heatmap of a square table of Jaccard overlaps, its diagonal left blank."""
     values = table.to_numpy(copy=True)
     np.fill_diagonal(values, np.nan)
     heat = go.Heatmap(
         z=values,
         x=list(table.columns),
         y=list(table.index),
-        customdata=shared.numpy(),
         colorscale=AMOUNTS,
-        zmin=0,
         colorbar={"title": {"text": "Jaccard<br>overlap"}},
-        hovertemplate="%{y} and %{x}<br>Jaccard overlap %{z:.3f}<br>%{customdata} neurons in both<extra></extra>",
+        hovertemplate=hover,
+        **options,
     )
     figure = go.Figure(heat).update_layout(title=title, xaxis_title="language", yaxis_title="language")
     return figure.update_yaxes(autorange="reversed", type="category").update_xaxes(type="category")
@@ -123,13 +130,12 @@ def neuron_profile(stats: ActivationStats, layer: int, neuron: int) -> go.Figure
             f"there is no neuron {layer}.{neuron}; layers are 0..{n_layers - 1}, neurons 0..{n_neurons - 1}"
         )
     active, n = stats.active[layer, neuron].numpy(), stats.n_tokens.numpy()
-    p, z = active / n, 1.96
-    centre = (p + z**2 / (2 * n)) / (1 + z**2 / n)
-    half = z * np.sqrt(p * (1 - p) / n + z**2 / (4 * n**2)) / (1 + z**2 / n)
+    p = active / n
+    low, high = wilson_interval(p, n.astype(float))
     bars = go.Bar(
         x=list(stats.languages),
         y=p,
-        error_y={"type": "data", "symmetric": False, "array": centre + half - p, "arrayminus": p - centre + half},
+        error_y={"type": "data", "symmetric": False, "array": high - p, "arrayminus": p - low},
         customdata=np.stack([active, n, stats.mean()[layer, neuron].numpy()], axis=-1),
         hovertemplate=(
             "%{x}: %{y:.4f}<br>%{customdata[0]:,} of %{customdata[1]:,} tokens<br>"
@@ -200,19 +206,8 @@ def sharing_by_layer(shares: pd.DataFrame, *, threshold: float = 0.0) -> go.Figu
 
 def activity_overlap(table: pd.DataFrame) -> go.Figure:
     """Heatmap of `Sharing.overlap`: mean Jaccard overlap of the active neurons of two languages, similar ones near."""
-    values = table.to_numpy(copy=True)
-    np.fill_diagonal(values, np.nan)
-    heat = go.Heatmap(
-        z=values,
-        x=list(table.columns),
-        y=list(table.index),
-        colorscale=AMOUNTS,
-        colorbar={"title": {"text": "Jaccard<br>overlap"}},
-        hovertemplate="%{y} and %{x}<br>mean Jaccard overlap over inputs %{z:.3f}<extra></extra>",
-    )
-    figure = go.Figure(heat).update_layout(title="Which languages use the same neurons")
-    figure.update_layout(xaxis_title="language", yaxis_title="language")
-    return figure.update_yaxes(autorange="reversed", type="category").update_xaxes(type="category")
+    hover = "%{y} and %{x}<br>mean Jaccard overlap over inputs %{z:.3f}<extra></extra>"
+    return overlap_heatmap(table, hover, "Which languages use the same neurons")
 
 
 def type_contributions(table: pd.DataFrame) -> go.Figure:

@@ -28,6 +28,7 @@ The same step by step on your own model and a folder of <language>.txt files:
 A mistake is told in one line; --debug shows where it happened.
 """
 
+INTERRUPTED = 130  # the exit code of Ctrl-C, as shells have it
 app = typer.Typer(help=HELP, add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 console = Console()
 
@@ -209,13 +210,12 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         app(args=[a for a in arguments if a != "--debug"])
     except SystemExit as stop:
+        if stop.code == INTERRUPTED:
+            print("stopped; `record` goes on where it was when called again", file=sys.stderr)
         return int(stop.code or 0)
     except (ValueError, OSError) as error:
         if debug:
             raise
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print("stopped; what was recorded is kept", file=sys.stderr)
-        return 130
     return 0

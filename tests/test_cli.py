@@ -60,6 +60,15 @@ def test_mistakes_are_one_line_and_an_exit_code(arguments, code, message, capsys
         assert "Traceback" not in err
 
 
+def test_an_interrupt_is_one_line_and_exit_code_130(capsys, monkeypatch):
+    def interrupted(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("mi_multilingual.demo.run_demo", interrupted)
+    assert main(["demo"]) == 130
+    assert capsys.readouterr().err == "stopped; `record` goes on where it was when called again\n"
+
+
 def test_debug_shows_the_trace(tmp_path):
     with pytest.raises(ValueError, match="has no stats"):
         main(["report", str(tmp_path), "--debug"])

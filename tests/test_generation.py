@@ -233,11 +233,16 @@ def test_a_prompt_needs_a_token(folders, tmp_path):
         quietly(model, [""])
 
 
-def test_no_text_ends_before_the_least_number_of_tokens(either):
-    plain = quietly(either, PROMPTS, temperature=3.0, max_new_tokens=12)
-    long = quietly(either, PROMPTS, temperature=3.0, max_new_tokens=12, min_new_tokens=12)
-    eos = either.tokenizer.eos_token
-    assert all(eos not in text for text in long)
-    assert all(len(b) >= len(a) for a, b in zip(plain, long, strict=True))
+def test_no_text_ends_before_the_least_number_of_tokens(either, monkeypatch):
+    tokenizer, word = either.tokenizer, 40
+
+    def ends_at_once(model, tokens, cache=None, *, use_cache=True):
+        logits = torch.zeros(len(tokens), model.cfg.d_vocab)
+        logits[:, tokenizer.eos_token_id], logits[:, word] = 2.0, 1.0
+        return logits, cache
+
+    monkeypatch.setattr("mi_multilingual.evaluation.generation.next_token_logits", ends_at_once)
+    assert quietly(either, ["The dog"]) == [""]
+    assert quietly(either, ["The dog"], min_new_tokens=4) == [tokenizer.decode([word] * 4)]
     with pytest.raises(ValueError, match="min_new_tokens is 7; give a number from 0 to max_new_tokens=6"):
         quietly(either, PROMPTS, min_new_tokens=7)

@@ -76,5 +76,5 @@ def test_fact_table_has_an_accuracy_and_an_interval_a_cell(model):
 
 
 def test_openings_are_a_few_words():
-    assert opening("one two three four five", "en") == "one two three four"
+    assert opening("one two three four five", "en") == "one two three four five"
     assert opening("犬が古い木の下で眠っている。", "ja") == "犬が古い木の下で"

@@ -14,7 +14,8 @@ from mi_multilingual import leaderboard, load_corpus, load_model, parameter_vari
 from mi_multilingual.corpora import token_rows
 from mi_multilingual.demo import LAPE
 
-TUNING_STEPS, TUNING_RATE, ROWS = 15, 3e-4, 32
+TUNING_STEPS, TUNING_RATE, ROWS = 10, 3e-4, 32
+SEEN, MEASURED = 120, 24  # sentences a language
 
 
 def tuned(model, corpus, language: str):
@@ -38,7 +39,8 @@ def main() -> None:
     parser.add_argument("--neurons", type=int, default=20)
     n = parser.parse_args().neurons
     model = load_model("demo", device="cpu")
-    identify, evaluate = (load_corpus("demo", split=split) for split in ("identify", "evaluate"))
+    identify = load_corpus("demo", split="identify", max_documents=SEEN)
+    evaluate = load_corpus("demo", split="evaluate", max_documents=MEASURED)
     ranked = rankings(model, identify, filter_rate=LAPE["filter_rate"])
     ranked["parameter variation"] = parameter_variation_scores(
         model, {k: tuned(model, identify, k) for k in identify.languages}, filter_rate=LAPE["filter_rate"]

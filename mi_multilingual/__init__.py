@@ -10,7 +10,7 @@ from .analysis.lave import lave, lave_scores
 from .analysis.parameter_variation import parameter_variation, parameter_variation_scores
 from .analysis.plnd import Impact, common_core, plnd, plnd_scores, record_impact
 from .analysis.random_control import layer_matched_random, uniform_random
-from .analysis.rankings import rankings
+from .analysis.rankings import ranking_stability, rankings
 from .analysis.relevance import record_relevance, relevance, relevance_scores
 from .analysis.sharing import TYPES, Sharing, categories, sharing_categories
 from .analysis.significance import half_agreement, lape_membership, lape_of_texts, permutation_test
@@ -100,6 +100,7 @@ __all__ = [
     "plnd",
     "plnd_scores",
     "plots",
+    "ranking_stability",
     "rankings",
     "record",
     "record_impact",

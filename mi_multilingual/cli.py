@@ -1,5 +1,6 @@
 """The command `mi-multilingual`: parse, call, print."""
 
+import math
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -168,7 +169,7 @@ def compare(
     quiet: Quiet = False,
 ) -> None:
     """Rank detectors by what their neurons do when switched off, against random neurons in the same layers."""
-    from .analysis.rankings import rankings
+    from .analysis.rankings import ranking_stability, rankings
     from .corpora import load_corpus
     from .evaluation.specificity import leaderboard
     from .models import load_model
@@ -177,13 +178,15 @@ def compare(
     identify, evaluate = (load_corpus(corpus, languages=names, split=s) for s in (identify_split, evaluate_split))
     found = {name: s.top(neurons) for name, s in rankings(loaded, identify, progress=not quiet).items()}
     board = leaderboard(loaded, evaluate, found, layout="documents", progress=not quiet)
+    board["stability"] = board.detector.map(ranking_stability(loaded, identify, neurons, progress=not quiet))
     out.parent.mkdir(parents=True, exist_ok=True)
     board.to_parquet(out)
-    table = Table("detector", "own", "others", "specificity", "95 % interval", title="nats a token")
+    table = Table("detector", "own", "others", "specificity", "95 % interval", "halves agree", title="nats a token")
     for row in board.to_dict("records"):
         interval = f"{row['low']:+.4f} to {row['high']:+.4f}"
         numbers = [f"{row[name]:+.4f}" for name in ("own", "elsewhere", "specificity")]
-        table.add_row(row["detector"], *numbers, interval)
+        stability = "" if math.isnan(row["stability"]) else f"{row['stability']:.2f}"
+        table.add_row(row["detector"], *numbers, interval, stability)
     console.print(table)
 
 

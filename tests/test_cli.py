@@ -37,6 +37,7 @@ def test_compare_writes_a_row_a_detector(tmp_path, texts, capsys):
     board = pd.read_parquet(table)
     assert {"lape", "plnd", "relevance", "average precision", "layer-matched random"} < set(board.detector)
     assert board.specificity.is_monotonic_decreasing
+    assert board.stability[board.detector != "layer-matched random"].between(0, 1).all()
     assert "specificity" in capsys.readouterr().out
 
 

@@ -1,5 +1,7 @@
 """Every detector's ranking of the same model on the same text."""
 
+import pandas as pd
+
 from ..corpora import Corpus
 from ..models import HookedModel
 from ..neurons import NeuronScores
@@ -43,3 +45,25 @@ def rankings(
         "plnd": plnd_scores(record_impact(model, corpus, progress=progress)["mlp"]),
         "relevance": relevance_scores(gradients),
     }
+
+
+def ranking_stability(
+    model: HookedModel, corpus: Corpus, n: int, *, filter_rate: float = 0.95, progress: bool = True
+) -> pd.Series:
+    """Overlap of each detector's `n` best neurons a language on one half of the documents with those on the other.
+
+    Returns:
+        by detector, |A and B| / |A or B|, mean over languages; every second document is in one half.
+
+    Raises:
+        ValueError: a language with fewer than two documents.
+    """
+    if short := [k for k, docs in corpus.documents.items() if len(docs) < 2]:
+        raise ValueError(f"{short[0]!r} has fewer than two documents, which make no two halves; give more text")
+    halves = [
+        Corpus({k: docs[start::2] for k, docs in corpus.documents.items()}, f"{corpus.source}, half {start + 1}")
+        for start in (0, 1)
+    ]
+    one, other = (rankings(model, half, filter_rate=filter_rate, progress=progress) for half in halves)
+    agreement = {name: scores.top(n).agreement(other[name].top(n)).mean() for name, scores in one.items()}
+    return pd.Series(agreement, name="stability")

@@ -13,7 +13,7 @@ import pandas as pd
 
 from ..analysis.attribution import attribution
 from ..analysis.lape import lape
-from ..analysis.rankings import rankings
+from ..analysis.rankings import ranking_stability, rankings
 from ..analysis.sharing import sharing_categories
 from ..analysis.significance import half_agreement, lape_membership, lape_of_texts, permutation_test
 from ..corpora import Corpus, load_corpus
@@ -135,12 +135,13 @@ def write_sharing(out: Path, model: HookedModel, evaluate: Corpus, progress: boo
 
 
 def write_leaderboard(out: Path, model: HookedModel, identify: Corpus, evaluate: Corpus, progress: bool) -> None:
-    """Every detector's best neurons, as many a language, switched off."""
+    """Every detector's best neurons, as many a language, switched off; and how far two halves agree on them."""
     seen, few = first_documents(identify, RANKED_ON), first_documents(evaluate, COMPARED_ON)
     ranked = rankings(model, seen, filter_rate=LAPE["filter_rate"], progress=progress)
     detected = {name: scores.top(COMPARED_NEURONS) for name, scores in ranked.items()}
     table = leaderboard(model, few, detected, seeds=[0], layout=LAYOUT, progress=progress)
-    table.to_parquet(out / "leaderboard.parquet")
+    stability = ranking_stability(model, seen, COMPARED_NEURONS, filter_rate=LAPE["filter_rate"], progress=progress)
+    table.assign(stability=table.detector.map(stability)).to_parquet(out / "leaderboard.parquet")
 
 
 def first_documents(corpus: Corpus, n: int) -> Corpus:

@@ -5,12 +5,13 @@ STAMP_TL4 := .venv-tl4/.installed
 MAKEFLAGS += --no-print-directory
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_DISABLE_TELEMETRY := 1
+export NO_MKDOCS_2_WARNING := 1
 
 # Tiny models: two processes of one thread each take half the time of one of two.
 PYTEST_SETTINGS := OMP_NUM_THREADS=1
 PYTEST_OPTIONS := --numprocesses 2 --dist loadfile
 
-.PHONY: help demo test check pytest notebooks bench test-tl4
+.PHONY: help demo test check pytest notebooks docs audit bench test-tl4
 
 help: ## this list
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -18,13 +19,21 @@ help: ## this list
 demo: $(STAMP) ## the main job on the embedded model and corpus -> runs/demo/report.html
 	$(BIN)/mi-multilingual demo --out runs/demo
 
-test: check pytest ## every check of the project, in an environment made for it
+test: check docs pytest ## every check of the project, in an environment made for it
 
 check: $(STAMP) ## style, types and the order of imports
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/lint-imports
+
+docs: $(STAMP) ## the documentation -> build/site; a warning is a failure
+	$(BIN)/mkdocs build --strict --quiet
+
+audit: $(STAMP) ## known vulnerabilities of the pinned versions, where the database can be reached
+	@if $(BIN)/python -c "import urllib.request as r; r.urlopen('https://pypi.org/pypi/pip/json', timeout=20)" 2>/dev/null; \
+	then $(BIN)/pip-audit --requirement constraints.txt --no-deps --disable-pip --progress-spinner off; \
+	else echo 'pip-audit skipped: https://pypi.org/pypi, its database, cannot be reached'; fi
 
 pytest: $(STAMP) ## the tests, slow ones, browser and notebooks included
 	$(PYTEST_SETTINGS) $(BIN)/python -m pytest $(PYTEST_OPTIONS)
@@ -42,7 +51,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@echo 'making .venv, which takes some minutes'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch==2.13.0
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev,docs,audit]"
 	touch $@
 
 $(STAMP_TL4): pyproject.toml constraints-tl4.txt

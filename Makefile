@@ -31,7 +31,7 @@ docs: $(STAMP) ## the documentation -> build/site; a warning is a failure
 	$(BIN)/mkdocs build --strict --quiet
 
 audit: $(STAMP) ## known vulnerabilities of the pinned versions, where the database can be reached
-	@if $(BIN)/python -c "import urllib.request as r; r.urlopen('https://pypi.org/pypi/pip/json', timeout=20)" 2>/dev/null; \
+	@if $(BIN)/python -c "import urllib.request as r; r.urlopen('https://pypi.org/pypi/pip/24.0/json', timeout=20)" 2>/dev/null; \
 	then $(BIN)/pip-audit --requirement constraints.txt --no-deps --disable-pip --progress-spinner off; \
 	else echo 'pip-audit skipped: https://pypi.org/pypi, its database, cannot be reached'; fi
 

@@ -175,6 +175,7 @@ def load_model(
     backend: str = "auto",
     device: str | None = None,
     dtype: torch.dtype = torch.float32,
+    trust_remote_code: bool = False,
 ) -> HookedModel:
     """A causal language model with TransformerLens hooks, its weights as they are (nothing folded or centred).
 
@@ -184,9 +185,11 @@ def load_model(
         backend: "hooked" for a HookedTransformer, "bridge" for a TransformerBridge; "auto" prefers the first where
             the installed TransformerLens has it and can convert the architecture.
         device: where to put it; a GPU if there is one, by default.
+        trust_remote_code: run the Python files that come with the checkpoint; only for those you have read.
 
     Raises:
-        ValueError: no such model, or an architecture that TransformerLens cannot convert.
+        ValueError: no such model, one that needs code of its own, or an architecture that TransformerLens cannot
+            convert.
     """
     if backend not in ("auto", "hooked", "bridge"):
         raise ValueError(f"unknown backend {backend!r}; choose auto, hooked or bridge")
@@ -195,7 +198,7 @@ def load_model(
             "this TransformerLens has no HookedTransformer; use backend='bridge', or install transformer-lens<4"
         )
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    hf_model, tokenizer, name = hugging_face(name_or_path, tokenizer, dtype)
+    hf_model, tokenizer, name = hugging_face(name_or_path, tokenizer, dtype, trust_remote_code)
     with neutral_folder(hf_model, tokenizer) as folder:
         if backend == "bridge" or HookedTransformer is None:
             return to_bridge(hf_model, folder, name, device, dtype)
@@ -213,7 +216,10 @@ def load_model(
 
 
 def hugging_face(
-    source: str | Path | PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, dtype: torch.dtype | str
+    source: str | Path | PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase | None,
+    dtype: torch.dtype | str,
+    trust_remote_code: bool = False,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, str]:
     """The Hugging Face model, its tokenizer and a name for it; dtype "auto" is the one a checkpoint is stored in."""
     if isinstance(source, PreTrainedModel):
@@ -233,8 +239,9 @@ def hugging_face(
         )
     try:
         # Only safetensors: other weight files can hold code.
-        model = AutoModelForCausalLM.from_pretrained(place, dtype=dtype, use_safetensors=True)
-        return model, tokenizer or AutoTokenizer.from_pretrained(place), str(source)
+        trust = {"trust_remote_code": trust_remote_code}
+        model = AutoModelForCausalLM.from_pretrained(place, dtype=dtype, use_safetensors=True, **trust)
+        return model, tokenizer or AutoTokenizer.from_pretrained(place, **trust), str(source)
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"cannot load {place!r}: {reason}") from error

@@ -91,19 +91,23 @@ def perplexity_matrix(
     check_fits(model, neurons)
     rows = corpus_rows(model, corpus, window, layout)
     controls = {seed: layer_matched_random(neurons, seed=seed) for seed in seeds}
-    cells = [("none", k, -1, None) for k in rows]
-    cells += [(group, k, -1, neurons[group]) for group in neurons.groups for k in rows]
-    cells += [("random", k, seed, c[k]) for seed, c in controls.items() for k in rows if k in neurons.groups]
+    runs: list[tuple[str, int, NeuronSet | None, list[str]]] = [("none", -1, None, list(rows))]
+    runs += [(group, -1, neurons[group], list(rows)) for group in neurons.groups]
+    runs += [("random", seed, c[k], [k]) for seed, c in controls.items() for k in rows if k in neurons.groups]
     base: dict[str, RowLosses] = {}
     table = []
-    for ablated, language, seed, off in tqdm(cells, desc="perplexity matrix", unit="cell", disable=not progress):
+    cells = tqdm(total=sum(len(r[-1]) for r in runs), desc="perplexity matrix", unit="cell", disable=not progress)
+    for ablated, seed, off, languages in runs:
         with rewritten(model, [Intervention("zero", off)]) if off is not None else nullcontext():
-            loss = row_losses(model, rows[language])
-        base.setdefault(language, loss)
-        change, low, high = change_interval(loss, base[language])
-        cell = {"ablated": ablated, "evaluated": language, "seed": seed}
-        cell["n_neurons"] = int(off.union().sum()) if off is not None else 0
-        table.append({**cell, "change": change, "low": low, "high": high, **loss.summary()})
+            losses = corpus_losses(model, {k: rows[k] for k in languages})
+        base = base or losses
+        n_neurons = int(off.union().sum()) if off is not None else 0
+        for k, loss in losses.items():
+            change, low, high = change_interval(loss, base[k])
+            cell = {"ablated": ablated, "evaluated": k, "seed": seed, "n_neurons": n_neurons}
+            table.append({**cell, "change": change, "low": low, "high": high, **loss.summary()})
+        cells.update(len(languages))
+    cells.close()
     return pd.DataFrame(table)
 
 

@@ -125,8 +125,8 @@ def test_a_token_that_is_no_character_goes_by_its_name(tmp_path):
     tokenizer = checkpoints.tokenizer(tmp_path)
     first, *_ = tokenizer("鬱", add_special_tokens=False)["input_ids"]
     assert vocabulary_text(tokenizer, first) == tokenizer.convert_ids_to_tokens(first)
-    (dog,) = tokenizer(" dog", add_special_tokens=False)["input_ids"]
-    assert vocabulary_text(tokenizer, dog) == " dog"
+    sleeps, *_ = tokenizer(" dort", add_special_tokens=False)["input_ids"]
+    assert vocabulary_text(tokenizer, sleeps) == tokenizer.decode([sleeps]) != ""
     assert vocabulary_text(tokenizer, 9999) == "token 9999"
 
 

@@ -187,12 +187,13 @@ def example_table(
             "load the model with dtype=torch.float32"
         )
     rows: list[Example] = []
+    parts = (kept.value, kept.document, kept.tokens, kept.activation)
+    values, documents, tokens, near = (part.tolist() for part in parts)
     for i, j in (kept.value > 0).nonzero().tolist():
-        ids, inside = kept.tokens[i, j].tolist(), kept.tokens[i, j] != NO_TOKEN
-        texts = texts_of([token for token in ids if token != NO_TOKEN])
-        near, peak = kept.activation[i, j][inside].tolist(), int(inside[:BEFORE].sum())
+        counted = [(token, x) for token, x in zip(tokens[i][j], near[i][j], strict=True) if token != NO_TOKEN]
+        texts, peak = texts_of([token for token, _ in counted]), BEFORE - tokens[i][j][:BEFORE].count(NO_TOKEN)
         place = (language, layer, int(columns[i]), j + 1)
-        rows.append((*place, float(kept.value[i, j]), int(kept.document[i, j]), texts, near, peak))
+        rows.append((*place, values[i][j], documents[i][j], texts, [x for _, x in counted], peak))
     return rows
 
 

@@ -13,18 +13,19 @@ import jinja2
 from plotly.offline import get_plotlyjs
 
 from .comparison import compared
+from .findings import effects
 from .neuron_pages import neuron_data
 from .run import NEURONS, STATS, Run
 from .sections import SECTIONS, Shown, shown
 
-__all__ = ["report"]
+__all__ = ["effects", "report"]
 
 
 def report(folder: Path | str, *, compare: Path | str | None = None) -> Path:
     """Write `report.html` from the files of a run and return its path. The page needs no network.
 
-    Every file that `mi_multilingual.report.sections.SECTIONS` names is shown where it exists; statistics, neuron_examples.parquet
-    and neuron_logits.parquet make a page for every neuron, run.json says how the run was made.
+    Every file that `mi_multilingual.report.sections.SECTIONS` names is shown where it exists; stats.safetensors,
+    neuron_examples.parquet and neuron_logits.parquet make the pages of neurons, run.json says how the run was made.
 
     Args:
         compare: another run folder, whose neurons and effects are set beside this one's.
@@ -36,8 +37,8 @@ def report(folder: Path | str, *, compare: Path | str | None = None) -> Path:
     parts = [part for section in SECTIONS if (part := shown(section, run))]
     if not parts:
         raise ValueError(
-            f"{folder} has no {STATS} or any other file of a run; run `mi-multilingual demo --out {folder}` or the single "
-            "steps first"
+            f"{folder} has no {STATS} or any other file of a run; run `mi-multilingual demo --out {folder}` or the "
+            "single steps first"
         )
     if compare is not None:
         parts.insert(0, compared(run, Run(Path(compare))))
@@ -50,6 +51,7 @@ def page(run: Run, parts: list[Shown]) -> str:
     """The whole page."""
     scripts = [get_plotlyjs().replace("\r\n", "\n"), asset("report.js")]
     neurons = neuron_data(run)
+    about_neurons = json.dumps(neurons, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     figures = ",".join(f"{json.dumps(f['id'])}:{f['json']}" for part in parts for f in part.figures)
     return (
         environment()
@@ -61,7 +63,7 @@ def page(run: Run, parts: list[Shown]) -> str:
             parts=parts,
             made=run.made(),
             neurons=neurons is not None,
-            data=f'{{"figures":{{{figures}}},"neurons":{json.dumps(neurons, ensure_ascii=False, separators=(",", ":"), allow_nan=False)}}}',
+            data=f'{{"figures":{{{figures}}},"neurons":{about_neurons}}}',
             style=asset("report.css"),
             scripts=scripts,
             hashes=[base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in scripts],

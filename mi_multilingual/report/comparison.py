@@ -15,6 +15,7 @@ from .run import MATRIX, NEURONS, Run
 from .sections import SIGNED, Figure, Section, Shown, drawing, filled
 from .tables import column
 
+ENDS = ("", "_low", "_high")
 NATS, BITS = "nats a token", "bits a byte"
 
 
@@ -85,13 +86,14 @@ def comparison(mine: Run, theirs: Run, unit: str) -> pd.DataFrame:
     if same_model(mine.neurons, theirs.neurons):
         table["jaccard"] = mine.neurons.take(both).agreement(theirs.neurons.take(both))
     for name, to in (("own", "difference"), ("elsewhere", "elsewhere_difference")):
-        parts = [table[f"{prefix}{name}{end}"].to_numpy() for prefix in ("", "other_") for end in ("", "_low", "_high")]
-        table[to], table[f"{to}_low"], table[f"{to}_high"] = difference(*parts)
+        mine_theirs = (tuple(table[f"{run}{name}{end}"].to_numpy() for end in ENDS) for run in ("", "other_"))
+        for end, values in zip(ENDS, difference(*mine_theirs), strict=True):
+            table[f"{to}{end}"] = values
     return table.rename_axis("language").reset_index()
 
 
 def effects_by_language(run: Run, unit: str) -> pd.DataFrame:
-    """Indexed by language: size of its set; own and elsewhere (mean over the other languages), each with low and high."""
+    """By language: size of its set; own and elsewhere (mean over the other languages), each with low and high."""
     matrix, sizes = run.table(MATRIX), run.neurons.sizes()
     scale = matrix.n_tokens / matrix.n_bytes / math.log(2) if unit == BITS else 1.0
     matrix = matrix.assign(**{name: matrix[name] * scale for name in ("change", "low", "high")})
@@ -117,10 +119,10 @@ def differences(table: pd.DataFrame, unit: str) -> list[str]:
         f"interval of the difference includes zero ({unit})."
     ]
     if table.jaccard.notna().any():
-        least = table.jaccard.idxmin()
+        least, most = table.jaccard.idxmin(), table.jaccard.idxmax()
         sentences.append(
-            f"The sets overlap by {table.jaccard.mean():.2f} on average (Jaccard), least for {table.language[least]} "
-            f"({table.jaccard[least]:.2f})."
+            f"The sets overlap by {table.jaccard.mean():.2f} on average (Jaccard), from {table.jaccard[least]:.2f} "
+            f"({table.language[least]}) to {table.jaccard[most]:.2f} ({table.language[most]})."
         )
     return sentences
 
@@ -144,7 +146,8 @@ def notes(mine: Run, theirs: Run, same: bool) -> str:
         if only:
             said.append(f"Only {name}: {', '.join(sorted(only))}.")
     said.append(
-        "Intervals of differences are made as if the two runs were independent; on the same text they are wider than needed."
+        "Intervals of differences are made as if the two runs were independent; on the same text they are wider than "
+        "needed."
     )
     return " ".join(said)
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 
-import numpy as np
 import pandas as pd
 
 from ..evaluation.specificity import RANDOM
@@ -27,10 +26,12 @@ def effects(matrix: pd.DataFrame) -> dict[str, float]:
     }
 
 
-def ablation(matrix: pd.DataFrame, neurons: NeuronSet) -> list[str]:
-    """Of a `perplexity_matrix` and the neurons switched off in it."""
-    e = effects(matrix)
+def ablation(matrix: pd.DataFrame) -> list[str]:
+    """Of a `perplexity_matrix`; nothing where no group is a language of the text."""
     own = matrix[matrix.ablated == matrix.evaluated].set_index("ablated")
+    if own.empty:
+        return []
+    e = effects(matrix)
     off = matrix[~matrix.ablated.isin(["none", "random"])]
     others = off[off.ablated != off.evaluated].groupby("ablated", sort=False)["change"].mean()
     low, high = mean_interval(own.change.to_numpy())
@@ -41,7 +42,7 @@ def ablation(matrix: pd.DataFrame, neurons: NeuronSet) -> list[str]:
     ]
     if len(others):
         other = mean_interval(others.to_numpy())
-        ratio = f", {e['own'] / e['other']:.0f} times less" if other[0] > 0 and low > other[1] else ""
+        ratio = f", {e['own'] / e['other']:.0f} times less than the own one" if other[0] > 0 and low > other[1] else ""
         sentences.append(
             f"Mean effect on the other languages: {e['other']:+.4f} ({other[0]:+.4f} to {other[1]:+.4f}){ratio}."
         )
@@ -79,8 +80,8 @@ def sizes(neurons: NeuronSet) -> list[str]:
     n = neurons.sizes()
     shared = int((neurons.masks.sum(0) > 1).sum())
     return [
-        f"{int(neurons.union().sum()):,} of {neurons.masks[0].numel():,} neurons belong to a language, {shared:,} of them "
-        f"to several; {n.idxmin()} has fewest ({n.min():,}), {n.idxmax()} most ({n.max():,})."
+        f"{int(neurons.union().sum()):,} of {neurons.masks[0].numel():,} neurons belong to a language, {shared:,} of "
+        f"them to several; {n.idxmin()} has fewest ({n.min():,}), {n.idxmax()} most ({n.max():,})."
     ]
 
 
@@ -88,9 +89,9 @@ def significance(table: pd.DataFrame) -> list[str]:
     """Of a `permutation_test` beside the `half_agreement`."""
     above = int((table.found > table.chance_high).sum())
     sentences = [
-        f"{int(table.significant.sum()):,} of {int(table.found.sum()):,} memberships stay significant after correction; "
-        f"shuffled labels give {table.chance_mean.mean():.1f} a language on average, and more were found than in 95 % "
-        f"of the shuffles in {above} of {len(table)} languages."
+        f"{int(table.significant.sum()):,} of {int(table.found.sum()):,} memberships stay significant after "
+        f"correction; shuffled labels give {table.chance_mean.mean():.1f} a language on average, and more were found "
+        f"than in 95 % of the shuffles in {above} of {len(table)} languages."
     ]
     if "agreement" in table:
         worst = table.agreement.idxmin()
@@ -137,9 +138,7 @@ def sharing(table: pd.DataFrame) -> list[str]:
             certain = apart(most.low, most.high, least.low, least.high)
             change = "" if certain else "; the two intervals overlap"
             sentences.append(
-                f"{kind.capitalize()} neurons are {least['mean']:.1%} (layer {least.layer}; {least.low:.1%} to "
-                f"{least.high:.1%}) to {most['mean']:.1%} (layer {most.layer}; {most.low:.1%} to {most.high:.1%}) of a "
-                f"layer's neurons{change}."
+                f"{kind.capitalize()} neurons are {share(least)} to {share(most)} of a layer's neurons{change}."
             )
     return sentences
 
@@ -152,8 +151,8 @@ def contributions(table: pd.DataFrame) -> list[str]:
         low, high = mean_interval((part.top_share - part.share).to_numpy())
         if low > 0:
             sentences.append(
-                f"{str(kind).capitalize()} neurons are {part.share.mean():.1%} of all, but {part.top_share.mean():.1%} of "
-                f"those that contribute most to the answers: {100 * low:.1f} to {100 * high:.1f} points more (95 % "
+                f"{str(kind).capitalize()} neurons are {part.share.mean():.2%} of all, but {part.top_share.mean():.2%} "
+                f"of those that contribute most to the answers: {100 * low:.2f} to {100 * high:.2f} points more (95 % "
                 "interval over languages)."
             )
     return sentences
@@ -166,10 +165,16 @@ def facts(table: pd.DataFrame) -> list[str]:
         return []
     low, high = mean_interval(by_language.to_numpy())
     return [
-        f"Facts are answered with an accuracy of {by_language.mean():.2f} on average over languages (95 % interval over "
-        f"languages {low:.2f} to {high:.2f}), from {by_language.min():.2f} ({by_language.idxmin()}) to "
+        f"Facts are answered with an accuracy of {by_language.mean():.2f} on average over languages (95 % interval "
+        f"over languages {low:.2f} to {high:.2f}), from {by_language.min():.2f} ({by_language.idxmin()}) to "
         f"{by_language.max():.2f} ({by_language.idxmax()})."
     ]
+
+
+def share(row: pd.Series) -> str:
+    """The mean of a layer and its interval; rounding of an interval about zero must not show a negative share."""
+    low, high = (max(0.0, x) for x in (row.low, row.high))
+    return f"{row['mean']:.2%} (layer {row.layer}; {low:.2%} to {high:.2%})"
 
 
 def number(row: pd.Series, name: str) -> str:

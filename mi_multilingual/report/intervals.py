@@ -10,26 +10,20 @@ def mean_interval(values: np.ndarray, *, seed: int = 0, resamples: int = 2000) -
     return float(low), float(high)
 
 
-def difference(
-    mine: np.ndarray,
-    low: np.ndarray,
-    high: np.ndarray,
-    theirs: np.ndarray,
-    their_low: np.ndarray,
-    their_high: np.ndarray,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+Measured = tuple[np.ndarray, np.ndarray, np.ndarray]
+"""Numbers, and the lower and upper ends of their 95 % intervals."""
+
+
+def difference(mine: Measured, theirs: Measured) -> Measured:
     """`mine - theirs` and its 95 % interval from the two intervals, as if the two were independent.
 
     Where they are measured on the same text, the interval is wider than it needs to be.
 
     Source: Zou and Donner 2008, Statistics in Medicine 27, equation 3 (recovery of variance estimates).
     """
-    change = mine - theirs
-    return (
-        change,
-        change - np.hypot(mine - low, their_high - theirs),
-        change + np.hypot(high - mine, theirs - their_low),
-    )
+    change = mine[0] - theirs[0]
+    low = change - np.hypot(mine[0] - mine[1], theirs[2] - theirs[0])
+    return change, low, change + np.hypot(mine[2] - mine[0], theirs[0] - theirs[1])
 
 
 def mean_of(values: np.ndarray, low: np.ndarray, high: np.ndarray) -> tuple[float, float, float]:
@@ -46,4 +40,4 @@ def mean_of(values: np.ndarray, low: np.ndarray, high: np.ndarray) -> tuple[floa
 
 def apart(low: float, high: float, other_low: float, other_high: float) -> bool:
     """Whether two intervals do not overlap; an interval that is not known overlaps everything."""
-    return low > other_high or high < other_low
+    return bool(low > other_high or high < other_low)

@@ -8,9 +8,9 @@ from typing import Any
 import pandas as pd
 import torch
 
+from ..analysis.examples import BROKEN
 from ..analysis.lape import lape_entropy
 from ..neurons import NeuronSet
-from ..recording import ActivationStats
 from .run import NEURONS, STATS, Run
 
 EXAMPLES, LOGITS = "neuron_examples.parquet", "neuron_logits.parquet"
@@ -73,7 +73,7 @@ def examples(table: pd.DataFrame) -> dict[str, dict[str, list[list[Any]]]]:
     """By neuron and language: [index of the token itself, texts, activations] of every example, best first."""
     found: dict[str, dict[str, list[list[Any]]]] = {}
     for row in table.sort_values("rank", kind="stable").itertuples():
-        texts, values, peak = whole_characters(row.tokens, row.activations, row.peak)
+        texts, values, peak = whole_characters(list(row.tokens), list(row.activations), row.peak)
         by_language = found.setdefault(f"{row.layer}.{row.neuron}", {})
         by_language.setdefault(row.language, []).append([peak, texts, [rounded(x) for x in values]])
     return found
@@ -92,6 +92,8 @@ def whole_characters(texts: list[str], values: list[float], peak: int) -> tuple[
             heights[-1] = max(heights[-1], value)
         if i == peak:
             where = len(pieces) - 1
+    # The text was cut between tokens, perhaps within a character.
+    pieces[0], pieces[-1] = pieces[0].lstrip(BROKEN), pieces[-1].rstrip(BROKEN)
     return pieces, heights, where
 
 

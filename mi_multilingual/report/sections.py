@@ -115,10 +115,9 @@ def language_table(matrix: pd.DataFrame, stats: ActivationStats, neurons: Neuron
     sizes = neurons.sizes()
     rows = []
     for language, part in matrix.groupby("evaluated", sort=False):
-        if language not in sizes:
+        if not (part.ablated == language).any():
             continue
-        base = part[part.ablated == "none"].iloc[0]
-        own = part[part.ablated == language].iloc[0]
+        base, own = (part[part.ablated == name].iloc[0] for name in ("none", language))
         rows.append(
             {
                 "language": language,
@@ -165,8 +164,8 @@ def sharing_table(table: pd.DataFrame) -> pd.DataFrame:
 SECTIONS = (
     Section(
         "effects",
-        "Effects and places",
-        (MATRIX, NEURONS),
+        "Effects",
+        (MATRIX,),
         "Change of the loss when the neurons of one language are switched off, nats a token, with 95 % intervals by "
         "bootstrap over rows of text; “random”: as many neurons drawn in the same layers.",
         (
@@ -233,7 +232,6 @@ SECTIONS = (
                 plots.neuron_map,
                 "Every point is a neuron of a language: the lower, the more of its activity is in one language. Click "
                 "one for its page.",
-                wide=True,
             ),
             Figure(
                 "layers",
@@ -292,7 +290,7 @@ SECTIONS = (
         "Detectors compared",
         ("leaderboard.parquet",),
         "Change of the loss when the neurons are switched off, nats a token, means over languages; intervals by "
-        "bootstrap over rows of text. Stability: mean Jaccard overlap of a detector's sets on two halves of the corpus.",
+        "bootstrap over rows of text. Stability: mean Jaccard overlap of the sets on two halves of the corpus.",
         (
             column("detector"),
             column("n_neurons", "neurons a language", "{:.0f}"),

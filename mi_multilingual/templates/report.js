@@ -16,7 +16,7 @@ function themed(figure) {
   Object.assign(layout, {
     paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", autosize: true, colorway: COLOURS,
     font: {color: ink, family: style.fontFamily, size: narrow.matches ? 11 : 13},
-    margin: narrow.matches ? {l: 44, r: 8, t: 12, b: 44} : {l: 64, r: 24, t: 20, b: 56},
+    margin: narrow.matches ? {l: 44, r: 8, t: 12, b: 44} : {l: 64, r: 24, t: 34, b: 56},
     hoverlabel: {bgcolor: card, bordercolor: line, font: {color: ink}, align: "left"},
     modebar: {bgcolor: "rgba(0,0,0,0)", color: line, activecolor: ink},
   });
@@ -24,6 +24,7 @@ function themed(figure) {
   for (const axis of ["xaxis", "yaxis"]) Object.assign(layout[axis] ??= {}, {gridcolor: line, zerolinecolor: line, automargin: true});
   const traces = structuredClone(figure.data);
   for (const trace of traces) {
+    for (const bar of ["error_x", "error_y"]) if (trace[bar]) trace[bar].color = ink;
     if (wanted() && neurons.languages.includes(trace.name)) trace.visible = trace.name === wanted() || "legendonly";
     if (narrow.matches && trace.type === "heatmap") {
       delete trace.texttemplate;
@@ -35,7 +36,7 @@ function themed(figure) {
 
 function draw(id, figure) {
   const {traces, layout} = themed(figure), place = document.getElementById(id);
-  Plotly.react(place, traces, layout, {responsive: true, displaylogo: false, displayModeBar: "hover", toImageButtonOptions: {filename: id}});
+  Plotly.react(place, traces, layout, {responsive: true, displaylogo: false, displayModeBar: narrow.matches ? false : "hover", toImageButtonOptions: {filename: id}});
   if (!place.clickable) {
     place.clickable = true;
     place.on("plotly_click", event => {
@@ -146,7 +147,7 @@ function statistics(key) {
   return {rows, entropy: neurons.entropy[at]};
 }
 
-const shortened = x => (x === null ? "–" : String(x));
+const shortened = x => (x === null ? "–" : x !== 0 && Math.abs(x) < 1000 ? x.toPrecision(3) : String(x));
 
 function profile(rows) {
   return {

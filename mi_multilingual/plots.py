@@ -331,4 +331,4 @@ def neuron_map(stats: ActivationStats, neurons: NeuronSet) -> go.Figure:
         )
     figure.update_layout(title="How specific the neurons are", xaxis_title="layer")
     figure.update_xaxes(tickvals=list(range(neurons.masks.shape[1])), zeroline=False)
-    return figure.update_layout(yaxis_title="entropy of the activation probabilities, nats")
+    return figure.update_layout(yaxis_title="entropy, nats")

@@ -285,6 +285,7 @@ def test_tables_of_any_columns_make_sections(tmp_path):
         assert f'<table id="table-{section}">' in text
     assert EVIL not in text
     assert 'id="search"' not in text
+    assert f"<h1>Run {tmp_path.name}</h1>" in text
 
 
 def test_long_tables_are_cut_and_empty_ones_left_out(tmp_path):

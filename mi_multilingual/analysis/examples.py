@@ -267,5 +267,6 @@ def logit_effects(model: HookedModel, neurons: NeuronSet, *, k: int = 10) -> pd.
 def vocabulary_text(tokenizer: PreTrainedTokenizerBase, token: int) -> str:
     """The text of a token; of one that is no whole character its name in the vocabulary."""
     text = single_text(tokenizer, token)
-    whole = text and BROKEN not in text
-    return text if whole else tokenizer.convert_ids_to_tokens(token) or f"token {token}"
+    if text and BROKEN not in text:
+        return text
+    return str(tokenizer.convert_ids_to_tokens(token) or f"token {token}")

@@ -57,7 +57,8 @@ def page(run: Run, parts: list[Shown]) -> str:
         environment()
         .get_template("report.html.j2")
         .render(
-            title=run.stats.model if run.has(STATS) else run.folder.name,
+            name=run.stats.model if run.has(STATS) else run.folder.name,
+            title=f"Language neurons of {run.stats.model}" if run.has(STATS) else f"Run {run.folder.name}",
             lead=lead(run),
             languages=neurons["languages"] if neurons else [],
             parts=parts,
@@ -72,9 +73,9 @@ def page(run: Run, parts: list[Shown]) -> str:
 
 
 def lead(run: Run) -> str:
-    """One sentence on what the run is."""
+    """One sentence on what the run is, where it has found neurons."""
     if not run.has(STATS, NEURONS):
-        return f"Run {run.folder.name}."
+        return ""
     method = run.neurons.method.upper() if run.neurons.method == "lape" else run.neurons.method
     return (
         f"{len(run.stats.languages)} languages, {int(run.stats.n_tokens.sum()):,} tokens recorded at site "

@@ -15,7 +15,7 @@ from ..neurons import NeuronSet
 from ..recording import ActivationStats
 from . import findings
 from .run import MATRIX, NEURONS, STATS, Run
-from .tables import LONGEST, NEURON, Column, cells, column, described, interval, is_text
+from .tables import LONGEST, NEURON, Column, cells, column, described, interval, style
 
 LISTED = 100  # neurons a language in the table of language neurons
 SIGNED = "{:+.4f}"
@@ -103,7 +103,7 @@ def filled(section: Section, table: pd.DataFrame, drawn: list[dict[str, Any]], s
         section,
         drawn,
         said,
-        [{"title": c.title, "names": list(c.names), "text": is_text(table, c)} for c in columns],
+        [{"title": c.title, "names": list(c.names), "style": style(part, c)} for c in columns],
         [{"language": k, "cells": row} for k, row in zip(languages, cells(part, columns), strict=True)],
         len(table) - len(part),
     )

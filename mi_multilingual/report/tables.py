@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 LONGEST = 2000  # rows of a table in the page
+SHORT_TEXT = 30  # characters that stand in one line
 MISSING = "–"
 
 
@@ -106,5 +107,9 @@ def cell(column: Column, values: list[Any]) -> Cell:
     return Cell(column.form.format(*values), values, column.link.format(*values) if column.link else "")
 
 
-def is_text(table: pd.DataFrame, column: Column) -> bool:
-    return not pd.api.types.is_numeric_dtype(table[column.names[0]])
+def style(table: pd.DataFrame, column: Column) -> str:
+    """Classes of a column's cells: text stands at the left, long text may wrap."""
+    values = table[column.names[0]]
+    if pd.api.types.is_numeric_dtype(values):
+        return ""
+    return "text long" if values.astype(str).str.len().max() > SHORT_TEXT else "text"

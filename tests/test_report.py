@@ -481,6 +481,8 @@ def test_a_neuron_page_opens_by_search(opened, run_folder):
     assert column_of(opened, "table-promoted", 0) == [f"␣{EVIL}1", f"␣{EVIL}2"]
     opened.back()
     assert opened.find_element("id", "top").is_displayed()
+    opened.execute_script("location.hash = '%'")
+    assert opened.find_element("id", "top").is_displayed()
 
 
 @pytest.mark.browser
@@ -490,7 +492,7 @@ def test_neurons_without_examples_and_that_do_not_exist_say_so(opened, run_folde
     field.send_keys(f"{free[0]}.{free[1]}\n")
     assert "No examples are kept for this neuron" in opened.find_element("id", "neuron").text
     assert len(column_of(opened, "table-neuron", 0)) == 3
-    for wrong in ("9.1", "1.60", "x<b>", "1"):
+    for wrong in ("9.1", "1.60", "x<b>", "5%", "1"):
         field.clear()
         field.send_keys(f"{wrong}\n")
         assert f"There is no neuron “{wrong}”" in opened.find_element("id", "neuron").text

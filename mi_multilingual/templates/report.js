@@ -224,8 +224,16 @@ function drawNeuron(key) {
 
 // Which of the two is shown
 
+function decoded(text) {
+  try {
+    return decodeURIComponent(text);
+  } catch {
+    return text;
+  }
+}
+
 function route() {
-  const hash = decodeURIComponent(location.hash.slice(1)), isNeuron = Boolean(neurons) && hash.startsWith("neuron-");
+  const hash = decoded(location.hash.slice(1)), isNeuron = Boolean(neurons) && hash.startsWith("neuron-");
   const before = overview.hidden;
   [overview.hidden, page.hidden] = [isNeuron, !isNeuron];
   if (isNeuron) {
@@ -241,7 +249,7 @@ function route() {
 let drawn = false;
 document.getElementById("search")?.addEventListener("submit", event => {
   event.preventDefault();
-  location.hash = `neuron-${document.getElementById("wanted").value.trim()}`;
+  location.hash = `neuron-${encodeURIComponent(document.getElementById("wanted").value.trim())}`;
 });
 language?.addEventListener("change", () => { filterRows(); drawAll(); });
 for (const media of [dark, narrow]) media.addEventListener("change", drawAll);

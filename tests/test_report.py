@@ -126,7 +126,8 @@ def test_effects_are_means_over_languages():
 
 def test_findings_on_ablation_are_made_from_the_numbers():
     words = " ".join(findings.ablation(matrix()))
-    assert "most of all in 3 of 3 languages; the loss rises with 95 % confidence in 3" in words
+    assert "most of all in 3 of 3 languages, in 3 beyond the intervals of all other languages" in words
+    assert "its own loss rises with 95 % confidence in 3" in words
     assert "+0.3000 nats a token" in words
     assert "30 times less" in words
     assert "above those of all random controls in 3 of 3 languages" in words
@@ -135,7 +136,8 @@ def test_findings_on_ablation_are_made_from_the_numbers():
 
 
 def test_no_finding_says_more_than_its_interval():
-    words = " ".join(findings.ablation(matrix(own=(0.01, 0.02, 0.03), other=0.01, random=0.02)))
+    words = " ".join(findings.ablation(matrix(own=(0.01, 0.02, 0.03), other=0.015, random=0.02)))
+    assert "most of all in 2 of 3 languages, in 0 beyond" in words
     assert "confidence in 0" in words
     assert "times less" not in words
     assert "random controls in 0 of 3" in words

@@ -33,11 +33,13 @@ def ablation(matrix: pd.DataFrame) -> list[str]:
         return []
     e = effects(matrix)
     off = matrix[~matrix.ablated.isin(["none", "random"])]
-    others = off[off.ablated != off.evaluated].groupby("ablated", sort=False)["change"].mean()
+    rest = off[off.ablated != off.evaluated].groupby("ablated", sort=False)
+    others, clear = rest["change"].mean(), int((own.low > rest["high"].max().reindex(own.index)).sum())
     low, high = mean_interval(own.change.to_numpy())
     sentences = [
         f"Switching off a language's own neurons hurts that language most of all in {e['hits']} of {e['n_languages']} "
-        f"languages; the loss rises with 95 % confidence in {e['certain']}.",
+        f"languages, in {clear} beyond the intervals of all other languages; its own loss rises with 95 % confidence "
+        f"in {e['certain']}.",
         f"Mean own effect: {e['own']:+.4f} nats a token (95 % interval over languages {low:+.4f} to {high:+.4f}).",
     ]
     if len(others):

@@ -4,6 +4,7 @@ from . import demo, plots
 from .analysis.activation_percentile import activation_percentile, activation_percentile_scores
 from .analysis.attribution import answer_token, attribution, contribution_scores, effective_scores
 from .analysis.average_precision import average_precision, medians, top_and_bottom
+from .analysis.examples import logit_effects, top_examples
 from .analysis.lap import lap, lap_scores
 from .analysis.lape import lape, lape_entropy, lape_scores
 from .analysis.lave import lave, lave_scores
@@ -89,6 +90,7 @@ __all__ = [
     "load_corpus",
     "load_facts",
     "load_model",
+    "logit_effects",
     "medians",
     "parameter_variation",
     "parameter_variation_scores",
@@ -117,5 +119,6 @@ __all__ = [
     "token_counts",
     "token_rows",
     "top_and_bottom",
+    "top_examples",
     "uniform_random",
 ]

@@ -195,11 +195,12 @@ def report(
     folder: Annotated[
         Path, typer.Argument(help="run folder with stats.safetensors, neurons.safetensors and matrix.parquet")
     ],
+    compare: Annotated[Path | None, typer.Option(help="another run folder to set beside it")] = None,
 ) -> None:
     """Make report.html from the files of a run folder."""
     from .report import report as make
 
-    console.print(f"open [bold]{make(folder)}[/bold] in a browser")
+    console.print(f"open [bold]{make(folder, compare=compare)}[/bold] in a browser")
 
 
 def split_names(languages: str | None) -> tuple[str, ...] | None:

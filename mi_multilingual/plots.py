@@ -305,3 +305,30 @@ def grid(table: pd.DataFrame, row: str, column: str, value: str) -> pd.DataFrame
     """`value` by `row` and `column`, both in order of first appearance."""
     wide = table.pivot(index=row, columns=column, values=value)
     return wide.loc[table[row].unique(), table[column].unique()]
+
+
+def neuron_map(stats: ActivationStats, neurons: NeuronSet) -> go.Figure:
+    """Points: entropy of every neuron of a group by layer, a colour a group; the groups of a layer side by side."""
+    entropy, n = lape_entropy(stats), len(neurons.groups)
+    probability = stats.activation_probability()
+    figure = go.Figure()
+    for i, (group, mask) in enumerate(zip(neurons.groups, neurons.masks, strict=True)):
+        layer, index = (part.tolist() for part in mask.nonzero(as_tuple=True))
+        most = probability[layer, index].argmax(dim=-1).tolist()
+        figure.add_scatter(
+            x=[place + 0.7 * ((i + 0.5) / n - 0.5) for place in layer],
+            y=entropy[layer, index].numpy(),
+            text=[f"{place}.{j}" for place, j in zip(layer, index, strict=True)],
+            customdata=[stats.languages[k] for k in most],
+            meta="neuron",
+            mode="markers",
+            name=group,
+            marker={"size": 6, "opacity": 0.75, "color": COLOURS[i % len(COLOURS)]},
+            hovertemplate=(
+                f"neuron %{{text}} of {group}<br>entropy %{{y:.3f}} nats<br>fires most often in %{{customdata}}"
+                "<extra></extra>"
+            ),
+        )
+    figure.update_layout(title="How specific the neurons are", xaxis_title="layer")
+    figure.update_xaxes(tickvals=list(range(neurons.masks.shape[1])), zeroline=False)
+    return figure.update_layout(yaxis_title="entropy, nats")

@@ -220,3 +220,22 @@ def distinct_share(texts, n, single):
                 if gram not in seen:
                     seen.append(gram)
     return len(seen) / total if total else math.nan
+
+
+def highest_tokens(activation, valid, k):
+    """[(value, row, position)] of one neuron: a row's highest valid token (the first of several); best k > 0."""
+    best = []
+    for row, values in enumerate(activation):
+        counted = [(x, -pos) for pos, x in enumerate(values) if valid[row][pos]]
+        if counted:
+            value, pos = max(counted)
+            best.append((value, row, -pos))
+    return sorted((b for b in best if b[0] > 0), key=lambda b: -b[0])[:k]
+
+
+def logit_effect(row, weight, centres, unembedding):
+    """(row through the norm's weight) . each column of the unembedding, less the mean over the vocabulary."""
+    mean = math.fsum(row) / len(row) if centres else 0.0
+    scaled = [(x - mean) * w for x, w in zip(row, weight, strict=True)]
+    effects = [math.fsum(x * u for x, u in zip(scaled, column, strict=True)) for column in unembedding]
+    return [e - math.fsum(effects) / len(effects) for e in effects]

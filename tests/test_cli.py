@@ -27,6 +27,8 @@ def test_the_single_steps_run_one_after_another(tmp_path, texts, capsys):
     assert set(pd.read_parquet(matrix).ablated) == {"none", "en", "fr", "ja", "random"}
     assert main(["report", str(run)]) == 0
     assert (run / "report.html").stat().st_size > 1e6
+    assert main(["report", str(run), "--compare", str(run)]) == 0
+    assert "Compared with run" in (run / "report.html").read_text()
     assert "change of the loss" in capsys.readouterr().out
 
 

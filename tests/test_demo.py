@@ -18,6 +18,7 @@ def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("demo")
     page = run_demo(folder, progress=False)
     assert page == folder / "report.html"
+    assert page.stat().st_size < 15e6
     return folder
 
 
@@ -48,6 +49,7 @@ def test_the_run_folder_is_complete_and_says_how_it_was_made(run):
     assert 0.01 <= NeuronSet.load(run / "neurons.safetensors").parameters["top_rate"] <= 0.05
     assert about["random_seeds"] == [0, 1, 2]
     tables = {"matrix", "facts", "significance", "sharing", "overlap", "attribution", "leaderboard"}
+    tables |= {"neuron_examples", "neuron_logits"}
     files = {f"{name}.parquet" for name in tables} | {"stats.safetensors", "neurons.safetensors"}
     assert files | {"membership.safetensors", "continuations.json"} <= {p.name for p in run.iterdir()}
 

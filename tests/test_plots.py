@@ -202,3 +202,13 @@ def test_recovery_draws_a_curve_a_detector():
     figure = plots.recovery(table.assign(low=table.f1 - 0.1, high=table.f1 + 0.1), "effect", title="t")
     check_titles(figure)
     assert [(line.name, list(line.y)) for line in figure.data] == [("a", [0.5, 0.9]), ("b", [0.1, 0.2])]
+
+
+def test_neuron_map_has_a_point_a_neuron_and_group(stats, neurons):
+    figure = plots.neuron_map(stats, neurons)
+    for trace, mask in zip(figure.data, neurons.masks, strict=True):
+        assert list(trace.text) == [f"{layer}.{j}" for layer, j in mask.nonzero().tolist()]
+        layers = mask.nonzero()[:, 0].tolist()
+        assert list(trace.y) == pytest.approx(lape_entropy(stats)[mask].tolist())
+        assert [round(x) for x in trace.x] == layers
+    assert [trace.name for trace in figure.data] == list(LANGUAGES)

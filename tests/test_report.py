@@ -1,26 +1,50 @@
 import json
+import math
+import re
 import shutil
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
 
 from mi_multilingual import TYPES, ActivationStats, NeuronScores, NeuronSet, lape, report
-from mi_multilingual.report import effects, findings
+from mi_multilingual.report import findings, neuron_pages, script_json
+from mi_multilingual.report.intervals import difference, mean_of
+from mi_multilingual.report.run import Run
+from mi_multilingual.report.sections import SECTIONS
+from mi_multilingual.report.tables import LONGEST, cells, column, described
 
 EVIL = "<script>document.title='owned'</script>"
+NASTY = EVIL + "</script>\u2028\"'&<img src=x onerror=alert(1)>"
 LANGUAGES = ("en", "fr", "x" + EVIL)
 
 
-def matrix():
+def matrix(own=(0.2, 0.3, 0.4), other=0.01, random=0.001, half=0.05):
     rows = []
-    for ablated, seed in [("none", -1), *((k, -1) for k in LANGUAGES), ("random", 0)]:
+    for ablated, seed in [("none", -1), *((k, -1) for k in LANGUAGES), ("random", 0), ("random", 1)]:
         for i, evaluated in enumerate(LANGUAGES):
-            change = {"none": 0.0, "random": 0.001}.get(ablated, 0.2 + 0.1 * i if ablated == evaluated else 0.01)
+            change = {"none": 0.0, "random": random}.get(ablated, own[i] if ablated == evaluated else other)
             row = {"ablated": ablated, "evaluated": evaluated, "seed": seed, "n_neurons": 7, "change": change}
-            row |= {"low": change - 0.05, "high": change + 0.05, "nll": 3 + change, "ppl": 20.0, "bits_per_byte": 2.0}
+            row |= {"low": change - half, "high": change + half, "nll": 3 + change, "ppl": 20.0, "bits_per_byte": 2.0}
             rows.append({**row, "n_tokens": 100, "n_bytes": 300, "n_rows": 9})
     return pd.DataFrame(rows)
+
+
+def sharing_rows():
+    rows = [("all", 0.0, i, t, 0.25 + i / 4, 0.2, 0.3, 0.1, 0.4, 15, 0.8) for i in range(2) for t in TYPES]
+    columns = ["task", "threshold", "layer", "type", "mean", "low", "high", "min", "max", "n_neurons", "stability"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def board(**changes):
+    row = {"own": 0.5, "elsewhere": 0.1, "specificity": 0.4, "low": 0.3, "high": 0.5, "hits": 3, "n_neurons": 5.0}
+    rows = [{"detector": name, **row, **changes.get(name, {})} for name in ("lape", "lap")]
+    floor = {"specificity": 0.0, "low": -0.1, "high": 0.1, **changes.get("floor", {})}
+    return pd.DataFrame([*rows, {"detector": "layer-matched random", **row, **floor}])
 
 
 def write_studies(folder):
@@ -30,40 +54,64 @@ def write_studies(folder):
     halves = {"agreement": [0.4] * n, "low": [0.3] * n, "high": [0.5] * n}
     pd.DataFrame({"language": LANGUAGES, **found, **halves}).to_parquet(folder / "significance.parquet")
     NeuronScores(torch.full((2, 60, n), 0.5), LANGUAGES, "membership").save(folder / "membership.safetensors")
-    rows = [("all", 0.0, i, t, 0.25, 0.2, 0.3, 0.1, 0.4, 15, 0.8) for i in range(2) for t in TYPES]
-    columns = ["task", "threshold", "layer", "type", "mean", "low", "high", "min", "max", "n_neurons", "stability"]
-    pd.DataFrame(rows, columns=columns).to_parquet(folder / "sharing.parquet")
+    sharing_rows().to_parquet(folder / "sharing.parquet")
     pd.DataFrame(torch.eye(n).numpy(), LANGUAGES, LANGUAGES).to_parquet(folder / "overlap.parquet")
     parts = [(k, i, t, 0.25, 0.25) for k in LANGUAGES for i in range(2) for t in TYPES]
     pd.DataFrame(parts, columns=["language", "layer", "type", "share", "top_share"]).to_parquet(
         folder / "attribution.parquet"
     )
-    row = {"own": 0.5, "elsewhere": 0.1, "specificity": 0.4, "low": 0.3, "high": 0.5, "hits": 3, "n_neurons": 5.0}
-    pd.DataFrame([{"detector": EVIL, **row}]).to_parquet(folder / "leaderboard.parquet")
+    board().assign(detector=[EVIL, "lap", "layer-matched random"]).to_parquet(folder / "leaderboard.parquet")
+    facts = {"language": "en", "relation": NASTY, "wording": 0, "accuracy": 0.9, "low": 0.8, "high": 0.95, "n": 40}
+    pd.DataFrame([facts, {**facts, "language": "fr", "relation": "=1+1"}]).to_parquet(folder / "facts.parquet")
+    continued = [{"language": "en", "prompt": "The dog", "continuation": f"sleeps {EVIL}"}]
+    (folder / "continuations.json").write_text(json.dumps(continued))
 
 
-@pytest.fixture
-def run_folder(tmp_path):
-    random = torch.Generator().manual_seed(0)
+def write_neuron_pages(folder, neurons):
+    """Two examples of every language neuron in en and fr, and what it writes."""
+    examples, logits = [], []
+    for layer, j in neurons.union().nonzero().tolist():
+        for language in ("en", "fr"):
+            for rank in (1, 2):
+                texts, heights = [f"{language}{rank} ", "", NASTY, "end\ufffd"], [0.5, 0.7, 3.0 / rank, 0.0]
+                examples.append((language, layer, j, rank, 3.0 / rank, 0, texts, heights, 2))
+        logits += [(layer, j, d, rank, f" {EVIL}{rank}", 1.5) for d in ("promoted", "suppressed") for rank in (1, 2)]
+    columns = ["language", "layer", "neuron", "rank", "activation", "document", "tokens", "activations", "peak"]
+    pd.DataFrame(examples, columns=columns).to_parquet(folder / neuron_pages.EXAMPLES)
+    columns = ["layer", "neuron", "direction", "rank", "token", "effect"]
+    pd.DataFrame(logits, columns=columns).to_parquet(folder / neuron_pages.LOGITS)
+
+
+def write_run(folder, seed=0, **changes):
+    random = torch.Generator().manual_seed(seed)
     n_tokens = torch.tensor([1000, 1200, 900])
     active = (torch.rand(2, 60, 3, generator=random) ** 4 * n_tokens).long()
     sums = torch.rand(2, 60, 3, generator=random).double()
-    stats = ActivationStats(LANGUAGES, n_tokens, active, sums, sums, sums, "gate", 0.0, "tiny" + EVIL, "f", "c")
-    stats.save(tmp_path / "stats.safetensors")
-    lape(stats, top_rate=0.2, activation_bar_ratio=0.8).save(tmp_path / "neurons.safetensors")
-    matrix().to_parquet(tmp_path / "matrix.parquet")
-    facts = [{"language": "en", "relation": EVIL, "wording": 0, "accuracy": 0.9, "low": 0.8, "high": 0.95, "n": 40}]
-    pd.DataFrame(facts).to_parquet(tmp_path / "facts.parquet")
-    write_studies(tmp_path)
-    examples = [{"language": "en", "prompt": "The dog", "continuation": f"sleeps {EVIL}"}]
-    (tmp_path / "continuations.json").write_text(json.dumps(examples))
-    (tmp_path / "run.json").write_text(json.dumps({"seconds": EVIL}))
-    return tmp_path
+    model = changes.get("model", "tiny" + EVIL)
+    stats = ActivationStats(LANGUAGES, n_tokens, active, sums, sums, sums, "gate", 0.0, model, model, "c")
+    stats.save(folder / "stats.safetensors")
+    neurons = lape(stats, top_rate=0.2, activation_bar_ratio=0.8)
+    neurons.save(folder / "neurons.safetensors")
+    changes.get("matrix", matrix()).to_parquet(folder / "matrix.parquet")
+    (folder / "run.json").write_text(json.dumps({"seconds": EVIL, "evaluated_on": changes.get("text", "t")}))
+    return neurons
 
 
-def test_findings_are_made_from_the_numbers(run_folder):
-    e = effects(matrix())
-    assert e == {
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    write_neuron_pages(folder, write_run(folder))
+    write_studies(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def page(run_folder):
+    return report(run_folder)
+
+
+def test_effects_are_means_over_languages():
+    assert findings.effects(matrix()) == {
         "own": pytest.approx(0.3),
         "other": pytest.approx(0.01),
         "random": pytest.approx(0.001),
@@ -71,28 +119,259 @@ def test_findings_are_made_from_the_numbers(run_folder):
         "certain": 3,
         "n_languages": 3,
     }
-    words = " ".join(findings(matrix(), NeuronSet.load(run_folder / "neurons.safetensors")))
-    assert "most of all in 3 of 3 languages" in words
-    assert "+0.3000 nats a token" in words
-    assert "30 times the mean effect" in words
     worse = matrix()
     worse.loc[(worse.ablated == "en") & (worse.evaluated == "fr"), "change"] = 0.9
-    assert effects(worse)["hits"] == 2
+    assert findings.effects(worse)["hits"] == 2
+
+
+def test_findings_on_ablation_are_made_from_the_numbers():
+    words = " ".join(findings.ablation(matrix()))
+    assert "most of all in 3 of 3 languages, in 3 beyond the intervals of all other languages" in words
+    assert "its own loss rises with 95 % confidence in 3" in words
+    assert "+0.3000 nats a token" in words
+    assert "30 times less" in words
+    assert "above those of all random controls in 3 of 3 languages" in words
+    assert "smallest for en" in words
+    assert "overlap" not in words
+
+
+def test_no_finding_says_more_than_its_interval():
+    words = " ".join(findings.ablation(matrix(own=(0.01, 0.02, 0.03), other=0.015, random=0.02)))
+    assert "most of all in 2 of 3 languages, in 0 beyond" in words
+    assert "confidence in 0" in words
+    assert "times less" not in words
+    assert "random controls in 0 of 3" in words
+    assert "the two intervals overlap" in words
+    nothing = " ".join(findings.ablation(matrix(other=0.0)))
+    assert "times less" not in nothing
+    types = matrix().replace({"ablated": {k: f"type {i}" for i, k in enumerate(LANGUAGES)}})
+    assert findings.ablation(types) == []
+    alone = matrix()[lambda t: t.ablated.isin(["none", "en"]) & (t.evaluated == "en")]
+    assert len(findings.ablation(alone)) == 2, "nothing on other languages, random neurons or extremes"
+
+
+def test_the_best_detector_is_best_only_where_intervals_say_so():
+    (first, floor) = findings.detectors(board(lape={"specificity": 0.9, "low": 0.8, "high": 1.0}))
+    assert first.startswith("lape is most specific (+0.9000 nats a token, 95 % interval +0.8000 to +1.0000).")
+    assert floor == "The intervals of 2 of 2 detectors lie above that of random neurons."
+    first, floor = findings.detectors(board(lape={"specificity": 0.45}, floor={"high": 0.35}))
+    assert "but its interval overlaps with lap." in first
+    assert "0 of 2" in floor
+    steady = findings.detectors(board().assign(stability=[0.5, 0.75, math.nan]))[-1]
+    assert steady.startswith("The sets of lap change least between two halves")
+    assert findings.detectors(board().tail(1)) == []
+
+
+def test_types_that_carry_answers_are_named_where_the_interval_excludes_zero():
+    rows = [(k, 0, t, 0.2, top) for k, top in zip("abc", (0.3, 0.4, 0.5), strict=True) for t in ("specific",)]
+    rows += [(k, 0, "all-shared", 0.2, top) for k, top in zip("abc", (0.1, 0.2, 0.3), strict=True)]
+    (only,) = findings.contributions(pd.DataFrame(rows, columns=["language", "layer", "type", "share", "top_share"]))
+    assert only.startswith("Specific neurons are 20.00% of all, but 40.00% of those")
+
+
+def test_other_findings():
+    table = pd.DataFrame({"language": ["en", "fr"], "found": [9, 3], "significant": [7, 0], "chance_mean": [1.0, 2.0]})
+    table["chance_high"] = [3.0, 4.0]
+    (only,) = findings.significance(table)
+    assert only.startswith("7 of 12 memberships")
+    assert "in 1 of 2 languages" in only
+    table = table.assign(agreement=[0.5, 0.25], low=[0.4, 0.2], high=[0.6, 0.3])
+    assert "least for fr (0.25, interval 0.20 to 0.30)" in findings.significance(table)[1]
+    shares = sharing_rows().assign(low=lambda t: t["mean"] - 0.5, high=lambda t: t["mean"] + 0.5)
+    assert findings.sharing(shares)[0] == (
+        "All-shared neurons are 25.00% (layer 0; 0.00% to 75.00%) to 50.00% (layer 1; 0.00% to 100.00%) of a layer's "
+        "neurons; the two intervals overlap."
+    )
+    facts = pd.DataFrame({"language": ["en", "fr"], "accuracy": [0.5, 1.0]})
+    assert (
+        "accuracy of 0.75 on average over languages (95 % interval over languages 0.50 to 1.00)"
+        in (findings.facts(facts)[0])
+    )
+    assert findings.facts(facts.head(1)) == []
+
+
+def measured(n):
+    values = st.floats(-10, 10)
+    return st.tuples(*(arrays.arrays(float, n, elements=values if i == 0 else st.floats(0, 5)) for i in range(3))).map(
+        lambda parts: (parts[0], parts[0] - parts[1], parts[0] + parts[2])
+    )
+
+
+@given(measured(3), measured(3))
+def test_intervals_of_differences_and_means(mine, theirs):
+    change, low, high = difference(mine, theirs)
+    mean, mean_low, mean_high = mean_of(*mine)
+    for i in range(3):
+        assert change[i] == pytest.approx(mine[0][i] - theirs[0][i])
+        down, up = mine[0][i] - mine[1][i], theirs[2][i] - theirs[0][i]
+        assert change[i] - low[i] == pytest.approx(math.sqrt(down**2 + up**2), abs=1e-9)
+        down, up = theirs[0][i] - theirs[1][i], mine[2][i] - mine[0][i]
+        assert high[i] - change[i] == pytest.approx(math.sqrt(down**2 + up**2), abs=1e-9)
+    assert mean == pytest.approx(sum(mine[0]) / 3)
+    assert mean - mean_low == pytest.approx(math.sqrt(sum((mine[0] - mine[1]) ** 2)) / 3, abs=1e-9)
+    assert mean_high - mean == pytest.approx(math.sqrt(sum((mine[2] - mine[0]) ** 2)) / 3, abs=1e-9)
+
+
+def test_intervals_of_independent_normals_cover_the_difference():
+    random = np.random.default_rng(0)
+    mine, theirs = random.normal(1, 0.1, 20000), random.normal(0.5, 0.2, 20000)
+    _, low, high = difference((mine, mine - 0.196, mine + 0.196), (theirs, theirs - 0.392, theirs + 0.392))
+    assert ((low < 0.5) & (high > 0.5)).mean() == pytest.approx(0.95, abs=0.01)
+
+
+def test_a_table_nobody_described_is_shown_under_its_own_names():
+    table = pd.DataFrame({"layer": [1], "neuron": [7], "my_share": [0.12345], "n": [1234], "low": [0.5], "high": [1.0]})
+    table = table.assign(good=True, names=[["a", "b"]], none=[None])
+    columns = described(table, ())
+    assert [c.title for c in columns] == ["neuron", "my share", "n", "95 % interval", "good", "names", "none"]
+    (row,) = cells(table, columns)
+    assert [cell.text for cell in row] == ["1.7", "0.1235", "1,234", "0.5 to 1", "yes", "a b", "–"]
+    assert row[0].link == "#neuron-1.7"
+    assert row[3].values == [0.5, 1.0]
+
+
+def test_described_columns_that_a_table_lacks_are_left_out():
+    table = pd.DataFrame({"a": [1.0, math.nan]})
+    columns = described(table, (column("a", "A", "{:.1f}"), column("b"), column("a b", "both", "{} {}")))
+    assert [c.title for c in columns] == ["A"]
+    assert [row[0].text for row in cells(table, columns)] == ["1.0", "–"]
+    assert [c.title for c in described(table, (column("b"),))] == ["a"]
+
+
+def test_json_cannot_end_its_script_element():
+    text = script_json({"x": NASTY})
+    assert not set(text) & set("<>&\u2028\u2029")
+    assert json.loads(text) == {"x": NASTY}
+    assert json.loads(script_json(f'["{chr(0x2028)}犬"]')) == ["\u2028犬"]
+
+
+def test_sections_and_figures_have_ids_of_their_own():
+    ids = [s.id for s in SECTIONS] + [f.id for s in SECTIONS for f in s.figures]
+    assert len(set(ids)) == len(ids)
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"has no stats.safetensors; run `mi-multilingual demo"):
+    with pytest.raises(ValueError, match=r"has no stats.safetensors .*; run `mi-multilingual demo"):
         report(tmp_path)
 
 
-def test_the_page_needs_no_network_and_texts_are_escaped(run_folder):
-    page = report(run_folder).read_text(encoding="utf-8")
-    assert EVIL not in page
-    assert "&lt;script&gt;document.title" in page
-    head, _, body = page.partition("</head>")
-    assert 'src="http' not in page.replace(head, "")
-    assert "<link" not in body
-    assert "sleeps" in body
+def test_the_page_needs_no_network_and_texts_are_escaped(page):
+    text = page.read_text(encoding="utf-8")
+    assert EVIL not in text
+    assert "&lt;script&gt;document.title" in text
+    assert "sleeps" in text
+    assert "default-src 'none'" in text
+    outside = re.sub(r"<script[^>]*>.*?</script>", "", text, flags=re.DOTALL)
+    assert outside.count("<script") == outside.count("</script") == 0
+    assert not re.search(r"(src|href|url|action|import)\s*[=(]\s*[\"']?\s*(https?:)?//", outside)
+    assert not re.search(r"<(link|img|iframe|object|embed|base)\b", outside)
+    assert text.count("<script") == 3
+
+
+def test_stability_of_detectors_is_shown_where_it_is_known(tmp_path):
+    write_run(tmp_path)
+    board().to_parquet(tmp_path / "leaderboard.parquet")
+    assert ">stability<" not in report(tmp_path).read_text()
+    board().assign(stability=[0.5, 0.625, math.nan]).to_parquet(tmp_path / "leaderboard.parquet")
+    assert {">stability<", ">0.62<"} <= set(re.findall(r">stability<|>0.62<", report(tmp_path).read_text()))
+
+
+def test_tables_of_any_columns_make_sections(tmp_path):
+    """What needs no statistics needs none: each of these files alone makes a page."""
+    table = pd.DataFrame({"language": ["en"], "strength": [1.5], "text": [EVIL]})
+    for name in ("steering.parquet", "steering_curve.parquet", "deactivation.parquet", "cross_facts.parquet"):
+        table.to_parquet(tmp_path / name)
+    (tmp_path / "steering_examples.json").write_text(json.dumps(table.to_dict("records")))
+    text = report(tmp_path).read_text()
+    for section in ("steering", "steering-curve", "steering-examples", "deactivation", "cross-facts"):
+        assert f'<table id="table-{section}">' in text
+    assert EVIL not in text
+    assert 'id="search"' not in text
+    assert f"<h1>Run {tmp_path.name}</h1>" in text
+
+
+def test_long_tables_are_cut_and_empty_ones_left_out(tmp_path):
+    pd.DataFrame({"a": range(LONGEST + 7)}).to_parquet(tmp_path / "steering.parquet")
+    pd.DataFrame({"a": []}).to_parquet(tmp_path / "deactivation.parquet")
+    text = report(tmp_path).read_text()
+    assert "The first 2,000 rows; 7 more are in steering.parquet." in text
+    assert "table-deactivation" not in text
+
+
+def test_neuron_data_holds_every_neuron_or_those_of_languages(run_folder, monkeypatch):
+    run = Run(run_folder)
+    whole = neuron_pages.neuron_data(run)
+    assert whole["index"] is None
+    at = (1 * 60 + 7) * 3 + 2
+    assert whole["active"][at] == int(run.stats.active[1, 7, 2])
+    assert whole["mean"][at] == pytest.approx(float(run.stats.mean()[1, 7, 2]), rel=5e-3)
+    monkeypatch.setattr(neuron_pages, "MOST_NUMBERS", 10)
+    part = neuron_pages.neuron_data(run)
+    assert part["index"] == list(part["members"]) == list(whole["members"])
+    assert len(part["active"]) == 3 * len(part["index"])
+    layer, j = map(int, part["index"][1].split("."))
+    assert part["active"][3:6] == run.stats.active[layer, j].tolist()
+    assert set(part["examples"]) == set(part["logits"]) == set(part["index"])
+
+
+def test_tokens_that_share_a_character_are_one_piece():
+    pieces = neuron_pages.whole_characters(["\ufffda", "犬", "", "", "z"], [0.0, 1.0, 3.0, 2.0, 0.5], 3)
+    assert pieces == (["a", "犬", "z"], [0.0, 3.0, 0.5], 1)
+    assert neuron_pages.whole_characters(["", "b"], [1.0, 2.0], 0) == (["", "b"], [1.0, 2.0], 0)
+
+
+@pytest.fixture
+def two_runs(tmp_path):
+    folders = tmp_path / "here", tmp_path / "there"
+    for folder in folders:
+        folder.mkdir()
+    return folders
+
+
+def comparison_text(folders, **changes):
+    write_run(folders[0])
+    write_run(folders[1], **changes)
+    text = report(folders[0], compare=folders[1]).read_text()
+    part = text[text.index('<section id="section-comparison">') :]
+    return part[: part.index("</section>")], text
+
+
+def test_a_run_agrees_with_itself(two_runs):
+    section, text = comparison_text(two_runs)
+    assert "The own effect is larger here in 0 and smaller in 0 of 3 languages" in text
+    assert "overlap by 1.00 on average" in text
+    assert section.count(">+0.0000<") == 6
+    assert "different texts" not in section
+    assert "here: lape" in section.lower()
+
+
+def test_differences_of_runs_have_intervals(two_runs):
+    section, text = comparison_text(two_runs, seed=1, matrix=matrix(own=(0.2, 0.3, 0.9)), text="u")
+    assert "larger here in 0 and smaller in 1 of 3 languages" in text
+    reach = math.sqrt(2) * 0.05
+    assert f">{-0.5 - reach:+.4f} to {-0.5 + reach:+.4f}<" in section
+    assert "different texts" in section
+    mine, theirs = (NeuronSet.load(folder / "neurons.safetensors") for folder in two_runs)
+    for overlap in mine.agreement(theirs):
+        assert f">{overlap:.2f}<" in section
+
+
+def test_runs_of_different_models_compare_what_can_be_compared(two_runs):
+    section, text = comparison_text(two_runs, model="another")
+    assert "The models differ" in section
+    assert "on average (Jaccard)" not in text
+    assert "bits a byte)" in text
+    assert f">{0.2 * 100 / 300 / math.log(2):+.4f}<" in section
+
+
+def test_what_cannot_be_compared_is_refused(two_runs):
+    mine, other = two_runs
+    write_run(mine)
+    with pytest.raises(ValueError, match=r"there cannot be compared: it has no neurons.safetensors"):
+        report(mine, compare=other)
+    write_run(other, matrix=matrix()[lambda t: t.ablated == "none"])
+    with pytest.raises(ValueError, match="no language in common"):
+        report(mine, compare=other)
 
 
 @pytest.fixture(scope="module")
@@ -121,27 +400,181 @@ def browser(tmp_path_factory):
     driver.quit()
 
 
-@pytest.mark.browser
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_the_page_draws_every_figure_without_an_error(browser, run_folder, scheme):
-    page = report(run_folder)
-    browser.execute_cdp_cmd(
-        "Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
-    )
+@pytest.fixture
+def opened(browser, page):
+    """The page in light colours, freshly loaded; at the end nothing may have been logged."""
+    show(browser, page, "light", 1200)
+    yield browser
+    assert browser.get_log("browser") == []
+    assert browser.title.startswith("Language neurons of tiny<script>"), "no text ran as a script"
+
+
+def show(browser, page, scheme, width):
+    media = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
+    size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    browser.get("about:blank")
     browser.get(page.as_uri())
-    assert [e for e in browser.get_log("browser") if e["level"] == "SEVERE"] == []
+
+
+def column_of(browser, table, index):
+    rows = "[...document.querySelectorAll(`#${arguments[0]} tbody tr:not([hidden])`)]"
+    script = f"return {rows}.map(row => row.cells[arguments[1]].innerText)"
+    return browser.execute_script(script, table, index)
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize(("scheme", "width"), [("light", 1200), ("dark", 400)])
+def test_the_page_draws_every_figure_without_an_error(browser, page, scheme, width):
+    show(browser, page, scheme, width)
+    assert browser.get_log("browser") == []
     drawn = browser.execute_script(
         "return [...document.querySelectorAll('.plot')].map(p => p.querySelectorAll('svg.main-svg').length)"
     )
-    assert len(drawn) >= 11
+    assert len(drawn) == 11
     assert all(drawn)
     assert browser.title.startswith("Language neurons of tiny<script>")
-    texts = [cell.text for cell in browser.find_elements("css selector", "td")]
+    texts = browser.execute_script("return [...document.querySelectorAll('td')].map(cell => cell.textContent)")
     assert f"sleeps {EVIL}" in texts
-    assert texts.count(EVIL) == 2
-    for section in ("significance", "leaderboard", "sharing"):
-        assert browser.find_element("id", section).text
-    ground = browser.execute_script("return getComputedStyle(document.body).backgroundColor")
+    assert NASTY in texts
+    style = "getComputedStyle(document.body).backgroundColor"
+    ground = browser.execute_script(f"return {style}")
     assert ground == {"light": "rgb(251, 251, 249)", "dark": "rgb(20, 23, 26)"}[scheme]
+    ink = browser.execute_script("return document.querySelector('#change').layout.font.color")
+    assert ink == {"light": "#1c2024", "dark": "#e8eaec"}[scheme]
     wide = browser.execute_script("return [document.documentElement.scrollWidth, document.documentElement.clientWidth]")
     assert wide[0] <= wide[1]
+    assert browser.execute_script("return performance.getEntriesByType('resource').map(e => e.name)") == []
+
+
+@pytest.mark.browser
+def test_figures_follow_a_change_of_colours(opened):
+    media = {"features": [{"name": "prefers-color-scheme", "value": "dark"}]}
+    opened.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
+    opened.execute_async_script("requestAnimationFrame(() => setTimeout(arguments[0], 50))")
+    assert opened.execute_script("return document.querySelector('#change').layout.font.color") == "#e8eaec"
+    opened.execute_script("dispatchEvent(new Event('beforeprint'))")
+    assert opened.execute_script("return document.querySelector('#change').layout.font.color") == "#1c2024"
+    opened.execute_script("dispatchEvent(new Event('afterprint'))")
+    assert opened.execute_script("return document.querySelector('#change').layout.font.color") == "#e8eaec"
+
+
+@pytest.mark.browser
+def test_a_neuron_page_opens_by_search(opened, run_folder):
+    neurons, stats = Run(run_folder).neurons, Run(run_folder).stats
+    layer, j = neurons.union().nonzero()[0].tolist()
+    field = opened.find_element("id", "wanted")
+    field.send_keys(f"{layer}.{j}\n")
+    shown = opened.find_element("id", "neuron")
+    assert shown.find_element("tag name", "h1").text == f"Neuron {layer}.{j}"
+    assert not opened.find_element("id", "top").is_displayed()
+    assert opened.find_elements("css selector", "#profile svg.main-svg")
+    active, n = int(stats.active[layer, j, 1]), int(stats.n_tokens[1])
+    assert column_of(opened, "table-neuron", 3)[1] == f"{active / n:.4f}"
+    from mi_multilingual.evaluation.quality import wilson_interval
+
+    low, high = wilson_interval(active / n, n)
+    assert column_of(opened, "table-neuron", 4)[1] == f"{low:.4f} to {high:.4f}"
+    peaks = opened.execute_script("return [...document.querySelectorAll('mark.peak')].map(m => m.textContent)")
+    assert peaks == [NASTY] * 4
+    pieces = opened.execute_script("return document.querySelector('.example .text').textContent")
+    assert pieces == f"en1 {NASTY}end"
+    assert column_of(opened, "table-promoted", 0) == [f"␣{EVIL}1", f"␣{EVIL}2"]
+    opened.back()
+    assert opened.find_element("id", "top").is_displayed()
+    opened.execute_script("location.hash = '%'")
+    assert opened.find_element("id", "top").is_displayed()
+
+
+@pytest.mark.browser
+def test_neurons_without_examples_and_that_do_not_exist_say_so(opened, run_folder):
+    free = (~Run(run_folder).neurons.union()).nonzero()[0].tolist()
+    field = opened.find_element("id", "wanted")
+    field.send_keys(f"{free[0]}.{free[1]}\n")
+    assert "No examples are kept for this neuron" in opened.find_element("id", "neuron").text
+    assert len(column_of(opened, "table-neuron", 0)) == 3
+    for wrong in ("9.1", "1.60", "x<b>", "5%", "1"):
+        field.clear()
+        field.send_keys(f"{wrong}\n")
+        assert f"There is no neuron “{wrong}”" in opened.find_element("id", "neuron").text
+
+
+@pytest.mark.browser
+def test_a_neuron_page_opens_by_link_and_by_a_point(opened):
+    link = opened.find_element("css selector", "#table-neurons tbody a")
+    name = link.text
+    opened.execute_script("arguments[0].click()", link)
+    assert opened.find_element("css selector", "#neuron h1").text == f"Neuron {name}"
+    following = opened.find_elements("css selector", "#neuron .steps a")[-1]
+    expected = following.text.strip("←→ ")
+    following.click()
+    assert opened.find_element("css selector", "#neuron h1").text == f"Neuron {expected}"
+    opened.find_element("css selector", "#neuron .steps a").click()
+    assert opened.find_element("id", "top").is_displayed()
+    opened.execute_script(
+        "const plot = document.querySelector('#map'), data = plot.data[0];"
+        "plot.emit('plotly_click', {points: [{data, text: data.text[0]}]})"
+    )
+    assert opened.find_element("css selector", "#neuron h1").text.startswith("Neuron ")
+
+
+@pytest.mark.browser
+def test_tables_sort_by_mouse_and_keyboard(opened):
+    headings = opened.find_elements("css selector", "#table-languages th")
+    button = headings[5].find_element("tag name", "button")
+    opened.execute_script("arguments[0].click()", button)
+    assert headings[5].get_attribute("aria-sort") == "ascending"
+    assert column_of(opened, "table-languages", 5) == ["+0.2000", "+0.3000", "+0.4000"]
+    button.send_keys("\ue007")
+    assert headings[5].get_attribute("aria-sort") == "descending"
+    assert column_of(opened, "table-languages", 5) == ["+0.4000", "+0.3000", "+0.2000"]
+    headings[0].find_element("tag name", "button").send_keys(" ")
+    assert headings[5].get_attribute("aria-sort") == "none"
+    assert column_of(opened, "table-languages", 0) == list(LANGUAGES)
+    neurons = opened.find_elements("css selector", "#table-neurons th button")[1]
+    opened.execute_script("arguments[0].click()", neurons)
+    names = [tuple(map(int, name.split("."))) for name in column_of(opened, "table-neurons", 1)]
+    assert names == sorted(names)
+
+
+@pytest.mark.browser
+def test_the_language_switch_filters_tables_examples_and_figures(opened):
+    from selenium.webdriver.support.ui import Select
+
+    select = Select(opened.find_element("id", "language"))
+    assert [option.text for option in select.options] == ["all", *LANGUAGES]
+    select.select_by_value("fr")
+    assert set(column_of(opened, "table-neurons", 0)) == {"fr"}
+    assert column_of(opened, "table-languages", 0) == ["fr"]
+    visible = opened.execute_script("return document.querySelector('#map').data.map(t => t.visible)")
+    assert visible == ["legendonly", True, "legendonly"]
+    link = opened.find_element("css selector", "#table-neurons tbody tr:not([hidden]) a")
+    opened.execute_script("arguments[0].click()", link)
+    assert opened.execute_script("return [...document.querySelectorAll('#neuron .examples')].length") == 1
+    select.select_by_value("en")
+    texts = opened.execute_script("return [...document.querySelectorAll('.example .text')].map(e => e.textContent)")
+    assert [text[:3] for text in texts] == ["en1", "en2"]
+    select.select_by_value(LANGUAGES[2])
+    assert "It is above zero nowhere in x" in opened.find_element("id", "neuron").text
+    select.select_by_value("")
+    assert opened.execute_script("return [...document.querySelectorAll('#neuron .examples')].length") == 2
+
+
+@pytest.mark.browser
+def test_a_table_is_saved_as_csv(opened):
+    import csv
+    import io
+
+    opened.execute_script(
+        "window.saved = []; URL.createObjectURL = blob => { window.saved.push(blob); return 'blob:x'; };"
+        "HTMLAnchorElement.prototype.click = function() { window.savedAs = this.download; }"
+    )
+    button = opened.find_element("css selector", "button.csv[data-table=table-facts]")
+    opened.execute_script("arguments[0].dispatchEvent(new MouseEvent('click', {bubbles: true}))", button)
+    text = opened.execute_async_script("window.saved[0].text().then(arguments[0])")
+    assert opened.execute_script("return window.savedAs") == "facts.csv"
+    rows = list(csv.reader(io.StringIO(text, newline="")))
+    assert rows[0] == ["language", "relation", "wording", "n", "accuracy", "low", "high"]
+    assert rows[1] == ["en", NASTY, "0", "40", "0.9", "0.8", "0.95"]
+    assert rows[2][1] == "'=1+1", "a spreadsheet must not run it"

@@ -58,25 +58,31 @@ def output_rows(model: HookedModel) -> Float[Tensor, "layer neuron d_model"]:
 def norm_transposed(
     model: HookedModel, direction: Float[Tensor, "input d_model"], final: Float[Tensor, "input d_model"]
 ) -> Float[Tensor, "input d_model"]:
-    """`direction` seen from before the final norm, whose scale is held at what it is for `final`.
-
-    The norm is asked for its own weights (by a vector of mean 0 and mean square 1) and whether it centres: the two
-    kinds of model keep both in different places.
-    """
-    norm = model.ln_final
-    device = model.cfg.device
-    with torch.no_grad():
-        signs = torch.tensor([1.0, -1.0]).repeat(final.shape[1])[: final.shape[1]].to(device)
-        shift = norm(torch.zeros(1, 1, final.shape[1], device=device, dtype=model.cfg.dtype))[0, 0].float()
-        weight = ((norm(signs.to(model.cfg.dtype)[None, None])[0, 0].float() - shift) * signs).cpu()
-        # A norm that centres sends a constant vector to its bias.
-        centres = bool(
-            (norm(torch.ones_like(signs, dtype=model.cfg.dtype)[None, None])[0, 0] - shift).abs().max() < 1e-2
-        )
+    """`direction` seen from before the final norm, whose scale is held at what it is for `final`."""
+    weight, centres = norm_weight(model)
     x = final - final.mean(dim=1, keepdim=True) if centres else final
     scale = (x.square().mean(dim=1, keepdim=True) + float(model.cfg.eps)).sqrt()
     scaled = direction * weight / scale
     return scaled - scaled.mean(dim=1, keepdim=True) if centres else scaled
+
+
+@torch.no_grad()
+def norm_weight(model: HookedModel) -> tuple[Float[Tensor, " d_model"], bool]:
+    """The weight of the final norm, and whether it centres what it gets.
+
+    The norm is asked for them (by a vector of mean 0 and mean square 1, and by a constant one): the two kinds of model
+    keep both in different places.
+    """
+    norm, d_model = model.ln_final, model.cfg.d_model
+
+    def output(vector: Float[Tensor, " d_model"]) -> Float[Tensor, " d_model"]:
+        return norm(vector.to(model.cfg.device, model.cfg.dtype)[None, None])[0, 0].float().cpu()
+
+    signs = torch.tensor([1.0, -1.0]).repeat(d_model)[:d_model]
+    shift = output(torch.zeros(d_model))
+    # A norm that centres sends a constant vector to its bias.
+    centres = bool((output(torch.ones(d_model)) - shift).abs().max() < 1e-2)
+    return (output(signs) - shift) * signs, centres
 
 
 def answer_token(tokenizer, prompt: str, answer: str, language: str) -> int:

@@ -12,6 +12,7 @@ from typing import Any
 import pandas as pd
 
 from ..analysis.attribution import attribution
+from ..analysis.examples import logit_effects, top_examples
 from ..analysis.lape import lape
 from ..analysis.rankings import ranking_stability, rankings
 from ..analysis.sharing import sharing_categories
@@ -23,6 +24,7 @@ from ..evaluation.quality import wilson_interval
 from ..evaluation.specificity import leaderboard
 from ..evaluation.tasks import Item, choice_accuracy
 from ..models import HookedModel, load_model
+from ..neurons import NeuronSet
 from ..recording import record
 from ..report import report
 from ..text_activations import record_texts
@@ -42,6 +44,7 @@ PERMUTATIONS, RESAMPLES = 200, 100
 # detectors, sentences they see, sentences they are measured on, and neurons they give.
 EVALUATED = 36
 RANKED_ON, COMPARED_ON, COMPARED_NEURONS = 40, 4, 20
+EXAMPLES_FROM = 80  # sentences a language, among which those are found at which a neuron is highest
 WITHOUT_SPACES = ("ja", "zh")
 HELD_OUT_WORDING = 2
 """The wording of every relation that is not in the training text."""
@@ -101,6 +104,7 @@ def run_demo(out: Path | str, *, progress: bool = True) -> Path:
     matrix.to_parquet(out / "matrix.parquet")
     timed("significance", write_significance, out, model, identify, progress)
     timed("sharing", write_sharing, out, model, evaluate, progress)
+    timed("examples", write_neuron_pages, out, model, identify, neurons, progress)
     timed("compare", write_leaderboard, out, model, identify, evaluate, progress)
     timed("facts", write_facts, out, model, progress)
     timed("generate", write_continuations, out, model, evaluate, progress)
@@ -142,6 +146,14 @@ def write_leaderboard(out: Path, model: HookedModel, identify: Corpus, evaluate:
     table = leaderboard(model, few, detected, seeds=[0], layout=LAYOUT, progress=progress)
     stability = ranking_stability(model, seen, COMPARED_NEURONS, filter_rate=LAPE["filter_rate"], progress=progress)
     table.assign(stability=table.detector.map(stability)).to_parquet(out / "leaderboard.parquet")
+
+
+def write_neuron_pages(out: Path, model: HookedModel, identify: Corpus, neurons: NeuronSet, progress: bool) -> None:
+    """What the language neurons fire at and what they write."""
+    texts = first_documents(identify, EXAMPLES_FROM)
+    examples = top_examples(model, texts, neurons, layout=LAYOUT, progress=progress)
+    examples.to_parquet(out / "neuron_examples.parquet")
+    logit_effects(model, neurons).to_parquet(out / "neuron_logits.parquet")
 
 
 def first_documents(corpus: Corpus, n: int) -> Corpus:

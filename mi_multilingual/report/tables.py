@@ -1,0 +1,115 @@
+"""A DataFrame as the cells of an HTML table: how its columns are called and written."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+LONGEST = 2000  # rows of a table in the page
+SHORT_TEXT = 30  # characters that stand in one line
+MISSING = "–"
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a table in the page, made of one or more columns of the DataFrame."""
+
+    names: tuple[str, ...]
+    """Of the DataFrame's columns; the whole is left out where the DataFrame lacks one."""
+    title: str
+    form: str = "{}"
+    """How the values are written, e.g. "{:+.4f} to {:+.4f}"."""
+    link: str = ""
+    """Where the cell leads, with the values filled in, e.g. "#neuron-{}.{}"."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Text for the reader, and the values behind it for sorting and CSV."""
+
+    text: str
+    values: list[Any]
+    link: str = ""
+
+    @property
+    def json(self) -> str:
+        return json.dumps(self.values, ensure_ascii=False)
+
+
+INTERVAL = Column(("low", "high"), "95 % interval")
+NEURON = Column(("layer", "neuron"), "neuron", "{}.{}", "#neuron-{}.{}")
+
+
+def column(names: str, title: str = "", form: str = "{}") -> Column:
+    """A column by its names separated by spaces, called as it is named unless it has a title."""
+    return Column(tuple(names.split()), title or names.replace("_", " "), form)
+
+
+def interval(form: str) -> Column:
+    """The columns low and high, each written in this form."""
+    return Column(INTERVAL.names, INTERVAL.title, f"{form} to {form}")
+
+
+def described(table: pd.DataFrame, columns: Sequence[Column]) -> list[Column]:
+    """Those of `columns` that the table has; without any, all of the table under their own names."""
+    has = set(table.columns)
+    if known := [c for c in columns if has >= set(c.names)]:
+        return known
+    found: dict[tuple[str, ...], Column] = {}
+    for name in table.columns:
+        form = form_of(table[name])
+        for pair in (NEURON, interval(form)):
+            if name in pair.names and has >= set(pair.names):
+                found.setdefault(pair.names, pair)
+                break
+        else:
+            found[name,] = Column((name,), name.replace("_", " "), form)
+    return list(found.values())
+
+
+def form_of(values: pd.Series) -> str:
+    """How a column is written that nobody described."""
+    if pd.api.types.is_bool_dtype(values) or not pd.api.types.is_numeric_dtype(values):
+        return "{}"
+    return "{:,}" if pd.api.types.is_integer_dtype(values) else "{:.4g}"
+
+
+def cells(table: pd.DataFrame, columns: Sequence[Column]) -> list[list[Cell]]:
+    """The cells of every row."""
+    series = [[table[name].tolist() for name in c.names] for c in columns]
+    return [
+        [cell(column, [plain(part[i]) for part in parts]) for column, parts in zip(columns, series, strict=True)]
+        for i in range(len(table))
+    ]
+
+
+def plain(value: Any) -> Any:
+    """A value that JSON can hold: None for what is missing or not finite, text for what is no number."""
+    if isinstance(value, bool | np.bool_):
+        return "yes" if value else "no"
+    if isinstance(value, int | float | np.number):
+        number = value.item() if isinstance(value, np.number) else value
+        return number if math.isfinite(number) else None
+    if isinstance(value, list | tuple | np.ndarray):
+        return " ".join(map(str, value))
+    return None if value is None or value is pd.NA else str(value)
+
+
+def cell(column: Column, values: list[Any]) -> Cell:
+    if any(v is None for v in values):
+        return Cell(MISSING, values)
+    return Cell(column.form.format(*values), values, column.link.format(*values) if column.link else "")
+
+
+def style(table: pd.DataFrame, column: Column) -> str:
+    """Classes of a column's cells: text stands at the left, long text may wrap."""
+    values = table[column.names[0]]
+    if pd.api.types.is_numeric_dtype(values):
+        return ""
+    return "text long" if values.astype(str).str.len().max() > SHORT_TEXT else "text"

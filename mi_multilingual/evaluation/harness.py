@@ -10,6 +10,7 @@ and in Python it is enough to import this module.
 """
 
 import copy
+import importlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -39,7 +40,7 @@ MODEL_TYPE = "mi_multilingual"
 
 
 class IntervenedLM(HFLM):
-    """The harness' own Hugging Face model with an intervention in its weights, or by hooks where weights cannot hold it.
+    """The harness' own Hugging Face model with an intervention in its weights, or else in hooks.
 
     Requests, batches and generation are the harness' own, so with an intervention that weights can carry every number
     is that of its `hf` type on the checkpoint that `export` writes.
@@ -49,7 +50,7 @@ class IntervenedLM(HFLM):
         self,
         pretrained: str,
         neurons: str | None = None,
-        intervention: str = "zero",
+        intervention: str | None = None,
         groups: str | None = None,
         value: float | int | None = None,
         site: str = "gate",
@@ -61,7 +62,7 @@ class IntervenedLM(HFLM):
         Args:
             pretrained: a Hugging Face id, a checkpoint folder, or "demo".
             neurons: file of a NeuronSet; without one the model is as it is.
-            intervention: zero, set, add or scale; the last three need `value`.
+            intervention: zero (by default), set, add or scale; the last three need `value`.
             groups: of the neurons, all by default; several as in fr+de.
             site: gate or post.
             options: of the harness' `hf` type, such as batch_size, device, max_length.
@@ -98,13 +99,18 @@ class IntervenedLM(HFLM):
 
 
 def named_intervention(
-    neurons: str | None, intervention: str, groups: str | None, value: float | None, site: str
+    neurons: str | None, intervention: str | None, groups: str | None, value: float | int | None, site: str
 ) -> Intervention | None:
     """The intervention that strings describe; None without neurons."""
     if neurons is None:
+        if (intervention, groups, value) != (None, None, None):
+            raise ValueError(
+                f"no neurons for intervention {intervention!r}, groups {groups!r}, value {value!r}; give neurons=FILE, "
+                "or leave them out"
+            )
         return None
     chosen = NeuronSet.load(neurons)
-    return Intervention(intervention, chosen.take(groups.split("+")) if groups else chosen, value, site)
+    return Intervention(intervention or "zero", chosen.take(groups.split("+")) if groups else chosen, value, site)
 
 
 def harness_scores(
@@ -112,7 +118,7 @@ def harness_scores(
     tasks: Sequence[str],
     *,
     neurons: str | Path | None = None,
-    intervention: str = "zero",
+    intervention: str | None = None,
     groups: Sequence[str] | None = None,
     value: float | int | None = None,
     site: str = "gate",
@@ -136,22 +142,13 @@ def harness_scores(
     Raises:
         ValueError: before anything runs: an unknown task, and as `IntervenedLM`.
     """
-    if neurons is None and (groups or value is not None or intervention != "zero"):
-        raise ValueError(f"intervention {intervention!r} of groups {groups} has no neurons; give neurons=FILE")
     manager = TaskManager(include_path=None if include_path is None else str(include_path))
     for task in tasks:
         if not manager.match_tasks([task]):
             raise ValueError(f"the harness has no task {task!r}; see `lm_eval ls tasks`, or give include_path")
     arguments: dict[str, Any] = {"pretrained": str(model)}
-    if neurons is not None:
-        named = "+".join(groups) if groups else None
-        arguments |= {
-            "neurons": str(neurons),
-            "intervention": intervention,
-            "groups": named,
-            "value": value,
-            "site": site,
-        }
+    arguments |= {"neurons": None if neurons is None else str(neurons), "groups": "+".join(groups) if groups else None}
+    arguments |= {"intervention": intervention, "value": value, "site": site}
     results = simple_evaluate(
         MODEL_TYPE, arguments, list(tasks), batch_size=batch_size, limit=limit, task_manager=manager, log_samples=False
     )
@@ -179,7 +176,7 @@ def is_number(value: Any) -> bool:
 
 if __name__ == "__main__":
     # The model type belongs to the module by its own name, which registers it.
-
+    importlib.import_module("mi_multilingual.evaluation.harness")
     cli_evaluate()
 else:
     register_model(MODEL_TYPE)(IntervenedLM)

@@ -11,6 +11,7 @@ and in Python it is enough to import this module.
 
 import copy
 import importlib
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -75,7 +76,6 @@ class IntervenedLM(HFLM):
         options.setdefault("device", "cuda" if torch.cuda.is_available() else "cpu")
         # As stored: weights are changed in their own precision, and neurons compared with the weights they are of.
         super().__init__(checkpoint_place(pretrained), dtype="auto", use_safetensors=True, **options)
-        self.hooks = ExitStack()
         if change is not None:
             self.apply(change)
         if dtype != "auto":
@@ -93,7 +93,10 @@ class IntervenedLM(HFLM):
                 device=str(self._model.device),
                 dtype=self._model.dtype,
             )
-            self.hooks.enter_context(steer(bridge, change))
+            hooks = ExitStack()
+            hooks.enter_context(steer(bridge, change))
+            # They come off with this object, and at the end of the program while that still can be done.
+            weakref.finalize(self, hooks.close)
             # The bridge's hooks are in the Hugging Face model, which generates and scores as any other.
             self._model = bridge.original_model
 
@@ -142,6 +145,8 @@ def harness_scores(
     Raises:
         ValueError: before anything runs: an unknown task, and as `IntervenedLM`.
     """
+    if not tasks:
+        raise ValueError("name at least one task")
     manager = TaskManager(include_path=None if include_path is None else str(include_path))
     for task in tasks:
         if not manager.match_tasks([task]):

@@ -164,6 +164,21 @@ def next_token_logits(
     return logits[:, -1].float(), cache if use_cache else None
 
 
+def logits_at(
+    model: HookedModel, tokens: Int[Tensor, "batch pos"], rows: Int[Tensor, " place"], positions: Int[Tensor, " place"]
+) -> Float[Tensor, "place vocab"]:
+    """Logits after some of the tokens; right padding needs no mask, as in `run_trunk`.
+
+    A HookedTransformer makes the others' logits not at all, which for short answers are a third of the work.
+    """
+    if is_bridge(model):
+        return model(tokens, return_type="logits")[rows, positions]
+    residual = model(tokens, stop_at_layer=model.cfg.n_layers)[rows, positions][None]
+    logits = model.unembed(residual if model.cfg.normalization_type is None else model.ln_final(residual))[0]
+    cap = model.cfg.output_logits_soft_cap or 0
+    return cap * (logits / cap).tanh() if cap > 0 else logits
+
+
 def is_bridge(model: HookedModel) -> bool:
     return HookedTransformer is None or not isinstance(model, HookedTransformer)
 
@@ -232,7 +247,7 @@ def hugging_face(
             tokenizer,
             source.config.name_or_path or architecture(source),
         )
-    place = str(files("mi_multilingual").joinpath("demo", "model")) if source == "demo" else str(source)
+    place = checkpoint_place(source)
     if source != "demo" and is_like_a_path(place) and not (Path(place) / "config.json").exists():
         raise ValueError(
             f"{place!r} is no checkpoint folder: it has no config.json; give a folder written by save_pretrained"
@@ -245,6 +260,11 @@ def hugging_face(
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"cannot load {place!r}: {reason}") from error
+
+
+def checkpoint_place(source: str | Path) -> str:
+    """The folder of the embedded model for "demo", else the name itself."""
+    return str(files("mi_multilingual").joinpath("demo", "model")) if source == "demo" else str(source)
 
 
 def is_like_a_path(name: str) -> bool:

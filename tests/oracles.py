@@ -239,3 +239,18 @@ def logit_effect(row, weight, centres, unembedding):
     scaled = [(x - mean) * w for x, w in zip(row, weight, strict=True)]
     effects = [math.fsum(x * u for x, u in zip(scaled, column, strict=True)) for column in unembedding]
     return [e - math.fsum(effects) / len(effects) for e in effects]
+
+
+def mean_log_likelihood(model, prompt, choice, normalise):
+    """Log-likelihood of one continuation, one token at a time, over 1, its tokens or its bytes."""
+    tok = model.tokenizer
+    alone, whole = (tok(text, add_special_tokens=False)["input_ids"] for text in (prompt, prompt + choice))
+    first = 0
+    while first < min(len(alone), len(whole)) and alone[first] == whole[first]:
+        first += 1
+    total = 0.0
+    for pos in range(first, len(whole)):
+        with torch.no_grad():
+            logits = model(torch.tensor([[tok.bos_token_id, *whole[:pos]]]), return_type="logits")[0, -1]
+        total += logits.double().log_softmax(-1)[whole[pos]].item()
+    return total / {"none": 1, "tokens": len(whole) - first, "bytes": len(choice.encode())}[normalise]

@@ -220,3 +220,47 @@ def distinct_share(texts, n, single):
                 if gram not in seen:
                     seen.append(gram)
     return len(seen) / total if total else math.nan
+
+
+def attention_rows(hf_model, layer, part):
+    """The weights (column, d_model) and bias of W_Q, W_K or W_V of a Hugging Face layer, as views."""
+    base, i = hf_model.base_model, "qkv".index(part)
+    block = (getattr(base, "layers", None) or getattr(base, "h", None) or base.decoder.layers)[layer]
+    if hasattr(block, "attn"):  # GPT-2: one matrix (in, out), queries then keys then values
+        joint = block.attn.c_attn
+        return joint.weight.T.chunk(3)[i], joint.bias.chunk(3)[i]
+    if hasattr(block, "self_attn"):
+        own = getattr(block.self_attn, f"{part}_proj")
+        return own.weight, own.bias
+    joint = getattr(block, "attention", None) or block.self_attention  # GPT-NeoX, BLOOM: head by head q, k, v
+    joint = joint.query_key_value
+    rows = [8 * (3 * head + i) + d for head in range(2) for d in range(8)]
+    return Rows(joint.weight, rows), Rows(joint.bias, rows)
+
+
+class Rows:
+    """Some rows of a tensor, to be read and written by number."""
+
+    def __init__(self, tensor, rows):
+        self.tensor, self.rows = tensor, rows
+
+    def __getitem__(self, i):
+        return self.tensor[self.rows[i]]
+
+    def __setitem__(self, i, value):
+        self.tensor[self.rows[i]] = value
+
+
+def logits_without_columns(hf_model, tokens, off):
+    """Logits of a Hugging Face model with columns of {part: (layer, column) mask} and their biases at zero."""
+    before = {name: tensor.clone() for name, tensor in hf_model.state_dict().items()}
+    with torch.no_grad():
+        for part, mask in off.items():
+            for layer, column in mask.nonzero().tolist():
+                weight, bias = attention_rows(hf_model, layer, part)
+                weight[column] = 0.0
+                if bias is not None:
+                    bias[column] = 0.0
+        logits = hf_model(tokens).logits
+        hf_model.load_state_dict(before)
+    return logits

@@ -264,3 +264,39 @@ def logits_without_columns(hf_model, tokens, off):
         logits = hf_model(tokens).logits
         hf_model.load_state_dict(before)
     return logits
+
+
+def deactivation_effect(answers, off, language, measure, draws):
+    """One row of the table of effects; `draws` says how often each question, in order of its id, is drawn."""
+    names = sorted({a["id"] for a in answers})
+    column = {"accuracy": "correct", "margin": "margin"}[measure]
+
+    def score(name, off, seed):
+        """Of one question, the mean over its languages for "all"."""
+        found = [
+            float(a[column])
+            for a in answers
+            if (a["id"], a["off"], a["seed"]) == (name, off, seed) and language in (a["language"], "all")
+        ]
+        return math.fsum(found) / len(found)
+
+    seeds = sorted({a["seed"] for a in answers if a["seed"] >= 0})
+    intact = [score(name, "none", -1) for name in names]
+    value = [score(name, off, -1) for name in names]
+    random = [math.fsum(score(name, off, s) for s in seeds) / len(seeds) for name in names]
+    sizes = [
+        a["n_neurons"] for a in answers if a["off"] == off and a["seed"] == -1 and language in (a["language"], "all")
+    ]
+    mean = lambda xs: math.fsum(xs) / len(xs)  # noqa: E731
+    result = {"n_items": len(names), "n_neurons": mean(sizes)}
+    result |= {"intact": mean(intact), "value": mean(value), "random": mean(random)}
+    for prefix, left, right in (("", value, intact), ("random_", random, intact), ("beyond_", value, random)):
+        gaps = [a - b for a, b in zip(left, right, strict=True)]
+        means = sorted(math.fsum(w * g for w, g in zip(draw, gaps, strict=True)) / len(names) for draw in draws)
+        result["beyond" if prefix == "beyond_" else f"{prefix}change"] = mean(gaps)
+        for end, share in (("low", 0.025), ("high", 0.975)):
+            place = share * (len(means) - 1)
+            below = int(place)
+            above = means[min(below + 1, len(means) - 1)]
+            result[prefix + end] = means[below] + (place - below) * (above - means[below])
+    return result

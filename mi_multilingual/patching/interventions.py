@@ -240,8 +240,8 @@ def check_fits(model: HookedModel, neurons: NeuronSet, known: str | None = None)
     shape = neurons_shape(model, neurons.part)
     if tuple(neurons.masks.shape[1:]) != shape:
         raise ValueError(
-            f"the neuron set is for {tuple(neurons.masks.shape[1:])} (layers, {neurons.part} neurons a layer), the model "
-            f"has {shape}; load the model the set was made for"
+            f"the neuron set is for {tuple(neurons.masks.shape[1:])} (layers, {neurons.part} neurons a layer), the "
+            f"model has {shape}; load the model the set was made for"
         )
     if not neurons.model_fingerprint:
         return known

@@ -248,7 +248,7 @@ def test_mistakes_are_told_before_anything_runs(model, monkeypatch):
         "not parallel: 'q1' is not there in 'ja'": (items[:-1], None, {}),
         "'q0' is there twice in 'en'": ([*items, items[0]], None, {}),
         "'q0' \\(en\\) has no wrong choice": ([replace(items[0], choices=("a",), answer=0), *items[1:]], None, {}),
-        "needs at least two": (questions(languages=("en",)), None, {}),
+        "the items are all in 'en'": (questions(languages=("en",)), None, {}),
         "threshold=nan must be a finite number": (items, None, {"threshold": float("nan")}),
         "threshold=inf must be a finite number": (items, None, {"threshold": float("inf")}),
         "seeds=\\(\\): give at least one": (items, None, {"seeds": ()}),

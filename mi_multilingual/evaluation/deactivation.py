@@ -11,7 +11,6 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..analysis.lape import at_least_two
 from ..analysis.random_control import layer_matched_random
 from ..analysis.sharing import TYPES, categories, check_finite, parallel_activations, token_ids
 from ..corpora import Corpus
@@ -118,7 +117,8 @@ def own_neurons(
 ) -> Iterator[tuple[Question, NeuronSet]]:
     """Every question and its neurons of each type, after checks of all of them."""
     languages = tuple(questions[0])
-    at_least_two(languages)
+    if len(languages) < 2:
+        raise ValueError(f"the items are all in {languages[0]!r}; ask in at least two languages to see what they share")
     if not np.isfinite(threshold):
         raise ValueError(f"threshold={threshold} must be a finite number")
     prompts = Corpus({k: tuple(q[k].prompt for q in questions) for k in languages}, "prompts")
@@ -205,8 +205,8 @@ def check_answers(answers: pd.DataFrame) -> None:
     if not np.isfinite(answers.margin).all():
         item = answers[~np.isfinite(answers.margin)].iloc[0]
         raise ValueError(
-            f"the margin of {item.id!r} in {item.language!r} with {item.off!r} off is {item.margin}; check the weights, "
-            "or load the model with dtype=torch.float32"
+            f"the margin of {item.id!r} in {item.language!r} with {item.off!r} off is {item.margin}; check the model's "
+            "weights, or load it with dtype=torch.float32"
         )
     counts = answers.groupby(["id", "language", "off", "seed"]).size().unstack(["off", "seed"])
     whole = len(counts) == answers.id.nunique() * answers.language.nunique()

@@ -175,6 +175,21 @@ def next_token_logits(
     return logits[:, -1].float(), cache if use_cache else None
 
 
+def logits_at(
+    model: HookedModel, tokens: Int[Tensor, "batch pos"], rows: Int[Tensor, " place"], positions: Int[Tensor, " place"]
+) -> Float[Tensor, "place vocab"]:
+    """Logits after some of the tokens; right padding needs no mask, as in `run_trunk`.
+
+    A HookedTransformer makes the others' logits not at all, which for short answers are a third of the work.
+    """
+    if is_bridge(model):
+        return model(tokens, return_type="logits")[rows, positions]
+    residual = model(tokens, stop_at_layer=model.cfg.n_layers)[rows, positions][None]
+    logits = model.unembed(residual if model.cfg.normalization_type is None else model.ln_final(residual))[0]
+    cap = model.cfg.output_logits_soft_cap or 0
+    return cap * (logits / cap).tanh() if cap > 0 else logits
+
+
 def is_bridge(model: HookedModel) -> bool:
     return HookedTransformer is None or not isinstance(model, HookedTransformer)
 

@@ -4,7 +4,8 @@ import torch
 import checkpoints
 from mi_multilingual import Item, choice_accuracy, load_facts
 from mi_multilingual.demo import WITHOUT_SPACES, fact_table, opening
-from mi_multilingual.evaluation.tasks import choice_log_likelihoods, common_prefix
+from mi_multilingual.evaluation.likelihood import common_prefix
+from mi_multilingual.evaluation.tasks import choice_log_likelihoods
 
 
 def by_hand(model, prompt, choice):

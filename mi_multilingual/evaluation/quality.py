@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 
 from ..models import HookedModel, max_window
 from .language_id import identify_language
-from .tasks import common_prefix
+from .likelihood import common_prefix
 
 TOKENS_A_BATCH = 2048
 CLOSING = "」』”’）)»\"'"

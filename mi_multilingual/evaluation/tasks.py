@@ -1,79 +1,208 @@
-"""Questions with a closed list of answers, scored by the likelihood of each answer."""
+"""Questions in several languages, asked of a model: which of the given answers is likeliest, or what it writes."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 
 import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from ..models import HookedModel
-
-TOKENS_A_BATCH = 2048
+from .generation import generate
+from .likelihood import Continuation, continuations, log_likelihoods
+from .quality import wilson_interval
 
 
 @dataclass(frozen=True)
 class Item:
-    """One question in one language; `choices` are full continuations of `prompt`, `answer` the right one's index."""
+    """One question in one language; the same question in another language has the same id and task."""
 
     id: str
     language: str
     task: str
     prompt: str
     choices: tuple[str, ...]
-    answer: int
+    """Full continuations of the prompt, white space before them included; none where the answer is to be written."""
+    answer: int | str
+    """The right choice's index, or without choices the answer's text."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.answer < len(self.choices):
-            raise ValueError(f"item {self.id!r} has answer {self.answer}, its choices are 0..{len(self.choices) - 1}")
+        if "" in self.choices:
+            raise ValueError(f"item {self.id!r} ({self.language}) has an empty choice; give every choice some text")
+        name = f"item {self.id!r} ({self.language})"
+        if isinstance(self.answer, str):
+            if self.choices or not self.answer.strip():
+                raise ValueError(
+                    f"{name} has answer {self.answer!r} and {len(self.choices)} choices; give the index of the right "
+                    "choice, or no choices and a text"
+                )
+        elif not self.choices:
+            raise ValueError(f"{name} has no choices for answer {self.answer}; give choices, or the answer as a text")
+        elif not 0 <= self.answer < len(self.choices):
+            raise ValueError(f"{name} has answer {self.answer}, its choices are 0..{len(self.choices) - 1}")
+
+    @property
+    def answer_text(self) -> str:
+        """The right answer, without white space around it."""
+        return (self.answer if isinstance(self.answer, str) else self.choices[self.answer]).strip()
 
 
-def choice_accuracy(model: HookedModel, items: Sequence[Item], *, progress: bool = True) -> pd.DataFrame:
-    """Which answer the model finds most likely (log-likelihood of the whole continuation, not length-normalised).
+def parallel_items(items: Iterable[Item]) -> dict[str, dict[str, Item]]:
+    """The items of every id by language, languages in the order of the first id.
+
+    Raises:
+        ValueError: two items of one id and language, or an id that is not there in every language; `in_every_language`
+            leaves such ids out.
+    """
+    by_id: dict[str, dict[str, Item]] = {}
+    for item in items:
+        same = by_id.setdefault(item.id, {})
+        if item.language in same:
+            raise ValueError(f"item {item.id!r} is there twice in {item.language!r}; give every item an id of its own")
+        same[item.language] = item
+    languages = list(dict.fromkeys(k for same in by_id.values() for k in same))
+    for name, same in by_id.items():
+        if missing := [k for k in languages if k not in same]:
+            raise ValueError(
+                f"the items are not parallel: {name!r} is not there in {', '.join(missing)}; "
+                "in_every_language(items) leaves such items out"
+            )
+    return {name: {k: same[k] for k in languages} for name, same in by_id.items()}
+
+
+def in_every_language(items: Iterable[Item]) -> list[Item]:
+    """The items whose id is there in every language that any item has.
+
+    Raises:
+        ValueError: no such id.
+    """
+    items = list(items)
+    languages = {item.language for item in items}
+    found: dict[str, set[str]] = {}
+    for item in items:
+        found.setdefault(item.id, set()).add(item.language)
+    kept = [item for item in items if found[item.id] == languages]
+    if not kept:
+        raise ValueError(f"no item is there in all of {', '.join(sorted(languages))}; take fewer languages")
+    return kept
+
+
+NORMALISE: Mapping[str, Callable[[Item, Sequence[Continuation]], Sequence[int]]] = {
+    "none": lambda item, scored: [1] * len(scored),
+    "tokens": lambda item, scored: [c.n_scored for c in scored],
+    "bytes": lambda item, scored: [len(choice.encode()) for choice in item.choices],
+}
+
+
+def choice_accuracy(
+    model: HookedModel, items: Sequence[Item], *, normalise: str = "none", progress: bool = True
+) -> pd.DataFrame:
+    """Which answer the model finds most likely.
+
+    Args:
+        normalise: "none": log-likelihood of the whole continuation, right where the answers are of one form; "bytes":
+            by UTF-8 byte, where answers are sentences of different length, of which the sum prefers the short (it does
+            not depend on the tokenizer); "tokens": by token, as much of the literature does.
 
     Returns:
         a row an item: id, language, task, chosen (index), correct (bool), n_choices.
+
+    Raises:
+        ValueError: before anything runs: an item without choices, one longer than the model's context, or an unknown
+            `normalise`.
     """
+    if normalise not in NORMALISE:
+        raise ValueError(f"unknown normalise {normalise!r}; choose {', '.join(NORMALISE)}")
+    if without := [item for item in items if not item.choices]:
+        raise ValueError(f"item {without[0].id!r} has no choices to compare; use written_accuracy")
+    scored = [continuations(model, item.prompt, item.choices) for item in items]
+    flat = log_likelihoods(model, [c for one in scored for c in one], progress=progress)
     rows = []
-    for item in tqdm(items, desc="answering", unit="item", disable=not progress):
-        chosen = int(choice_log_likelihoods(model, item.prompt, item.choices).argmax())
-        rows.append((item.id, item.language, item.task, chosen, chosen == item.answer, len(item.choices)))
+    for item, one, likelihood in zip(items, scored, flat.split([len(one) for one in scored]), strict=True):
+        chosen = int((likelihood / torch.tensor(NORMALISE[normalise](item, one))).argmax())
+        correct = item.choices[chosen].strip() == item.answer_text
+        rows.append((item.id, item.language, item.task, chosen, correct, len(item.choices)))
     return pd.DataFrame(rows, columns=["id", "language", "task", "chosen", "correct", "n_choices"])
 
 
-@torch.no_grad()
 def choice_log_likelihoods(model: HookedModel, prompt: str, choices: Sequence[str]) -> Float[Tensor, " choice"]:
     """Log-likelihood of each continuation after the prompt, nats, with BOS in front where the tokenizer has one.
 
-    Prompt and continuation are tokenised together; scored are the tokens from the first that the prompt alone does
-    not have, so that a continuation may join the prompt's last token.
+    Raises:
+        ValueError: as `continuations`.
     """
-    tokenizer = model.tokenizer
-    start = [tokenizer.bos_token_id] if tokenizer.bos_token_id is not None else []
-    alone = start + tokenizer(prompt, add_special_tokens=False)["input_ids"]
-    whole = [start + ids for ids in tokenizer([prompt + c for c in choices], add_special_tokens=False)["input_ids"]]
-    longest = max(map(len, whole))
-    if longest > model.cfg.n_ctx:
+    return log_likelihoods(model, continuations(model, prompt, choices))
+
+
+def written_accuracy(
+    model: HookedModel,
+    items: Sequence[Item],
+    *,
+    extract: Callable[[str], str] = str.strip,
+    max_new_tokens: int = 30,
+    stop: Sequence[str] = ("\n",),
+    progress: bool = True,
+) -> pd.DataFrame:
+    """Whether what the model writes after the prompt, greedily, is the right answer.
+
+    Args:
+        extract: what counts of a text, the model's and the right answer's alike: all of it by default (exact match),
+            `last_number` for sums.
+        stop: the answer ends before the first of these strings.
+
+    Returns:
+        a row an item: id, language, task, written, found (what `extract` makes of it), correct.
+
+    Raises:
+        ValueError: before anything runs: an answer of which `extract` leaves nothing; as `generate`.
+    """
+    wanted = [extract(item.answer_text) for item in items]
+    if "" in wanted:
+        item = items[wanted.index("")]
         raise ValueError(
-            f"prompt {prompt[:40]!r} with its longest choice has {longest} tokens, the model takes {model.cfg.n_ctx}"
+            f"nothing is left of answer {item.answer_text!r} of item {item.id!r} after extract; use another extract"
         )
-    tokens = torch.tensor([ids + [ids[-1]] * (longest - len(ids)) for ids in whole])
-    scored = torch.zeros(tokens.shape, dtype=torch.bool)
-    for row, ids in zip(scored, whole, strict=True):
-        row[common_prefix(alone, ids) : len(ids)] = True
-    parts = []
-    for rows, mask in zip(
-        tokens.split(max(1, TOKENS_A_BATCH // longest)), scored.split(max(1, TOKENS_A_BATCH // longest)), strict=True
-    ):
-        rows = rows.to(model.cfg.device)
-        likelihood = model(rows, return_type="logits")[:, :-1].float().log_softmax(-1)
-        chosen = likelihood.gather(-1, rows[:, 1:, None])[..., 0].cpu().double()
-        parts.append(chosen.masked_fill(~mask[:, 1:], 0.0).sum(dim=1))
-    return torch.cat(parts)
+    prompts = [item.prompt for item in items]
+    written = generate(model, prompts, max_new_tokens=max_new_tokens, stop=stop, progress=progress)
+    found = [extract(text) for text in written]
+    rows = [
+        (item.id, item.language, item.task, text, f, f == w)
+        for item, text, f, w in zip(items, written, found, wanted, strict=True)
+    ]
+    return pd.DataFrame(rows, columns=["id", "language", "task", "written", "found", "correct"])
 
 
-def common_prefix(left: Sequence[int], right: Sequence[int]) -> int:
-    """Number of leading ids that both have."""
-    return next((i for i, (a, b) in enumerate(zip(left, right, strict=False)) if a != b), min(len(left), len(right)))
+SEPARATORS = ".,'’ \u00a0\u202f"
+NUMBER = re.compile(
+    rf"(?<!\d)(?:(?<![0-9A-Za-z)])[-−])?(?:[1-9]\d{{0,2}}([{SEPARATORS}])\d{{3}}(?:\1\d{{3}})*(?!\d)|\d+)(?:[.,]\d+)?"
+)
+"""Digits of any script; a mark or space before exactly three digits groups thousands, other marks are decimal."""
+
+
+def last_number(text: str) -> str:
+    """The last number of the text in plain digits, "" without one: 1,234.50 and 1.234,5 and 1 234,5 are all 1234.5."""
+    numbers = list(NUMBER.finditer(text))
+    if not numbers:
+        return ""
+    last = numbers[-1]
+    digits = last[0].replace("−", "-")
+    if last[1]:
+        digits = digits.replace(last[1], "")
+    return format(Decimal(digits.replace(",", ".")).normalize(), "f")
+
+
+def accuracy_by_language(answers: pd.DataFrame) -> pd.DataFrame:
+    """Share of right answers of every language and task, from `choice_accuracy` or `written_accuracy`.
+
+    Returns:
+        columns language, task, n, accuracy, low, high (95 % Wilson interval), chance (of a guess among the choices;
+        NaN where the answer is written).
+    """
+    chance = 1 / answers.n_choices if "n_choices" in answers else float("nan")
+    groups = answers.assign(chance=chance).groupby(["language", "task"], sort=False)
+    table = groups.agg(n=("correct", "size"), accuracy=("correct", "mean"), chance=("chance", "mean")).reset_index()
+    low, high = wilson_interval(table.accuracy.to_numpy(float), table.n.to_numpy(float))
+    return table.assign(low=low, high=high)[["language", "task", "n", "accuracy", "low", "high", "chance"]]

@@ -241,11 +241,12 @@ def test_answers_that_are_not_whole_are_told():
 def test_mistakes_are_told_before_anything_runs(model, monkeypatch):
     items, neurons = questions(), groups_of(model)
     monkeypatch.setattr(type(model), "forward", lambda *a, **k: pytest.fail("the model ran"))
-    long = [replace(item, prompt="x " * 40) if item.id == "q1" else item for item in items]
+    long = [replace(item, prompt="x " * 3000) if item.id == "q1" else item for item in items]
+    nothing = [replace(item, prompt="") if (item.id, item.language) == ("q1", "fr") else item for item in items]
     shape = (1, model.cfg.n_layers, model.cfg.d_mlp + 1)
     for match, wrong in {
         "there are no items": ([], None, {}),
-        "not parallel: 'q1' is not there in 'ja'": (items[:-1], None, {}),
+        "not parallel: 'q1' is not there in ja": (items[:-1], None, {}),
         "'q0' is there twice in 'en'": ([*items, items[0]], None, {}),
         "'q0' \\(en\\) has no wrong choice": ([replace(items[0], choices=("a",), answer=0), *items[1:]], None, {}),
         "the items are all in 'en'": (questions(languages=("en",)), None, {}),
@@ -254,15 +255,14 @@ def test_mistakes_are_told_before_anything_runs(model, monkeypatch):
         "seeds=\\(\\): give at least one": (items, None, {"seeds": ()}),
         "seeds=\\(-1, 0\\)": (items, neurons, {"seeds": (-1, 0)}),
         "seeds=\\(2, 2\\)": (items, neurons, {"seeds": (2, 2)}),
-        "needs a text of 1 to": (long, None, {}),
+        "has \\d+ tokens, the model takes": (long, None, {}),
+        "input 1 has 0 tokens in 'fr'": (nothing, None, {}),
         "no neurons for 'en'; leave": (items, replace(neurons, masks=torch.zeros_like(neurons.masks)), {}),
         "made for other weights": (items, replace(neurons, model_fingerprint="x"), {}),
         "load the model the set was made for": (items, NeuronSet(torch.ones(shape) > 0, ("en",), "m"), {}),
         "a group is called 'none'": (items, replace(neurons, groups=("none", "fr")), {}),
     }.items():
         asked, sets, options = wrong
-        if match == "needs a text of 1 to" and model.cfg.n_ctx > 100:
-            continue
         with pytest.raises(ValueError, match=match):
             study(model, asked, sets, **options)
     with pytest.raises(ValueError, match="no neurons for 'de'"):

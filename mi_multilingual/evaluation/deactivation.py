@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -17,13 +17,20 @@ from ..corpora import Corpus
 from ..models import HookedModel, site
 from ..neurons import NeuronSet
 from ..patching.interventions import ablate, check_fits
+from .likelihood import Continuation, continuations, log_likelihoods
 from .perplexity import RESAMPLES
-from .tasks import Item, choice_log_likelihoods
+from .tasks import Item, parallel_items
 
 INTACT, ALL = "none", "all"
 MEASURES = {"accuracy": "correct", "margin": "margin"}
-Question = Mapping[str, Item]
-"""One question in every language."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question with choices, ready to be scored."""
+
+    item: Item
+    choices: tuple[Continuation, ...]
 
 
 def deactivation_study(
@@ -55,12 +62,13 @@ def deactivation_study(
 
     Raises:
         ValueError: before anything runs: no items, items that are not parallel or have no wrong choice, a prompt
-            without tokens or too long, fewer than two languages without `neurons`, a threshold that is not finite, no
-            seed, negative or repeated ones, neurons of another model, an empty group, or one called "none".
+            without tokens or too long with a choice, fewer than two languages without `neurons`, a threshold that is
+            not finite, no seed, negative or repeated ones, neurons of another model, an empty group, or one called
+            "none".
 
     Source: Wang et al. 2024, arXiv:2406.09265, section 5.
     """
-    questions = parallel(items)
+    questions = checked_questions(model, items)
     check_seeds(seeds)
     n_sets = (len(TYPES) if neurons is None else len(neurons.groups)) * (1 + len(seeds))
     rows = []
@@ -70,32 +78,23 @@ def deactivation_study(
             # Checked once: without its fingerprint a set is not compared with the model again and again.
             neurons = replace(neurons, model_fingerprint="")
             controls = {seed: layer_matched_random(neurons, seed=seed) for seed in seeds}
-            return pd.DataFrame(answers(model, items, neurons, controls, bar))
-        for number, (question, types) in enumerate(own_neurons(model, questions, threshold)):
-            controls = {s: layer_matched_random(types, seed=s * len(questions) + number) for s in seeds}
-            rows += answers(model, list(question.values()), types, controls, bar)
+            everything = [question for same in questions for question in same]
+            return pd.DataFrame(answers(model, everything, neurons, controls, bar))
+        for number, (same, types) in enumerate(own_neurons(model, questions, threshold)):
+            controls = {seed: layer_matched_random(types, seed=seed * len(questions) + number) for seed in seeds}
+            rows += answers(model, same, types, controls, bar)
     return pd.DataFrame(rows)
 
 
-def parallel(items: Sequence[Item]) -> list[Question]:
-    """The questions, each with its items by language, languages in the order of the items."""
+def checked_questions(model: HookedModel, items: Sequence[Item]) -> list[list[Question]]:
+    """Every question in all its languages."""
     if not items:
         raise ValueError("there are no items; give some questions")
-    languages = list(dict.fromkeys(item.language for item in items))
-    questions: dict[str, dict[str, Item]] = {}
     for item in items:
         if len(item.choices) < 2:
             raise ValueError(f"item {item.id!r} ({item.language}) has no wrong choice; give at least two choices")
-        if item.language in questions.setdefault(item.id, {}):
-            raise ValueError(f"item {item.id!r} is there twice in {item.language!r}; give every question its own id")
-        questions[item.id][item.language] = item
-    for name, question in questions.items():
-        if missing := [k for k in languages if k not in question]:
-            raise ValueError(
-                f"the items are not parallel: {name!r} is not there in {missing[0]!r}; ask every question in all of "
-                f"{', '.join(languages)}"
-            )
-    return [{k: question[k] for k in languages} for question in questions.values()]
+    parallel = [list(same.values()) for same in parallel_items(items).values()]
+    return [[Question(i, tuple(continuations(model, i.prompt, i.choices))) for i in same] for same in parallel]
 
 
 def check_seeds(seeds: Sequence[int]) -> None:
@@ -113,50 +112,60 @@ def check_groups(model: HookedModel, neurons: NeuronSet) -> None:
 
 
 def own_neurons(
-    model: HookedModel, questions: Sequence[Question], threshold: float
-) -> Iterator[tuple[Question, NeuronSet]]:
-    """Every question and its neurons of each type, after checks of all of them."""
-    languages = tuple(questions[0])
+    model: HookedModel, questions: Sequence[list[Question]], threshold: float
+) -> Iterator[tuple[list[Question], NeuronSet]]:
+    """Every question in all its languages and its neurons of each type, after checks of all of them."""
+    languages = [question.item.language for question in questions[0]]
     if len(languages) < 2:
         raise ValueError(f"the items are all in {languages[0]!r}; ask in at least two languages to see what they share")
     if not np.isfinite(threshold):
         raise ValueError(f"threshold={threshold} must be a finite number")
-    prompts = Corpus({k: tuple(q[k].prompt for q in questions) for k in languages}, "prompts")
-    ids = {k: token_ids(model, prompts, k) for k in languages}
+    prompts = {k: tuple(same[i].item.prompt for same in questions) for i, k in enumerate(languages)}
+    ids = [token_ids(model, Corpus(prompts, "prompts"), k) for k in languages]
     reader = site(model, "post")
-    for number, question in enumerate(questions):
-        values = parallel_activations(model, reader, [[ids[k][number]] for k in languages], "last")
+    for number, same in enumerate(questions):
+        values = parallel_activations(model, reader, [[rows[number]] for rows in ids], "last")
         check_finite(values, languages, number)
         kind = categories(values[:, 0] > threshold)
-        yield question, NeuronSet(torch.stack([kind == i for i in range(len(TYPES))]), TYPES, "sharing")
+        yield same, NeuronSet(torch.stack([kind == i for i in range(len(TYPES))]), TYPES, "sharing")
 
 
 def answers(
-    model: HookedModel, items: Sequence[Item], neurons: NeuronSet, controls: Mapping[int, NeuronSet], bar: tqdm
+    model: HookedModel, questions: Sequence[Question], neurons: NeuronSet, controls: Mapping[int, NeuronSet], bar: tqdm
 ) -> list[dict[str, object]]:
-    """Rows of `deactivation_study` for some items: intact, each group off, and each of its controls off."""
+    """Rows of `deactivation_study` for some questions: intact, each group off, and each of its controls off."""
+    intact = margins(model, questions)
     sets = [(group, -1, neurons[group]) for group in neurons.groups]
     sets += [(group, seed, control[group]) for group in neurons.groups for seed, control in controls.items()]
-    rows, intact = [], None
-    for off, seed, chosen in [(INTACT, -1, None), *sets]:
-        n_neurons = 0 if chosen is None else int(chosen.union().sum())
-        if intact is None or n_neurons > 0:
-            scores = with_neurons_off(model, items, chosen)
-            intact = scores if intact is None else intact
-        else:
-            scores = intact
-        bar.update(len(items))
-        for item, margin in zip(items, scores, strict=True):
-            origin = {"id": item.id, "language": item.language, "task": item.task}
-            condition = {"off": off, "seed": seed, "n_neurons": n_neurons}
-            rows.append({**origin, **condition, "correct": margin > 0, "margin": margin})
-    return rows
+    found = [(INTACT, -1, 0, intact)]
+    for off, seed, chosen in sets:
+        bar.update(len(questions))
+        n_neurons = int(chosen.union().sum())
+        found.append((off, seed, n_neurons, margins(model, questions, chosen) if n_neurons else intact))
+    bar.update(len(questions))
+    return [
+        {
+            "id": question.item.id,
+            "language": question.item.language,
+            "task": question.item.task,
+            "off": off,
+            "seed": seed,
+            "n_neurons": n_neurons,
+            "correct": margin > 0,
+            "margin": margin,
+        }
+        for off, seed, n_neurons, scores in found
+        for question, margin in zip(questions, scores, strict=True)
+    ]
 
 
-def with_neurons_off(model: HookedModel, items: Sequence[Item], neurons: NeuronSet | None) -> list[float]:
-    """The margin of every item."""
-    with nullcontext() if neurons is None else ablate(model, neurons):
-        return [margin(choice_log_likelihoods(model, item.prompt, item.choices), item.answer) for item in items]
+@torch.no_grad()
+def margins(model: HookedModel, questions: Sequence[Question], off: NeuronSet | None = None) -> list[float]:
+    """The margin of every question, all of them scored together."""
+    with nullcontext() if off is None else ablate(model, off):
+        scores = log_likelihoods(model, [c for question in questions for c in question.choices])
+    sizes = [len(question.choices) for question in questions]
+    return [margin(s, int(q.item.answer)) for s, q in zip(scores.split(sizes), questions, strict=True)]
 
 
 def margin(likelihoods: Float[Tensor, " choice"], answer: int) -> float:

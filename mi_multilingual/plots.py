@@ -332,7 +332,7 @@ def deactivation_bars(effects: pd.DataFrame, *, measure: str = "margin", languag
             customdata=np.stack([low, high, part[level], part.intact, part.n_items], axis=-1),
             hovertemplate=(
                 f"%{{x}}, {name} off<br>change %{{y:+.3f}}<br>95 % interval %{{customdata[0]:+.3f}} to "
-                f"%{{customdata[1]:+.3f}}<br>%{{customdata[2]:.3f}}, intact %{{customdata[3]:.3f}} "
+                f"%{{customdata[1]:+.3f}}<br>{measure} %{{customdata[2]:.3f}}, intact %{{customdata[3]:.3f}} "
                 f"({MEASURE_UNITS[measure]})<br>%{{customdata[4]}} questions<extra></extra>"
             ),
         )
@@ -375,7 +375,8 @@ def deactivation_matrix(effects: pd.DataFrame, *, measure: str = "margin") -> go
         texttemplate="%{z:+.2f}",
         hovertemplate=(
             "off: %{y} (%{customdata[6]:,.0f} neurons)<br>asked in %{x}<br>change %{z:+.3f}<br>95 % interval "
-            "%{customdata[1]:+.3f} to %{customdata[2]:+.3f}<br>%{customdata[3]:.3f}, intact %{customdata[4]:.3f} "
+            f"%{{customdata[1]:+.3f}} to %{{customdata[2]:+.3f}}<br>{measure} %{{customdata[3]:.3f}}, intact "
+            "%{customdata[4]:.3f} "
             f"({MEASURE_UNITS[measure]})<br>beyond random %{{customdata[5]:+.3f}}<extra></extra>"
         ),
     )
@@ -388,4 +389,4 @@ def effects_of(effects: pd.DataFrame, measure: str) -> pd.DataFrame:
     """The rows of one measure."""
     if measure not in MEASURE_UNITS:
         raise ValueError(f"unknown measure {measure!r}; choose {', '.join(MEASURE_UNITS)}")
-    return effects[effects.measure == measure]
+    return effects.loc[effects.measure == measure]

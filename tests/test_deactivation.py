@@ -185,7 +185,7 @@ def answer_tables(draw):
     return pd.DataFrame([rows[i] for i in order], columns=columns)
 
 
-@settings(max_examples=40)
+@settings(max_examples=20)
 @given(answers=answer_tables())
 def test_effects_are_means_and_paired_intervals(answers):
     found = deactivation_effects(answers)

@@ -66,7 +66,7 @@ def deactivation_study(
             not finite, no seed, negative or repeated ones, neurons of another model, an empty group, or one called
             "none".
 
-    Source: Wang et al. 2024, arXiv:2406.09265, section 5.
+    Source: Wang et al. 2024, arXiv:2406.09265 (types); for given groups, Tang et al. 2024, arXiv:2402.16438.
     """
     questions = checked_questions(model, items)
     check_seeds(seeds)

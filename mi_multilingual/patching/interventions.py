@@ -38,8 +38,9 @@ class Intervention:
     zero and scale are the same at both. Without a gate the sites are one.
 
     Columns of W_Q, W_K and W_V (parts "q", "k", "v") can be zero or scaled, and have no site: theirs is what the column
-    and its bias give, before any norm or rotation, so that zero is the column at zero. With grouped queries every
-    head that reads a key or value column is without it.
+    and its bias give, before any norm or rotation, so that zero is the column at zero (`record_impact` ranks columns
+    of W_Q and W_K by what they give after rotation). With grouped queries every head that reads a key or value column
+    is without it.
     """
 
     kind: str

@@ -28,8 +28,17 @@ from .evaluation.quality import (
     language_accuracy,
     language_distribution,
 )
+from .evaluation.readers import load_belebele, load_mgsm, load_mpararel, load_xcopa, load_xnli
 from .evaluation.specificity import leaderboard
-from .evaluation.tasks import Item, choice_accuracy
+from .evaluation.tasks import (
+    Item,
+    accuracy_by_language,
+    choice_accuracy,
+    in_every_language,
+    last_number,
+    parallel_items,
+    written_accuracy,
+)
 from .models import load_model, site
 from .neurons import NeuronScores, NeuronSet
 from .patching.interventions import Intervention, ablate, add_mean, add_mean_difference, set_to_mean, steer
@@ -51,6 +60,7 @@ __all__ = [
     "Sharing",
     "TextActivations",
     "ablate",
+    "accuracy_by_language",
     "activation_percentile",
     "activation_percentile_scores",
     "add_mean",
@@ -75,6 +85,7 @@ __all__ = [
     "generate",
     "half_agreement",
     "identify_language",
+    "in_every_language",
     "judge",
     "language_accuracy",
     "language_distribution",
@@ -85,14 +96,21 @@ __all__ = [
     "lape_membership",
     "lape_of_texts",
     "lape_scores",
+    "last_number",
     "lave",
     "lave_scores",
     "layer_matched_random",
     "leaderboard",
+    "load_belebele",
     "load_corpus",
     "load_facts",
+    "load_mgsm",
     "load_model",
+    "load_mpararel",
+    "load_xcopa",
+    "load_xnli",
     "medians",
+    "parallel_items",
     "parameter_variation",
     "parameter_variation_scores",
     "permutation_test",
@@ -120,4 +138,5 @@ __all__ = [
     "token_rows",
     "top_and_bottom",
     "uniform_random",
+    "written_accuracy",
 ]

@@ -199,6 +199,44 @@ def report(
     console.print(f"open [bold]{make(folder)}[/bold] in a browser")
 
 
+@app.command()
+def evaluate(
+    model: Model,
+    tasks: Annotated[str, typer.Option(help="of the lm-evaluation-harness, e.g. xcopa_id,xcopa_th")],
+    out: Annotated[Path, typer.Option(help="table to write (.parquet)")],
+    neurons: Annotated[Path | None, typer.Option(help="neuron set to intervene on; else the model as it is")] = None,
+    groups: Annotated[str | None, typer.Option(help="of the neuron set, e.g. fr,de; all by default")] = None,
+    intervention: Annotated[str | None, typer.Option(help="zero (by default), set, add or scale")] = None,
+    value: Annotated[float | None, typer.Option(help="for set, add and scale")] = None,
+    site: Annotated[str, typer.Option(help="where: gate or post")] = "gate",
+    include_path: Annotated[Path | None, typer.Option(help="folder with task definitions of your own")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="at most so many items a task, to try things out")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="texts a forward pass")] = 8,
+) -> None:
+    """Run tasks of the lm-evaluation-harness, with neurons switched off or steered."""
+    from .evaluation.harness import harness_scores
+
+    scores = harness_scores(
+        model,
+        split_names(tasks) or (),
+        neurons=neurons,
+        intervention=intervention,
+        groups=split_names(groups),
+        value=value,
+        site=site,
+        include_path=include_path,
+        limit=limit,
+        batch_size=batch_size,
+    )
+    out.parent.mkdir(parents=True, exist_ok=True)
+    scores.to_parquet(out)
+    table = Table("task", "metric", "filter", "value", "stderr", "n")
+    for row in scores.to_dict("records"):
+        numbers = (f"{row['value']:.4f}", f"{row['stderr']:.4f}", f"{row['n']:.0f}")
+        table.add_row(row["task"], row["metric"], row["filter"], *numbers)
+    console.print(table)
+
+
 def split_names(languages: str | None) -> tuple[str, ...] | None:
     return tuple(name.strip() for name in languages.split(",")) if languages else None
 
@@ -213,7 +251,7 @@ def main(arguments: list[str] | None = None) -> int:
         if stop.code == INTERRUPTED:
             print("stopped; `record` goes on where it was when called again", file=sys.stderr)
         return int(stop.code or 0)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:
         if debug:
             raise
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)

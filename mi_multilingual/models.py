@@ -252,7 +252,7 @@ def hugging_face(
             tokenizer,
             source.config.name_or_path or architecture(source),
         )
-    place = str(files("mi_multilingual").joinpath("demo", "model")) if source == "demo" else str(source)
+    place = checkpoint_place(source)
     if source != "demo" and is_like_a_path(place) and not (Path(place) / "config.json").exists():
         raise ValueError(
             f"{place!r} is no checkpoint folder: it has no config.json; give a folder written by save_pretrained"
@@ -264,6 +264,11 @@ def hugging_face(
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"cannot load {place!r}: {reason}") from error
+
+
+def checkpoint_place(source: str | Path) -> str:
+    """The folder of the embedded model for "demo", else the name itself."""
+    return str(files("mi_multilingual").joinpath("demo", "model")) if source == "demo" else str(source)
 
 
 def is_like_a_path(name: str) -> bool:

@@ -74,7 +74,7 @@ def test_debug_shows_the_trace(tmp_path):
         main(["report", str(tmp_path), "--debug"])
 
 
-@pytest.mark.parametrize("command", ["", "demo", "record", "identify", "ablate", "compare", "report"])
+@pytest.mark.parametrize("command", ["", "demo", "record", "identify", "ablate", "compare", "report", "evaluate"])
 def test_help_teaches(command, capsys):
     assert main([*command.split(), "--help"]) == 0
     out = capsys.readouterr().out

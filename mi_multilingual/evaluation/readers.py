@@ -122,9 +122,9 @@ def load_mpararel(
     """Facts as cloze sentences (Fierro and Sogaard 2022) from `<language>/<relation>.{patterns,tuples}.jsonl`.
 
     A model that reads from left to right can only fill a gap at the end: of every relation and language the first
-    `wordings` patterns that end with [Y], those checked by a person first, are asked, the others left out. The choices are all objects of the relation in
-    the language but those that are right of the same subject too. Languages have different facts, and some have no
-    pattern for a relation: `in_every_language` keeps what can be compared.
+    `wordings` patterns that end with [Y], those checked by a person first, are asked, the others left out. The choices
+    are all objects of the relation in the language but those that are right of the same subject too. Languages have
+    different facts, and some have no pattern for a relation: `in_every_language` keeps what can be compared.
 
     Returns:
         the items, with ids relation/subject/object/wording, and what was left out: a row a language and relation with

@@ -205,4 +205,6 @@ def accuracy_by_language(answers: pd.DataFrame) -> pd.DataFrame:
     groups = answers.assign(chance=chance).groupby(["language", "task"], sort=False)
     table = groups.agg(n=("correct", "size"), accuracy=("correct", "mean"), chance=("chance", "mean")).reset_index()
     low, high = wilson_interval(table.accuracy.to_numpy(float), table.n.to_numpy(float))
-    return table.assign(low=low, high=high)[["language", "task", "n", "accuracy", "low", "high", "chance"]]
+    table.insert(4, "low", low)
+    table.insert(5, "high", high)
+    return table

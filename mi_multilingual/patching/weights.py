@@ -22,6 +22,10 @@ from .interventions import Change, Intervention, changes, check_applicable
 OUT_PROJECTIONS = (".mlp.down_proj", ".mlp.dense_4h_to_h", ".mlp.c_proj", ".mlp.fc2", ".fc2")
 
 
+class NotWritableError(ValueError):
+    """An intervention that output weights cannot carry; `steer` can."""
+
+
 def bake(model: HookedModel, *interventions: Intervention) -> HookedModel:
     """A copy of the model, without hooks, whose weights do what the interventions do; the original stays as it is.
 
@@ -105,6 +109,15 @@ def export(model_name: str | Path, interventions: Sequence[Intervention], folder
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{str(folder)!r} is there already and not empty; give a new folder")
     hf_model, tokenizer, _ = hugging_face(model_name, None, "auto")
+    edit_checkpoint(hf_model, tokenizer, interventions)
+    save_whole(hf_model, tokenizer, folder)
+    return folder
+
+
+def edit_checkpoint(
+    hf_model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, interventions: Sequence[Intervention]
+) -> None:
+    """Write the interventions into the weights of a Hugging Face model, in place; raises as `export`."""
     gated = check_checkpoint(hf_model, tokenizer, interventions)
     steps = changes(interventions, gated=gated)
     mlp_steps = [step for step in steps if step.part == "mlp"]
@@ -113,20 +126,18 @@ def export(model_name: str | Path, interventions: Sequence[Intervention], folder
     edits += [edit for step in steps if step.part != "mlp" for edit in checkpoint_columns(hf_model, step)]
     for projection, row in edits:
         write(projection, row)
-    save_whole(hf_model, tokenizer, folder)
-    return folder
 
 
 def check_writable(interventions: Sequence[Intervention], *, gated: bool) -> None:
     """Raise where the output weights cannot carry an intervention."""
     for i, intervention in enumerate(interventions, start=1):
         if intervention.positions != "all":
-            raise ValueError(
+            raise NotWritableError(
                 f"intervention {i} acts at positions {intervention.positions!r}, but weights are the same at every "
                 "position; use steer(...) for it"
             )
         if gated and intervention.site == "gate" and intervention.kind in ("set", "add"):
-            raise ValueError(
+            raise NotWritableError(
                 f"intervention {i} ({intervention.kind}) acts at the gate of a gated MLP, where what it adds is "
                 "multiplied by the other half of the MLP and differs from token to token, which no output weight can "
                 "carry; use steer(...), or site 'post'"
@@ -282,7 +293,7 @@ def checkpoint_projections(hf_model: PreTrainedModel, steps: Sequence[Change]) -
     projections = [hugging_face_projection(module) for module in found.values()]
     shape = tuple(steps[0].chosen.shape)
     if len(projections) != shape[0] or any(len(p.rows) != shape[1] for p in projections):
-        raise ValueError(
+        raise NotWritableError(
             f"the MLP output weights of {architecture(hf_model)} were not found ({len(projections)} matrices called "
             f"{', '.join(OUT_PROJECTIONS)}, for {shape[0]} layers of {shape[1]} neurons); use bake(...) or steer(...)"
         )
@@ -294,7 +305,7 @@ def checkpoint_projections(hf_model: PreTrainedModel, steps: Sequence[Change]) -
 def turn_biases_on(hf_model: PreTrainedModel, mlps: Sequence[str]) -> None:
     """Zero biases in every linear map of the MLPs, and the config's option that makes them load."""
     if not hasattr(hf_model.config, "mlp_bias"):
-        raise ValueError(
+        raise NotWritableError(
             f"{architecture(hf_model)} has no bias after its MLP and no option for one in its config, so set and add "
             "cannot be written into its checkpoint; use zero or scale, or bake(...) or steer(...) in this package"
         )
@@ -306,7 +317,7 @@ def turn_biases_on(hf_model: PreTrainedModel, mlps: Sequence[str]) -> None:
     with torch.device("meta"):
         expected = AutoModelForCausalLM.from_config(hf_model.config).state_dict().keys()
     if set(expected) != set(hf_model.state_dict()):
-        raise ValueError(
+        raise NotWritableError(
             f"the config of {architecture(hf_model)} has mlp_bias, but its biases are others than expected; "
             "use zero or scale, or bake(...) or steer(...) in this package"
         )

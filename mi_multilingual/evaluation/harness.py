@@ -1,0 +1,187 @@
+"""Any task of the lm-evaluation-harness under an intervention.
+
+The harness has no way to find model types of other packages, so its own command does not know this one; the same
+command with everything it can do, and this model type beside its own, is
+
+    python -m mi_multilingual.evaluation.harness --model mi_multilingual \\
+        --model_args pretrained=...,neurons=fr.safetensors,intervention=zero --tasks ...
+
+and in Python it is enough to import this module.
+"""
+
+import copy
+import importlib
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+try:
+    from lm_eval.__main__ import cli_evaluate
+    from lm_eval.api.registry import register_model
+    from lm_eval.evaluator import simple_evaluate
+    from lm_eval.models.huggingface import HFLM
+    from lm_eval.models.utils_hf import get_dtype
+    from lm_eval.tasks import TaskManager
+except ImportError as error:
+    raise ImportError(
+        f"tasks of the lm-evaluation-harness need lm-eval ({error}); pip install mi_multilingual[harness]"
+    ) from error
+
+from ..models import checkpoint_place, load_model
+from ..neurons import NeuronSet
+from ..patching.interventions import Intervention, steer
+from ..patching.weights import NotWritableError, edit_checkpoint
+
+MODEL_TYPE = "mi_multilingual"
+
+
+class IntervenedLM(HFLM):
+    """The harness' own Hugging Face model with an intervention in its weights, or else in hooks.
+
+    Requests, batches and generation are the harness' own, so with an intervention that weights can carry every number
+    is that of its `hf` type on the checkpoint that `export` writes.
+    """
+
+    def __init__(
+        self,
+        pretrained: str,
+        neurons: str | None = None,
+        intervention: str | None = None,
+        groups: str | None = None,
+        value: float | int | None = None,
+        site: str = "gate",
+        dtype: Any = "auto",
+        **options: Any,
+    ) -> None:
+        """Load and change the model.
+
+        Args:
+            pretrained: a Hugging Face id, a checkpoint folder, or "demo".
+            neurons: file of a NeuronSet; without one the model is as it is.
+            intervention: zero (by default), set, add or scale; the last three need `value`.
+            groups: of the neurons, all by default; several as in fr+de.
+            site: gate or post.
+            options: of the harness' `hf` type, such as batch_size, device, max_length.
+
+        Raises:
+            ValueError: before anything runs: as `Intervention`, an unknown group, an empty set, or neurons of another
+                model.
+        """
+        change = named_intervention(neurons, intervention, groups, value, site)
+        options.setdefault("device", "cuda" if torch.cuda.is_available() else "cpu")
+        # As stored: weights are changed in their own precision, and neurons compared with the weights they are of.
+        super().__init__(checkpoint_place(pretrained), dtype="auto", use_safetensors=True, **options)
+        if change is not None:
+            self.apply(change)
+        if dtype != "auto":
+            self._model = self._model.to(get_dtype(dtype))
+
+    def apply(self, change: Intervention) -> None:
+        """Change the loaded model for good."""
+        try:
+            edit_checkpoint(self._model, self.tokenizer, [change])
+        except NotWritableError:
+            bridge = load_model(
+                self._model,
+                tokenizer=copy.deepcopy(self.tokenizer),
+                backend="bridge",
+                device=str(self._model.device),
+                dtype=self._model.dtype,
+            )
+            hooks = ExitStack()
+            hooks.enter_context(steer(bridge, change))
+            # They come off with this object, and at the end of the program while that still can be done.
+            weakref.finalize(self, hooks.close)
+            # The bridge's hooks are in the Hugging Face model, which generates and scores as any other.
+            self._model = bridge.original_model
+
+
+def named_intervention(
+    neurons: str | None, intervention: str | None, groups: str | None, value: float | int | None, site: str
+) -> Intervention | None:
+    """The intervention that strings describe; None without neurons."""
+    if neurons is None:
+        if (intervention, groups, value) != (None, None, None):
+            raise ValueError(
+                f"no neurons for intervention {intervention!r}, groups {groups!r}, value {value!r}; give neurons=FILE, "
+                "or leave them out"
+            )
+        return None
+    chosen = NeuronSet.load(neurons)
+    return Intervention(intervention or "zero", chosen.take(groups.split("+")) if groups else chosen, value, site)
+
+
+def harness_scores(
+    model: str | Path,
+    tasks: Sequence[str],
+    *,
+    neurons: str | Path | None = None,
+    intervention: str | None = None,
+    groups: Sequence[str] | None = None,
+    value: float | int | None = None,
+    site: str = "gate",
+    include_path: str | Path | None = None,
+    limit: int | None = None,
+    batch_size: int = 8,
+) -> pd.DataFrame:
+    """What tasks of the lm-evaluation-harness give, under an intervention if neurons are given.
+
+    Args:
+        model: a Hugging Face id, a checkpoint folder, or "demo".
+        tasks: names of tasks, groups or tags that the harness or `include_path` has.
+        neurons: file of a NeuronSet; the other four say what happens to them, as in `IntervenedLM`.
+        include_path: folder with task definitions (YAML) of your own.
+        limit: at most so many items a task, to try things out.
+
+    Returns:
+        a row a task and metric: task, metric, filter (what the harness does to answers first), value, stderr (NaN
+        where the harness has none), n (items; missing for groups).
+
+    Raises:
+        ValueError: before anything runs: an unknown task, and as `IntervenedLM`.
+    """
+    if not tasks:
+        raise ValueError("name at least one task")
+    manager = TaskManager(include_path=None if include_path is None else str(include_path))
+    for task in tasks:
+        if not manager.match_tasks([task]):
+            raise ValueError(f"the harness has no task {task!r}; see `lm_eval ls tasks`, or give include_path")
+    arguments: dict[str, Any] = {"pretrained": str(model)}
+    arguments |= {"neurons": None if neurons is None else str(neurons), "groups": "+".join(groups) if groups else None}
+    arguments |= {"intervention": intervention, "value": value, "site": site}
+    results = simple_evaluate(
+        MODEL_TYPE, arguments, list(tasks), batch_size=batch_size, limit=limit, task_manager=manager, log_samples=False
+    )
+    if results is None:
+        raise ValueError("the harness gave no results in this process; run it in one process")
+    return pd.DataFrame(score_rows(results), columns=["task", "metric", "filter", "value", "stderr", "n"])
+
+
+def score_rows(results: Mapping[str, Any]) -> Iterator[tuple[str, str, str, float, float, float]]:
+    """The numbers of the harness' nested answer, whose keys are "metric,filter" and "metric_stderr,filter"."""
+    for task, scores in results["results"].items():
+        n = results.get("n-samples", {}).get(task, {}).get("effective", float("nan"))
+        for key, score in scores.items():
+            metric, comma, name = key.partition(",")
+            if not comma or metric.endswith("_stderr"):
+                continue
+            stderr = scores.get(f"{metric}_stderr,{name}")
+            yield task, metric, name, float(score), float(stderr) if is_number(stderr) else float("nan"), float(n)
+
+
+def is_number(value: Any) -> bool:
+    """The harness writes "N/A" where it has no standard error."""
+    return isinstance(value, (int, float))
+
+
+if __name__ == "__main__":
+    # The model type belongs to the module by its own name, which registers it.
+    importlib.import_module("mi_multilingual.evaluation.harness")
+    cli_evaluate()
+else:
+    register_model(MODEL_TYPE)(IntervenedLM)

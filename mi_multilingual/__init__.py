@@ -17,6 +17,7 @@ from .analysis.sharing import TYPES, Sharing, categories, sharing_categories
 from .analysis.significance import half_agreement, lape_membership, lape_of_texts, permutation_test
 from .corpora import Corpus, load_corpus, token_counts, token_rows
 from .demo import load_facts, planted_model, planted_text, run_demo
+from .evaluation.deactivation import deactivation_effects, deactivation_study
 from .evaluation.generation import generate
 from .evaluation.judge import Endpoint, judge
 from .evaluation.language_id import identify_language
@@ -76,6 +77,8 @@ __all__ = [
     "common_core",
     "continuation_perplexity",
     "contribution_scores",
+    "deactivation_effects",
+    "deactivation_study",
     "demo",
     "distinct_n",
     "effective_scores",

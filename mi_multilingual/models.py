@@ -100,6 +100,17 @@ def activation_function(model: HookedModel) -> Callable[[Tensor], Tensor]:
     return ACT2FN[name]
 
 
+def neurons_shape(model: HookedModel, part: str) -> tuple[int, int]:
+    """(layers, neurons a layer): hidden units of the MLP ("mlp"), or columns of W_Q, W_K or W_V ("q", "k", "v").
+
+    With grouped queries there are fewer keys and values than queries.
+    """
+    n_heads = model.cfg.n_heads
+    if part in ("k", "v"):
+        n_heads = getattr(model.cfg, "n_key_value_heads", None) or n_heads
+    return model.cfg.n_layers, model.cfg.d_mlp if part == "mlp" else n_heads * model.cfg.d_head
+
+
 def max_window(model: HookedModel) -> int:
     """Tokens the model takes at once."""
     return int(model.cfg.n_ctx)

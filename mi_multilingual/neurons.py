@@ -58,6 +58,24 @@ class NeuronSet:
         rows = [self.groups.index(g) for g in groups]
         return replace(self, masks=self.masks[rows], groups=tuple(groups))
 
+    def in_layers(self, layers: Sequence[int]) -> NeuronSet:
+        """The neurons of these layers only: a region, such as the first layers with `range(8)`.
+
+        Raises:
+            ValueError: no layer, or one that the set does not have.
+        """
+        n_layers = self.masks.shape[1]
+        outside = [layer for layer in layers if not 0 <= layer < n_layers]
+        if outside or not len(layers):
+            raise ValueError(f"layers {list(layers)} are no region of this set, which has layers 0..{n_layers - 1}")
+        inside = torch.zeros(n_layers, 1, dtype=torch.bool)
+        inside[list(layers)] = True
+        return replace(
+            self,
+            masks=self.masks & inside.to(self.masks.device),
+            parameters={**self.parameters, "layers": list(layers)},
+        )
+
     def __or__(self, other: NeuronSet) -> NeuronSet:
         return self._combine(other, "|", self.masks | other.masks if self._fits(other) else None)
 

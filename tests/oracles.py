@@ -254,3 +254,83 @@ def mean_log_likelihood(model, prompt, choice, normalise):
             logits = model(torch.tensor([[tok.bos_token_id, *whole[:pos]]]), return_type="logits")[0, -1]
         total += logits.double().log_softmax(-1)[whole[pos]].item()
     return total / {"none": 1, "tokens": len(whole) - first, "bytes": len(choice.encode())}[normalise]
+
+
+def attention_rows(hf_model, layer, part):
+    """The weights (column, d_model) and bias of W_Q, W_K or W_V of a Hugging Face layer, as views."""
+    base, i = hf_model.base_model, "qkv".index(part)
+    block = (getattr(base, "layers", None) or getattr(base, "h", None) or base.decoder.layers)[layer]
+    if hasattr(block, "attn"):  # GPT-2: one matrix (in, out), queries then keys then values
+        joint = block.attn.c_attn
+        return joint.weight.T.chunk(3)[i], joint.bias.chunk(3)[i]
+    if hasattr(block, "self_attn"):
+        own = getattr(block.self_attn, f"{part}_proj")
+        return own.weight, own.bias
+    joint = getattr(block, "attention", None) or block.self_attention  # GPT-NeoX, BLOOM: head by head q, k, v
+    joint = joint.query_key_value
+    rows = [8 * (3 * head + i) + d for head in range(2) for d in range(8)]
+    return Rows(joint.weight, rows), Rows(joint.bias, rows)
+
+
+class Rows:
+    """Some rows of a tensor, to be read and written by number."""
+
+    def __init__(self, tensor, rows):
+        self.tensor, self.rows = tensor, rows
+
+    def __getitem__(self, i):
+        return self.tensor[self.rows[i]]
+
+    def __setitem__(self, i, value):
+        self.tensor[self.rows[i]] = value
+
+
+def logits_without_columns(hf_model, tokens, off):
+    """Logits of a Hugging Face model with columns of {part: (layer, column) mask} and their biases at zero."""
+    before = {name: tensor.clone() for name, tensor in hf_model.state_dict().items()}
+    with torch.no_grad():
+        for part, mask in off.items():
+            for layer, column in mask.nonzero().tolist():
+                weight, bias = attention_rows(hf_model, layer, part)
+                weight[column] = 0.0
+                if bias is not None:
+                    bias[column] = 0.0
+        logits = hf_model(tokens).logits
+        hf_model.load_state_dict(before)
+    return logits
+
+
+def deactivation_effect(answers, off, language, measure, draws):
+    """One row of the table of effects; `draws` says how often each question, in order of its id, is drawn."""
+    names = sorted({a["id"] for a in answers})
+    column = {"accuracy": "correct", "margin": "margin"}[measure]
+
+    def score(name, off, seed):
+        """Of one question, the mean over its languages for "all"."""
+        found = [
+            float(a[column])
+            for a in answers
+            if (a["id"], a["off"], a["seed"]) == (name, off, seed) and language in (a["language"], "all")
+        ]
+        return math.fsum(found) / len(found)
+
+    seeds = sorted({a["seed"] for a in answers if a["seed"] >= 0})
+    intact = [score(name, "none", -1) for name in names]
+    value = [score(name, off, -1) for name in names]
+    random = [math.fsum(score(name, off, s) for s in seeds) / len(seeds) for name in names]
+    sizes = [
+        a["n_neurons"] for a in answers if a["off"] == off and a["seed"] == -1 and language in (a["language"], "all")
+    ]
+    mean = lambda xs: math.fsum(xs) / len(xs)  # noqa: E731
+    result = {"n_items": len(names), "n_neurons": mean(sizes)}
+    result |= {"intact": mean(intact), "value": mean(value), "random": mean(random)}
+    for prefix, left, right in (("", value, intact), ("random_", random, intact), ("beyond_", value, random)):
+        gaps = [a - b for a, b in zip(left, right, strict=True)]
+        means = sorted(math.fsum(w * g for w, g in zip(draw, gaps, strict=True)) / len(names) for draw in draws)
+        result["beyond" if prefix == "beyond_" else f"{prefix}change"] = mean(gaps)
+        for end, share in (("low", 0.025), ("high", 0.975)):
+            place = share * (len(means) - 1)
+            below = int(place)
+            above = means[min(below + 1, len(means) - 1)]
+            result[prefix + end] = means[below] + (place - below) * (above - means[below])
+    return result

@@ -1,3 +1,4 @@
+import copy
 import itertools
 from dataclasses import replace
 
@@ -416,3 +417,143 @@ def test_texts_scored_one_after_another_are_prompts(model):
         with steer(model, Intervention("add", chosen(model), 1.0)):
             torch.testing.assert_close(together, model(tokens, return_type="logits"))
     assert not any(block._forward_pre_hooks for block in model.blocks)
+
+
+ATTENTIONS = ["opt", "gpt2", "gpt-neox", "bloom", "llama-grouped", "qwen3"]
+
+
+@pytest.fixture(scope="module", params=list(itertools.product(ATTENTIONS, ["auto", "bridge"])), ids=str)
+def attending(request, tmp_path_factory):
+    """(hooked model, the same in plain transformers): biases or none, one matrix or three, fewer keys, normed keys."""
+    kind, backend = request.param
+    folder = checkpoints.checkpoint(kind, tmp_path_factory.mktemp("attending"))
+    return load_model(folder, backend=backend, device="cpu"), hf_of(folder)
+
+
+def columns(model, part, seed=0, density=0.4):
+    width = 2 * 8 if part == "q" or model.cfg.n_key_value_heads is None else 8 * model.cfg.n_key_value_heads
+    masks = torch.rand((1, model.cfg.n_layers, width), generator=torch.Generator().manual_seed(seed)) < density
+    return NeuronSet(masks, ("en",), "test", model_fingerprint=fingerprint(model), part=part)
+
+
+PARTS = ("q", "k", "v")
+
+
+@pytest.mark.filterwarnings("ignore:.*has no HookedTransformer")
+@pytest.mark.parametrize("part", PARTS)
+def test_columns_off_are_columns_at_zero(attending, part):
+    model, hf = attending
+    neurons, plain = columns(model, part), logits(model)
+    with ablate(model, neurons):
+        during = logits(model)
+    expected = oracles.logits_without_columns(hf, TOKENS, {part: neurons.masks[0]})
+    torch.testing.assert_close(during, expected, atol=1e-4, rtol=1e-4)
+    assert (during - plain).abs().max() > 0.01
+    torch.testing.assert_close(logits(model), plain, atol=0, rtol=0)
+    with ablate(model, columns(model, part, density=2.0)):
+        torch.testing.assert_close(
+            logits(model),
+            oracles.logits_without_columns(hf, TOKENS, {part: ~torch.zeros_like(neurons.masks[0])}),
+            atol=1e-4,
+            rtol=1e-4,
+        )
+
+
+@pytest.mark.filterwarnings("ignore:.*has no HookedTransformer")
+def test_all_parts_can_be_off_together(attending):
+    model, hf = attending
+    off = {part: columns(model, part, seed, 0.3) for seed, part in enumerate(PARTS)}
+    mlp = chosen(model)["fr"]
+    scaled = Intervention("scale", columns(model, "v", 9, 0.3), 0.5)
+    with steer(model, *(Intervention("zero", n) for n in (off["k"], mlp, off["q"], off["v"]))):
+        together = logits(model)
+    with ablate(model, mlp), ablate(model, off["q"]), ablate(model, off["k"]), ablate(model, off["v"]):
+        torch.testing.assert_close(logits(model), together, atol=1e-6, rtol=1e-6)
+    masks = {part: neurons.masks[0] for part, neurons in off.items()}
+    hf = copy.deepcopy(hf)
+    with torch.no_grad():
+        for module, mask in zip(checkpoints.mlps(hf), mlp.masks[0], strict=True):
+            weight = checkpoints.out_projection(module).weight
+            (weight if weight.shape[0] == len(mask) else weight.T)[mask] = 0.0
+    expected = oracles.logits_without_columns(hf, TOKENS, masks)
+    torch.testing.assert_close(together, expected, atol=1e-4, rtol=1e-4)
+    with (
+        pytest.raises(ValueError, match="contradict each other"),
+        steer(model, Intervention("zero", off["v"]), replace(scaled, neurons=off["v"])),
+    ):
+        pass
+    if off["q"].masks.shape == off["v"].masks.shape:
+        same_numbers = replace(off["q"], part="v")
+        with steer(model, Intervention("zero", off["q"]), replace(scaled, neurons=same_numbers)):
+            logits(model)
+
+
+@pytest.mark.filterwarnings("ignore:.*has no HookedTransformer")
+@pytest.mark.parametrize("positions", ["all", (0, 4, 6)], ids=str)
+def test_columns_are_off_at_every_step_of_generation(attending, positions):
+    model, _ = attending
+    prompt = TOKENS[:, :5]
+    interventions = [Intervention("zero", columns(model, p, 3, 0.7), positions=positions) for p in PARTS]
+    interventions.append(Intervention("zero", chosen(model)["en"], positions=positions))
+    how = {"max_new_tokens": 6, "do_sample": False, "stop_at_eos": False, "verbose": False}
+    with steer(model, *interventions):
+        cached = [model.generate(prompt, **how) for _ in range(2)]
+        uncached = model.generate(prompt, use_past_kv_cache=False, **how)
+        # Token by token without generate(), prompt first.
+        expected = prompt
+        for _ in range(6):
+            with torch.no_grad():
+                step = model(expected, return_type="logits")
+            expected = torch.cat([expected, step[:, -1].argmax(-1, keepdim=True)], dim=1)
+    assert torch.equal(cached[0], cached[1])
+    assert torch.equal(cached[0], uncached)
+    assert torch.equal(cached[0], expected)
+    if positions == "all":
+        prompts = ["The dog", "We drink tea"]
+        with ablate(model, columns(model, "v", 3, 0.7)):
+            cached = generate(model, prompts, max_new_tokens=6, progress=False)
+            assert cached == [greedy(model, p, 6) for p in prompts]
+
+
+def test_columns_at_some_positions_are_those_of_these_tokens(model):
+    """A query off at the last token changes nothing before it."""
+    plain = logits(model)
+    with steer(model, Intervention("zero", columns(model, "q", density=2.0), positions=(8,))):
+        during = logits(model)
+    torch.testing.assert_close(during[:, :8], plain[:, :8], atol=1e-6, rtol=1e-6)
+    assert (during[:, 8] - plain[:, 8]).abs().max() > 1e-4
+
+
+def test_mistakes_about_columns_are_told(model, corpus):
+    neurons = columns(model, "k")
+    stats = record(model, corpus, site="post", window=8, progress=False)
+    for kind in ("set", "add"):
+        with pytest.raises(ValueError, match=f"kind '{kind}' is for neurons of the MLP, these are columns of W_K"):
+            Intervention(kind, neurons, 1.0)
+    with pytest.raises(ValueError, match="these are columns of W_K; use zero or scale"):
+        set_to_mean(neurons, stats, "fr")
+    with pytest.raises(ValueError, match="these are columns of W_K"), ablate(model, neurons, mean_of=(stats, "fr")):
+        pass
+    wrong = replace(chosen(model)["en"], part="q")
+    with (
+        pytest.raises(ValueError, match=r"\(layers, q neurons a layer\), the model has \(2, 16\)"),
+        ablate(model, wrong),
+    ):
+        pass
+    with pytest.raises(ValueError, match="made for other weights"):
+        steer(model, Intervention("zero", replace(neurons, model_fingerprint="x"))).__enter__()
+
+
+def test_a_region_of_layers_can_be_off(model):
+    neurons = chosen(model)
+    first, rest = neurons.in_layers(range(1)), neurons.in_layers([1])
+    assert not first.masks[:, 1].any()
+    assert (first | rest).masks_equal(neurons)
+    assert first.parameters == {"layers": [0]}
+    with ablate(model, first), ablate(model, rest):
+        apart = logits(model)
+    with ablate(model, neurons):
+        torch.testing.assert_close(logits(model), apart)
+    for wrong in ([], [2], [-1], range(3)):
+        with pytest.raises(ValueError, match=r"are no region of this set, which has layers 0\.\.1"):
+            neurons.in_layers(wrong)

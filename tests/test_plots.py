@@ -212,3 +212,50 @@ def test_neuron_map_has_a_point_a_neuron_and_group(stats, neurons):
         assert list(trace.y) == pytest.approx(lape_entropy(stats)[mask].tolist())
         assert [round(x) for x in trace.x] == layers
     assert [trace.name for trace in figure.data] == list(LANGUAGES)
+
+
+@pytest.fixture
+def effects():
+    random = np.random.default_rng(0)
+    rows = [
+        {"off": off, "language": k, "measure": m, "n_items": 9, "n_neurons": size}
+        for off, size in (("en", 17.0), ("fr", 20.0))
+        for k in (*LANGUAGES, "all")
+        for m in ("accuracy", "margin")
+    ]
+    table = pd.DataFrame(rows)
+    numbers = {name: random.normal(size=len(rows)) for name in ("intact", "value", "random", "change", "beyond")}
+    table = table.assign(**numbers, random_change=random.normal(size=len(rows)))
+    for prefix in ("", "random_"):
+        table[f"{prefix}low"], table[f"{prefix}high"] = table[f"{prefix}change"] - 0.3, table[f"{prefix}change"] + 0.2
+    return table
+
+
+@pytest.mark.parametrize("measure", ["accuracy", "margin"])
+@pytest.mark.parametrize("language", ["all", "ja"])
+def test_deactivation_bars_show_changes_beside_random(effects, measure, language):
+    figure = plots.deactivation_bars(effects, measure=measure, language=language)
+    check_titles(figure)
+    part = effects[(effects.measure == measure) & (effects.language == language)]
+    own, random = figure.data
+    np.testing.assert_allclose(own.y, part.change)
+    np.testing.assert_allclose(random.y, part.random_change)
+    for bar in figure.data:
+        np.testing.assert_allclose(bar.error_y.array, 0.2)
+        np.testing.assert_allclose(bar.error_y.arrayminus, 0.3)
+    assert own.x == ("en<br>17 neurons", "fr<br>20 neurons")
+    with pytest.raises(ValueError, match="unknown measure 'loss'"):
+        plots.deactivation_bars(effects, measure="loss")
+    with pytest.raises(ValueError, match="no answers in 'de'"):
+        plots.deactivation_bars(effects, language="de")
+
+
+def test_deactivation_matrix_shows_off_by_asked_and_random(effects):
+    figure = plots.deactivation_matrix(effects)
+    check_titles(figure)
+    heat = figure.data[0]
+    part = effects[(effects.measure == "margin") & (effects.language != "all")]
+    assert (heat.y, heat.x) == (("en", "fr", "random"), LANGUAGES)
+    np.testing.assert_allclose(heat.z[:2], part.change.to_numpy().reshape(2, 3))
+    np.testing.assert_allclose(heat.z[2], part.random_change.to_numpy().reshape(2, 3).mean(axis=0))
+    assert -heat.zmin == heat.zmax == np.abs(heat.z).max()

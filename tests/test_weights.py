@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import checkpoints
-from mi_multilingual import NeuronSet, ablate, load_model, perplexity_matrix
+from mi_multilingual import NeuronSet, ablate, load_model, perplexity, perplexity_matrix
 from mi_multilingual.evaluation import perplexity as perplexity_module
 from mi_multilingual.models import fingerprint, is_gated
 from mi_multilingual.patching.interventions import Intervention, steer
@@ -269,3 +269,73 @@ def test_the_matrix_leaves_the_weights_as_they_were(loaded, corpus, monkeypatch)
     with pytest.raises(ValueError, match="made for other weights"):
         perplexity_matrix(loaded, corpus, replace(neurons, model_fingerprint="x"), window=8, progress=False)
     assert len(calls) == 4
+
+
+ATTENTIONS = ["opt", "gpt2", "gpt-neox", "bloom", "llama-grouped", "qwen3"]
+
+
+def columns(model, part, seed=0):
+    fewer = getattr(model.cfg, "n_key_value_heads", None)
+    n_heads = fewer if fewer and part != "q" else model.cfg.n_heads
+    shape = (1, model.cfg.n_layers, n_heads * model.cfg.d_head)
+    masks = torch.rand(shape, generator=torch.Generator().manual_seed(seed)) < 0.4
+    return NeuronSet(masks, ("en",), "test", model_fingerprint=fingerprint(model), part=part)
+
+
+@pytest.mark.filterwarnings("ignore:.*has no HookedTransformer")
+@pytest.mark.parametrize(("kind", "backend"), list(itertools.product(ATTENTIONS, ["auto", "bridge"])))
+def test_columns_of_attention_weights_can_be_baked(kind, backend, tmp_path):
+    model = load_model(checkpoints.checkpoint(kind, tmp_path), backend=backend, device="cpu")
+    plain, before = logits(model), state(model)
+    steps = [Intervention("zero", columns(model, part, seed)) for seed, part in enumerate(("q", "k", "v"))]
+    steps.append(Intervention("zero", chosen(model)["fr"]))
+    scaled = Intervention("scale", columns(model, "v", 7), -1.5)
+    for interventions in (steps, [scaled, *steps[:2]], [*steps[:1]]):
+        with steer(model, *interventions):
+            hooked = logits(model)
+        assert (hooked - plain).abs().max() > 0.01
+        torch.testing.assert_close(logits(bake(model, *interventions)), hooked, atol=1e-5, rtol=1e-5)
+        with baked(model, *interventions):
+            torch.testing.assert_close(logits(model), hooked, atol=1e-5, rtol=1e-5)
+        check_same_state(model, before)
+    with pytest.raises(ValueError, match="weights are the same at every position"):
+        bake(model, replace(scaled, positions="prompt"))
+    torch.testing.assert_close(logits(model), plain, atol=0, rtol=0)
+
+
+@pytest.mark.filterwarnings("ignore:.*has no HookedTransformer")
+@pytest.mark.parametrize("kind", ["llama-grouped", "qwen2", "qwen3", "mistral", "gemma", "opt"])
+def test_columns_of_attention_weights_can_be_exported(kind, tmp_path):
+    source = checkpoints.checkpoint(kind, tmp_path / "source")
+    model = load_model(source, device="cpu")
+    steps = [Intervention("zero", columns(model, part, seed)) for seed, part in enumerate(("q", "k", "v"))]
+    steps.append(Intervention("scale", chosen(model)["fr"], 0.5))
+    edited = AutoModelForCausalLM.from_pretrained(export(source, steps, tmp_path / "edited")).eval()
+    with torch.no_grad(), steer(model, *steps):
+        torch.testing.assert_close(edited(TOKENS).logits, logits(model), atol=1e-4, rtol=1e-4)
+    stored, now = (load_file(f / "model.safetensors") for f in (source, tmp_path / "edited"))
+    changed = {name for name in stored if not torch.equal(stored[name], now[name])}
+    assert {name.split(".")[-2] for name in changed} <= {"q_proj", "k_proj", "v_proj", "down_proj", "fc2"}
+    assert set(now) == set(stored)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "gpt-neox", "bloom"])
+def test_one_matrix_for_queries_keys_and_values_is_not_exported(kind, tmp_path):
+    source = checkpoints.checkpoint(kind, tmp_path / "source")
+    model = load_model(source, device="cpu")
+    with pytest.raises(ValueError, match=r"no matrix of its own for W_K .*use bake\(...\) or steer\(...\)"):
+        export(source, [Intervention("zero", columns(model, "k"))], tmp_path / "edited")
+    assert not (tmp_path / "edited").exists()
+
+
+def test_the_matrix_measures_columns_too(model, corpus):
+    """The perplexity matrix writes into the weights without checks of its own."""
+    neurons = replace(columns(model, "v"), groups=("fr",))
+    few = corpus.take(["fr"])
+    matrix = perplexity_matrix(model, few, neurons, seeds=(0,), window=8, progress=False)
+    with ablate(model, neurons):
+        by_hooks = perplexity(model, few, window=8, progress=False).nll.item()
+    found = matrix.set_index("ablated").nll
+    assert found["fr"] == pytest.approx(by_hooks, abs=1e-5)
+    assert found["fr"] != found["none"]
+    assert found["random"] != found["none"]

@@ -12,9 +12,9 @@ import torch
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
-from ..models import HookedModel, fingerprint, is_gated
+from ..models import HookedModel, fingerprint, is_gated, neurons_shape
 from ..models import site as site_of
-from ..neurons import NeuronSet
+from ..neurons import PARTS, NeuronSet
 from ..recording import ActivationStats
 
 Hook = Callable[[Tensor, object], Tensor | None]
@@ -36,6 +36,11 @@ class Intervention:
 
     With a gated MLP, site "gate" is act(gate) before it is multiplied, "post" the product (`mi_multilingual.site`);
     zero and scale are the same at both. Without a gate the sites are one.
+
+    Columns of W_Q, W_K and W_V (parts "q", "k", "v") can be zero or scaled, and have no site: theirs is what the column
+    and its bias give, before any norm or rotation, so that zero is the column at zero (`record_impact` ranks columns
+    of W_Q and W_K by what they give after rotation). With grouped queries every head that reads a key or value column
+    is without it.
     """
 
     kind: str
@@ -52,6 +57,11 @@ class Intervention:
             if given not in known:
                 raise ValueError(f"unknown {name} {given!r}; choose {', '.join(known)}")
         check_positions(self.positions)
+        if self.neurons.part != "mlp" and self.kind not in ("zero", "scale"):
+            raise ValueError(
+                f"kind {self.kind!r} is for neurons of the MLP, these are columns of W_{self.neurons.part.upper()}; "
+                "use zero or scale"
+            )
         if (self.kind == "zero") != (self.value is None):
             raise ValueError(
                 f"kind {self.kind!r} with value {self.value!r}: zero takes no value, set, add and scale need one"
@@ -228,11 +238,11 @@ def check_fits(model: HookedModel, neurons: NeuronSet, known: str | None = None)
     Returns:
         the model's fingerprint, where it was needed.
     """
-    shape = (model.cfg.n_layers, model.cfg.d_mlp)
+    shape = neurons_shape(model, neurons.part)
     if tuple(neurons.masks.shape[1:]) != shape:
         raise ValueError(
-            f"the neuron set is for {tuple(neurons.masks.shape[1:])} (layers, neurons a layer), the model has {shape}; "
-            "load the model the set was made for"
+            f"the neuron set is for {tuple(neurons.masks.shape[1:])} (layers, {neurons.part} neurons a layer), the "
+            f"model has {shape}; load the model the set was made for"
         )
     if not neurons.model_fingerprint:
         return known
@@ -248,7 +258,8 @@ def check_consistent(interventions: Sequence[Intervention], *, gated: bool) -> N
     """Raise where one intervention fixes a neuron that another writes differently at the same positions."""
     for (i, one), (j, other) in itertools.combinations(enumerate(interventions, start=1), 2):
         fixing = [x.kind in ("zero", "set") for x in (one, other)]
-        if not any(fixing) or not may_meet(one.positions, other.positions):
+        meet = one.neurons.part == other.neurons.part and may_meet(one.positions, other.positions)
+        if not any(fixing) or not meet:
             continue
         left, right = change(one, gated=gated), change(other, gated=gated)
         differ = (left.offset != right.offset) | (left.up_factor != right.up_factor)
@@ -273,8 +284,9 @@ def may_meet(one: str | tuple[int, ...], other: str | tuple[int, ...]) -> bool:
 class Change:
     """What becomes of neurons at some positions: factor * post + up_factor * up + offset.
 
-    Every intervention is of this form, and so is one after another. `post` is what goes into the output weights; `up`
-    is what a gated MLP multiplies act(gate) by. Neurons that are not chosen have 1, 0, 0.
+    Every intervention is of this form, and so is one after another. `post` is what goes into the output weights, or
+    what a column of W_Q, W_K or W_V gives; `up` is what a gated MLP multiplies act(gate) by. Neurons that are not
+    chosen have 1, 0, 0.
     """
 
     chosen: Bool[Tensor, "layer neuron"]
@@ -282,6 +294,7 @@ class Change:
     up_factor: Float[Tensor, "layer neuron"]
     offset: Float[Tensor, "layer neuron"]
     positions: str | tuple[int, ...]
+    part: str
 
 
 def change(intervention: Intervention, *, gated: bool) -> Change:
@@ -293,15 +306,16 @@ def change(intervention: Intervention, *, gated: bool) -> Change:
     shift = value if intervention.kind in ("set", "add") else nothing
     at_gate = gated and intervention.site == "gate"
     up_factor, offset = (shift, nothing) if at_gate else (nothing, shift)
-    return Change(chosen, torch.where(chosen, factor, 1.0), up_factor, offset, intervention.positions)
+    factor = torch.where(chosen, factor, 1.0)
+    return Change(chosen, factor, up_factor, offset, intervention.positions, intervention.neurons.part)
 
 
 def changes(interventions: Iterable[Intervention], *, gated: bool) -> list[Change]:
-    """The interventions in numbers, in their order, those at the same positions that follow each other in one."""
+    """The interventions in numbers, in their order, those alike in part and positions that follow each other in one."""
     steps: list[Change] = []
     for intervention in interventions:
         step = change(intervention, gated=gated)
-        if steps and steps[-1].positions == step.positions:
+        if steps and (steps[-1].part, steps[-1].positions) == (step.part, step.positions):
             step = one_after_another(steps.pop(), step)
         steps.append(step)
     return steps
@@ -314,6 +328,7 @@ def one_after_another(first: Change, then: Change) -> Change:
         then.factor * first.up_factor + then.up_factor,
         then.factor * first.offset + then.offset,
         then.positions,
+        then.part,
     )
 
 
@@ -377,7 +392,31 @@ def hooked(model: HookedModel, steps: Sequence[Change]) -> Iterator[None]:
 
 
 def change_hooks(model: HookedModel, steps: Sequence[Change], place: Place) -> list[tuple[str, Hook]]:
-    """Hooks that make the changes; layers without one get none.
+    """Hooks that make the changes; layers without one get none."""
+    by_part = {part: [step for step in steps if step.part == part] for part in PARTS}
+    hooks = mlp_hooks(model, by_part.pop("mlp"), place)
+    for part, its_steps in by_part.items():
+        for layer in range(model.cfg.n_layers):
+            rows = change_rows(its_steps, layer, model.cfg.device)
+            if rows:
+                hooks.append((f"blocks.{layer}.attn.hook_{part}", head_hook(rows, place)))
+    return hooks
+
+
+def head_hook(rows: Sequence[ChangeRow], place: Place) -> Hook:
+    """A hook on queries, keys or values that changes columns."""
+
+    def hook(given: Float[Tensor, "batch pos head d_head"], hook: object) -> Float[Tensor, "batch pos head d_head"]:
+        columns = given.flatten(2)
+        for row in rows:
+            columns = changed(columns, None, row, place)
+        return columns.unflatten(2, given.shape[2:])
+
+    return hook
+
+
+def mlp_hooks(model: HookedModel, steps: Sequence[Change], place: Place) -> list[tuple[str, Hook]]:
+    """Hooks on the MLPs.
 
     Act(gate) itself has no hook, so a change to it is made to the product, with `up` read in the same pass.
     """
@@ -399,7 +438,7 @@ def change_hooks(model: HookedModel, steps: Sequence[Change], place: Place) -> l
         return hook
 
     for layer in range(model.cfg.n_layers):
-        rows = [change_row(step, layer, model.cfg.device) for step in steps if step.chosen[layer].any()]
+        rows = change_rows(steps, layer, model.cfg.device)
         if any(row.up_factor is not None for row in rows):
             hooks.append((site_of(model, "up").hook_name(layer), keep(layer)))
         if rows:
@@ -416,6 +455,11 @@ class ChangeRow:
     up_factor: Float[Tensor, " neuron"] | None
     offset: Float[Tensor, " neuron"]
     positions: str | tuple[int, ...]
+
+
+def change_rows(steps: Sequence[Change], layer: int, device: Any) -> list[ChangeRow]:
+    """The layer's part of the steps, without those that leave it alone."""
+    return [change_row(step, layer, device) for step in steps if step.chosen[layer].any()]
 
 
 def change_row(step: Change, layer: int, device: Any) -> ChangeRow:

@@ -179,5 +179,6 @@ def weights_fingerprint(model: HookedModel) -> str:
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     """16 hex digits of everything that decides how text becomes tokens."""
     special = {name: getattr(tokenizer, f"{name}_token_id", None) for name in ("bos", "eos", "pad", "unk")}
-    rules = tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else tokenizer.get_vocab()
+    fast = tokenizer.backend_tokenizer if tokenizer.is_fast else None
+    rules = tokenizer.get_vocab() if fast is None else fast.to_str()
     return hashed({"special": special, "rules": rules})[:16]

@@ -74,7 +74,7 @@ def run(study: Study, folder: Path | str, *, runner: Runner | None = None, progr
     """Run the study's cells that have no result yet; interrupted at any moment, the same call goes on.
 
     Args:
-        folder: the run folder (see `mi_multilingual.experiments.store`); may hold an earlier run, also of another study.
+        folder: the run folder (see `mi_multilingual.experiments.store`); may hold an earlier run.
         runner: `serial` by default.
 
     Returns:

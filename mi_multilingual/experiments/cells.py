@@ -3,7 +3,7 @@
 import hashlib
 import itertools
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -149,12 +149,6 @@ def groups_of(study: Study, detector: str, languages: Sequence[str]) -> tuple[st
     if missing := [g for g in study.ablated if g not in known]:
         raise ValueError(f"ablated names {missing[0]!r}, but {detector} finds neurons for {', '.join(known)}")
     return study.ablated
-
-
-def by_model(cells: Sequence[Cell]) -> Iterator[tuple[str, list[Cell]]]:
-    """Cells of one model after another, so that each is loaded once."""
-    for name in dict.fromkeys(cell.model for cell in cells):
-        yield name, [cell for cell in cells if cell.model == name]
 
 
 def hashed(content: Any) -> str:

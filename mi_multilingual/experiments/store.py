@@ -167,11 +167,8 @@ class Store:
 
     def failures(self) -> dict[str, Any]:
         """The errors of failed cells by key."""
-        return {
-            p.stem: self.read_json(f"failed/{p.name}")
-            for p in sorted(self.listed("failed"))
-            if p.suffix == ".json" and p.name[0] != "."
-        }
+        files = [path for path in sorted(self.listed("failed")) if path.suffix == ".json" and path.name[0] != "."]
+        return {path.stem: self.read_json(f"failed/{path.name}") for path in files}
 
     def sweep_up(self) -> None:
         """Remove what writers that were killed left half written."""

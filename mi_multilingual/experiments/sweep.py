@@ -44,8 +44,11 @@ class Attempt:
     trace: str = ""
 
 
-Runner = Callable[[Sequence[Cell], Study, Path], Iterator[Attempt]]
-"""Runs cells in any order and place, and yields an attempt for each as it ends; a cell's error must not end it."""
+Runner = Callable[[Sequence[Cell], Context], Iterator[Attempt]]
+"""Runs cells in any order and place, and yields an attempt for each as it ends; a cell's error must not end it.
+
+The context has been used to plan. Another process makes its own: `Context(context.study, context.folder)`.
+"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,10 +90,11 @@ def run(study: Study, folder: Path | str, *, runner: Runner | None = None, progr
     store = Store(Path(folder))
     with store.locked():
         store.sweep_up()
-        inputs = Context(study).inputs()
+        context = Context(study, store.folder)
+        inputs = context.inputs()
         cells = cells_of(study, inputs)
         write_plan(store, study, cells, asdict(inputs))
-        complete(store, cells, lambda todo: (runner or serial)(todo, study, store.folder), progress=progress)
+        complete(store, cells, lambda todo: (runner or serial)(todo, context), progress=progress)
     return status(folder)
 
 
@@ -228,9 +232,8 @@ def complete(
             bar.update()
 
 
-def serial(cells: Sequence[Cell], study: Study, folder: Path) -> Iterator[Attempt]:
+def serial(cells: Sequence[Cell], context: Context) -> Iterator[Attempt]:
     """The cells one after another in this process."""
-    context = Context(study, folder)
     for cell in cells:
         yield attempt(cell, context)
 

@@ -3,11 +3,14 @@
 import math
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.table import Table
+
+if TYPE_CHECKING:
+    from .experiments.sweep import Progress
 
 HELP = """
 Find the neurons of a multilingual language model that belong to one language, switch them off, and look.
@@ -25,6 +28,12 @@ The same step by step on your own model and a folder of <language>.txt files:
     mi-multilingual ablate gpt2 my-other-texts run/neurons.safetensors --out run/matrix.parquet
 
     mi-multilingual report run
+
+Hundreds of such measurements from one file, stopped and resumed at will:
+
+    mi-multilingual plan study.yaml
+
+    mi-multilingual run study.yaml --set rate=0.05
 
 A mistake is told in one line; --debug shows where it happened.
 """
@@ -241,6 +250,72 @@ def evaluate(
     console.print(table)
 
 
+StudyFile = Annotated[Path, typer.Argument(help="YAML file of the study")]
+Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="over the file, e.g. rate=0.05")]
+Folder = Annotated[Path, typer.Argument(help="run folder of a sweep")]
+
+
+@app.command()
+def run(
+    study: StudyFile,
+    out: Annotated[Path | None, typer.Option(help="run folder; runs/<name of the study> by default")] = None,
+    set_: Set = None,
+    quiet: Quiet = False,
+) -> None:
+    """Run all cells of a study; stopped at any moment, the same command goes on."""
+    from .experiments.loading import load_study
+    from .experiments.sweep import run as run_study
+
+    settings = load_study(study, set_ or ())
+    folder = out or Path("runs") / settings.name
+    print_progress(folder, run_study(settings, folder, progress=not quiet))
+
+
+@app.command()
+def plan(study: StudyFile, set_: Set = None) -> None:
+    """Cells, tokens, time and memory of a study, before anything of it runs."""
+    from .experiments.loading import load_study
+    from .experiments.planning import plan as plan_study
+
+    made = plan_study(load_study(study, set_ or ()))
+    table = Table("model", "work", "times", "tokens", "seconds", title=f"{len(made.cells):,} cells")
+    for row in made.steps.itertuples():
+        table.add_row(row.model, row.work, f"{row.times:,}", f"{row.tokens:,}", f"{row.seconds:,.1f}")
+    console.print(table)
+    console.print(f"about {made.seconds:,.0f} s in one process and {made.memory / 2**30:.2f} GiB ({made.basis})")
+    for note in made.notes:
+        console.print(f"note: {note}")
+
+
+@app.command()
+def resume(folder: Folder, quiet: Quiet = False) -> None:
+    """Go on with a sweep: cells without a result, and those whose inputs changed."""
+    from .experiments.sweep import resume as resume_study
+
+    print_progress(folder, resume_study(folder, progress=not quiet))
+
+
+@app.command()
+def status(folder: Folder) -> None:
+    """How far a sweep is, and what failed."""
+    from .experiments.sweep import status as status_of
+
+    print_progress(folder, status_of(folder))
+
+
+def print_progress(folder: Path, progress: "Progress") -> None:
+    """Say how far the sweep is; exit code 1 where cells failed."""
+    console.print(f"{progress.done} of {progress.n_cells} cells done in {folder}, {progress.seconds:.0f} s of work")
+    if progress.holder:
+        console.print(f"running: {progress.holder}")
+    for name in progress.broken:
+        console.print(f"damaged: {name}; its cell runs again with the next start")
+    for row in progress.failed.itertuples():
+        console.print(f"failed: {row.what}: {row.error}", markup=False)
+    if len(progress.failed):
+        raise typer.Exit(1)
+
+
 def split_names(languages: str | None) -> tuple[str, ...] | None:
     return tuple(name.strip() for name in languages.split(",")) if languages else None
 
@@ -253,7 +328,7 @@ def main(arguments: list[str] | None = None) -> int:
         app(args=[a for a in arguments if a != "--debug"])
     except SystemExit as stop:
         if stop.code == INTERRUPTED:
-            print("stopped; `record` goes on where it was when called again", file=sys.stderr)
+            print("stopped; `record`, `run` and `resume` go on where they were when called again", file=sys.stderr)
         return int(stop.code or 0)
     except (ValueError, OSError, ImportError) as error:
         if debug:

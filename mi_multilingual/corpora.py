@@ -21,6 +21,8 @@ from transformers import PreTrainedTokenizerBase
 ENDINGS = (".txt", ".txt.gz", ".jsonl", ".parquet")
 CHUNK = 1000  # documents tokenised at once
 UNKNOWN_SHARE = 0.05
+WITHOUT_SPACES = ("ja", "km", "lo", "my", "th", "zh")
+"""Languages whose words are not separated by spaces."""
 DEMO_LANGUAGES = ("en", "de", "es", "fr", "id", "ja", "ru", "tr", "vi", "zh")
 
 

@@ -21,7 +21,8 @@ from mi_multilingual import (
     parallel_items,
     written_accuracy,
 )
-from mi_multilingual.demo import WITHOUT_SPACES, fact_table, opening
+from mi_multilingual.corpora import WITHOUT_SPACES
+from mi_multilingual.demo import fact_table, opening
 from mi_multilingual.evaluation import likelihood
 from mi_multilingual.evaluation.likelihood import continuations, forward_rows, log_likelihoods
 from mi_multilingual.evaluation.tasks import choice_log_likelihoods

@@ -9,13 +9,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..corpora import Corpus
+from ..corpora import WITHOUT_SPACES, Corpus
 from ..models import HookedModel, run_trunk
 from ..models import site as site_of
 from .lape import rank
 from .sharing import TYPES, categories, check_arguments, check_finite, parallel_activations, token_ids
 
-WITHOUT_SPACES = ("zh", "ja", "th")
 INPUTS_AT_ONCE = 8
 
 

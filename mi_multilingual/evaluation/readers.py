@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
+from ..corpora import WITHOUT_SPACES
 from .tasks import Item, last_number
 
 
@@ -43,7 +44,6 @@ WORDS = {
     "vi": Words("Câu hỏi", "Trả lời", "bởi vì", "vì vậy", "vie_Latn"),
     "zh": Words("问题", "答案", "因为", "所以", "zho_Hans"),
 }
-WITHOUT_SPACES = ("ja", "th", "zh")
 TURKISH_LOWER = {"I": "ı", "İ": "i"}
 XNLI_PROMPT = (
     'Take the following as truth: {premise}\nThen the following statement: "{hypothesis}" is true, false, or '

@@ -1,15 +1,18 @@
 """Questions in several languages, asked of a model: which of the given answers is likeliest, or what it writes."""
 
+import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
+from importlib.resources import files
 
 import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ..corpora import WITHOUT_SPACES
 from ..models import HookedModel
 from .generation import generate
 from .likelihood import Continuation, continuations, log_likelihoods
@@ -208,3 +211,34 @@ def accuracy_by_language(answers: pd.DataFrame) -> pd.DataFrame:
     table.insert(4, "low", low)
     table.insert(5, "high", high)
     return table
+
+
+def load_facts(*, wordings: tuple[int, ...] = (0, 1)) -> list[Item]:
+    """Capital, main language and continent of 40 countries as questions in ten languages.
+
+    The choices are all answers that occur for the relation in the language. Wordings 0 and 1 are part of the model's
+    training text, wording 2 is not.
+    """
+    lines = files("mi_multilingual").joinpath("demo", "facts.jsonl").read_text(encoding="utf-8").splitlines()
+    facts = pd.DataFrame([json.loads(line) for line in lines])
+    answers = facts.groupby(["relation", "lang"])["answer"].unique().map(sorted)
+    items = []
+    for fact in facts[facts.wording.isin(wordings)].itertuples():
+        gap = "" if fact.lang in WITHOUT_SPACES else " "
+        choices = answers[fact.relation, fact.lang]
+        items.append(
+            Item(
+                id=f"{fact.country}/{fact.relation}/{fact.wording}",
+                language=fact.lang,
+                task=fact.relation,
+                prompt=fact.prompt,
+                choices=tuple(f"{gap}{choice}{fact.tail}" for choice in choices),
+                answer=choices.index(fact.answer),
+            )
+        )
+    return items
+
+
+def opening(document: str, language: str) -> str:
+    """The first few words of a sentence: five words, or eight characters where words are not separated by spaces."""
+    return document[:8] if language in WITHOUT_SPACES else " ".join(document.split()[:5])

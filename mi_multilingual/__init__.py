@@ -28,6 +28,16 @@ from .evaluation.quality import (
     language_distribution,
 )
 from .evaluation.specificity import leaderboard
+from .evaluation.steering import (
+    equal_openings,
+    fallback_study,
+    language_forcing,
+    rate_curve,
+    steering_matrix,
+    strength_curve,
+    unconditional_study,
+)
+from .evaluation.steering_tables import best_strength, found_shares, steering_quality, steering_shares
 from .evaluation.tasks import Item, choice_accuracy
 from .models import load_model, site
 from .neurons import NeuronScores, NeuronSet
@@ -59,6 +69,7 @@ __all__ = [
     "average_precision",
     "bake",
     "baked",
+    "best_strength",
     "categories",
     "choice_accuracy",
     "code_switching",
@@ -68,13 +79,17 @@ __all__ = [
     "demo",
     "distinct_n",
     "effective_scores",
+    "equal_openings",
     "export",
+    "fallback_study",
+    "found_shares",
     "generate",
     "half_agreement",
     "identify_language",
     "judge",
     "language_accuracy",
     "language_distribution",
+    "language_forcing",
     "lap",
     "lap_scores",
     "lape",
@@ -101,6 +116,7 @@ __all__ = [
     "plnd_scores",
     "plots",
     "rankings",
+    "rate_curve",
     "record",
     "record_impact",
     "record_relevance",
@@ -113,8 +129,13 @@ __all__ = [
     "sharing_categories",
     "site",
     "steer",
+    "steering_matrix",
+    "steering_quality",
+    "steering_shares",
+    "strength_curve",
     "token_counts",
     "token_rows",
     "top_and_bottom",
+    "unconditional_study",
     "uniform_random",
 ]

@@ -220,3 +220,14 @@ def distinct_share(texts, n, single):
                 if gram not in seen:
                     seen.append(gram)
     return len(seen) / total if total else math.nan
+
+
+def steering_counts(rows, by):
+    """{group: (n, in the target, else in the source, else)} of rows (dicts), one row at a time."""
+    counts = {}
+    for row in rows:
+        cell = counts.setdefault(tuple(row[name] for name in by), [0, 0, 0, 0])
+        cell[0] += 1
+        place = 1 if row["found"] == row["target"] else 2 if row["found"] == row["source"] else 3
+        cell[place] += 1
+    return {key: tuple(cell) for key, cell in counts.items()}

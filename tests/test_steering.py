@@ -1,3 +1,4 @@
+import json
 import math
 from contextlib import nullcontext
 from dataclasses import replace
@@ -15,7 +16,6 @@ from mi_multilingual import (
     Corpus,
     Intervention,
     NeuronSet,
-    add_mean,
     best_strength,
     continuation_perplexity,
     distinct_n,
@@ -24,7 +24,6 @@ from mi_multilingual import (
     found_shares,
     generate,
     identify_language,
-    lape,
     language_forcing,
     layer_matched_random,
     load_corpus,
@@ -39,10 +38,10 @@ from mi_multilingual import (
     strength_curve,
     unconditional_study,
 )
-from mi_multilingual.demo import CONTINUED, LAPE, LAYOUT
+from mi_multilingual.demo import LAYOUT, write_steering
 from mi_multilingual.evaluation.steering import RAISING
 from mi_multilingual.evaluation.steering_tables import mean_interval
-from mi_multilingual.models import fingerprint, max_window
+from mi_multilingual.models import fingerprint
 
 LANGUAGES = ("en", "fr", "ja")
 DECODING = {"max_new_tokens": 5, "repetition_penalty": 1.2}
@@ -422,3 +421,44 @@ def test_tables_say_which_columns_there_are():
         found_shares(outputs, "target")
     with pytest.raises(ValueError, match="by=\\[\\] is no list"):
         steering_shares(outputs, [])
+
+
+@pytest.fixture(scope="module")
+def demo_steering(demo_model, tmp_path_factory):
+    """What the demo writes about steering."""
+    identify, evaluate = (load_corpus("demo", split=split) for split in ("identify", "evaluate"))
+    stats = record(demo_model, identify, layout=LAYOUT, progress=False)
+    folder = tmp_path_factory.mktemp("steering")
+    write_steering(folder, demo_model, stats, identify, evaluate, False)
+    return folder
+
+
+@pytest.mark.slow
+def test_steering_beats_the_unsteered_model_and_random_neurons_in_8_of_10_languages(demo_steering):
+    table = pd.read_parquet(demo_steering / "steering.parquet")
+    table = table[table.source != table.target].assign(hits=lambda t: t.in_target * t.n)
+    sums = table.groupby(["condition", "target"])[["hits", "n"]].sum()
+    accuracy = (sums.hits / sums.n).unstack("condition")
+    assert len(accuracy) == 10
+    assert (accuracy.steered > accuracy.unsteered).sum() >= 8
+    assert (accuracy.steered > accuracy.random).sum() >= 8
+    assert (accuracy.steered >= 0.5).sum() >= 8
+    assert accuracy.random.mean() < 0.1
+
+
+@pytest.mark.slow
+def test_stronger_steering_reaches_the_target_and_costs_quality(demo_steering):
+    table = pd.read_parquet(demo_steering / "steering_curve.parquet").set_index("strength")
+    assert table.in_target.is_monotonic_increasing
+    assert table.nll.is_monotonic_increasing
+    assert table.low[2.0] > table.high[0.0]
+
+
+@pytest.mark.slow
+def test_the_demo_shows_an_example_a_target(demo_steering):
+    examples = json.loads((demo_steering / "steering_examples.json").read_text())
+    names = {"source", "target", "prompt", "strength", "steered", "unsteered", "found_steered", "found_unsteered"}
+    assert all(set(e) == names for e in examples)
+    assert [e["target"] for e in examples] == list(load_corpus("demo", split="evaluate").languages)
+    assert all(e["source"] != e["target"] for e in examples)
+    assert sum(e["found_steered"] == e["target"] for e in examples) >= 8

@@ -1,11 +1,11 @@
 """Outputs of the steering studies made into tables with intervals."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
-from tqdm.auto import tqdm
 
 from ..models import HookedModel
 from .perplexity import RESAMPLES
@@ -34,7 +34,7 @@ def steering_shares(outputs: pd.DataFrame, by: Sequence[str] = ("target", "condi
     table = table.reset_index()
     low, high = wilson_interval(table.in_target.to_numpy(float), table.n.to_numpy(float))
     table = table.assign(low=low, high=high, elsewhere=1 - table.in_target - table.in_source)
-    return table[[*by, "n", "in_target", "low", "high", "in_source", "elsewhere"]]
+    return table.reindex(columns=[*by, "n", "in_target", "low", "high", "in_source", "elsewhere"])
 
 
 def found_shares(outputs: pd.DataFrame, by: Sequence[str] = ("n_off", "off", "condition")) -> pd.DataFrame:
@@ -46,7 +46,7 @@ def found_shares(outputs: pd.DataFrame, by: Sequence[str] = ("n_off", "off", "co
     check_columns(outputs, by)
     languages = sorted(outputs.found.unique())
     rows = []
-    for key, group in outputs.groupby(list(by), sort=False):
+    for key, group in named_groups(outputs, by):
         counts, n = group.found.value_counts(), len(group)
         for k in languages:
             share = counts.get(k, 0) / n
@@ -76,8 +76,7 @@ def steering_quality(
     scores = continuation_perplexity(model, texts.prompt.tolist(), texts.continuation.tolist(), progress=progress)
     scored = outputs.merge(pd.concat([texts, scores], axis=1), on=["prompt", "continuation"], validate="many_to_one")
     rows = []
-    groups = scored.groupby(list(by), sort=False)
-    for key, group in tqdm(groups, desc="quality", disable=not progress):
+    for key, group in named_groups(scored, by):
         total, n_tokens = (group.nll * group.n_tokens).fillna(0.0).to_numpy(), group.n_tokens.to_numpy()
         nll, low, high = mean_interval(total, n_tokens)
         distinct = pd.Series([distinct_n(list(p), 2) for _, p in group.groupby(["target", "seed"]).continuation])
@@ -111,6 +110,11 @@ def best_strength(outputs: pd.DataFrame) -> dict[str, float]:
     table = steering_shares(steered, ["target", "strength"]).sort_values("strength")
     best = table.loc[table.groupby("target", sort=False).in_target.idxmax()].set_index("target").strength
     return {target: float(best[target]) for target in steered.target.unique()}
+
+
+def named_groups(outputs: pd.DataFrame, by: Sequence[str]) -> Iterator[tuple[Any, pd.DataFrame]]:
+    """The values of `by` and the rows that have them, in the order of appearance."""
+    yield from outputs.groupby(list(by), sort=False)
 
 
 def check_columns(outputs: pd.DataFrame, by: Sequence[str]) -> None:

@@ -356,8 +356,10 @@ def steering_curve(
     """
     figure = make_subplots(rows=2, cols=1, shared_xaxes=True, vertical_spacing=0.08)
     baseline = table[table.condition == "unsteered"]
-    for i, (name, rows) in enumerate(table.groupby("condition", sort=False)):
-        # The unsteered model is the curve's beginning, at 0; a condition's line sets out from there.
+    # The unsteered model is the beginning of the other lines, at 0, and drawn on top of them.
+    names = sorted(table.condition.unique(), key=lambda name: name == "unsteered")
+    for i, name in enumerate(names):
+        rows = table[table.condition == name]
         rows = rows if name == "unsteered" else pd.concat([baseline, rows])
         rows = rows.sort_values(x)
         line = {"name": name, "legendgroup": name, "mode": "lines+markers", "marker": {"color": COLOURS[i]}}

@@ -238,8 +238,8 @@ def test_steering_curve_has_a_line_a_condition_in_both_panels():
     assert figure.layout.yaxis.title.text
     assert figure.layout.yaxis2.title.text
     assert all(trace.hovertemplate for trace in figure.data)
-    assert [trace.name for trace in figure.data] == ["unsteered"] * 2 + ["steered"] * 2 + ["random"] * 2
-    above, below = figure.data[2:4]
+    assert [trace.name for trace in figure.data] == ["steered"] * 2 + ["random"] * 2 + ["unsteered"] * 2
+    above, below = figure.data[:2]
     assert list(above.x) == [0.0, 1.0, 4.0]
     assert list(above.y) == [0.1, 0.5, 0.9]
     np.testing.assert_allclose(np.log(below.y), [2.0, 3.0, 4.0])

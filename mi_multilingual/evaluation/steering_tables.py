@@ -27,14 +27,19 @@ def steering_shares(outputs: pd.DataFrame, by: Sequence[str] = ("target", "condi
     """
     check_columns(outputs, by)
     hit = outputs.found == outputs.target
-    flags = outputs[list(by)].assign(in_target=hit, in_source=~hit & (outputs.found == outputs.source))
+    stayed = ~hit & (outputs.found == outputs.source)
+    flags = outputs[list(by)].assign(in_target=hit, in_source=stayed, elsewhere=~hit & ~stayed)
     table = flags.groupby(list(by), sort=False).agg(
-        n=("in_target", "size"), in_target=("in_target", "mean"), in_source=("in_source", "mean")
+        n=("in_target", "size"),
+        in_target=("in_target", "mean"),
+        in_source=("in_source", "mean"),
+        elsewhere=("elsewhere", "mean"),
     )
     table = table.reset_index()
     low, high = wilson_interval(table.in_target.to_numpy(float), table.n.to_numpy(float))
-    table = table.assign(low=low, high=high, elsewhere=1 - table.in_target - table.in_source)
-    return table.reindex(columns=[*by, "n", "in_target", "low", "high", "in_source", "elsewhere"])
+    return table.assign(low=low, high=high).reindex(
+        columns=[*by, "n", "in_target", "low", "high", "in_source", "elsewhere"]
+    )
 
 
 def found_shares(outputs: pd.DataFrame, by: Sequence[str] = ("n_off", "off", "condition")) -> pd.DataFrame:

@@ -31,6 +31,16 @@ from .evaluation.quality import (
 )
 from .evaluation.readers import load_belebele, load_mgsm, load_mpararel, load_xcopa, load_xnli
 from .evaluation.specificity import leaderboard
+from .evaluation.steering import (
+    equal_openings,
+    fallback_study,
+    language_forcing,
+    rate_curve,
+    steering_matrix,
+    strength_curve,
+    unconditional_study,
+)
+from .evaluation.steering_tables import best_strength, found_shares, steering_quality, steering_shares
 from .evaluation.tasks import (
     Item,
     accuracy_by_language,
@@ -71,6 +81,7 @@ __all__ = [
     "average_precision",
     "bake",
     "baked",
+    "best_strength",
     "categories",
     "choice_accuracy",
     "code_switching",
@@ -82,8 +93,11 @@ __all__ = [
     "demo",
     "distinct_n",
     "effective_scores",
+    "equal_openings",
     "experiments",
     "export",
+    "fallback_study",
+    "found_shares",
     "generate",
     "half_agreement",
     "identify_language",
@@ -91,6 +105,7 @@ __all__ = [
     "judge",
     "language_accuracy",
     "language_distribution",
+    "language_forcing",
     "lap",
     "lap_scores",
     "lape",
@@ -126,6 +141,7 @@ __all__ = [
     "plots",
     "ranking_stability",
     "rankings",
+    "rate_curve",
     "record",
     "record_impact",
     "record_relevance",
@@ -138,10 +154,15 @@ __all__ = [
     "sharing_categories",
     "site",
     "steer",
+    "steering_matrix",
+    "steering_quality",
+    "steering_shares",
+    "strength_curve",
     "token_counts",
     "token_rows",
     "top_and_bottom",
     "top_examples",
+    "unconditional_study",
     "uniform_random",
     "written_accuracy",
 ]

@@ -334,3 +334,14 @@ def deactivation_effect(answers, off, language, measure, draws):
             above = means[min(below + 1, len(means) - 1)]
             result[prefix + end] = means[below] + (place - below) * (above - means[below])
     return result
+
+
+def steering_counts(rows, by):
+    """{group: (n, in the target, else in the source, else)} of rows (dicts), one row at a time."""
+    counts = {}
+    for row in rows:
+        cell = counts.setdefault(tuple(row[name] for name in by), [0, 0, 0, 0])
+        cell[0] += 1
+        place = 1 if row["found"] == row["target"] else 2 if row["found"] == row["source"] else 3
+        cell[place] += 1
+    return {key: tuple(cell) for key, cell in counts.items()}

@@ -50,8 +50,11 @@ def test_the_run_folder_is_complete_and_says_how_it_was_made(run):
     assert about["random_seeds"] == [0, 1, 2]
     tables = {"matrix", "facts", "significance", "sharing", "overlap", "attribution", "leaderboard"}
     tables |= {"neuron_examples", "neuron_logits"}
+    tables |= {"steering", "steering_curve"}
     files = {f"{name}.parquet" for name in tables} | {"stats.safetensors", "neurons.safetensors"}
-    assert files | {"membership.safetensors", "continuations.json"} <= {p.name for p in run.iterdir()}
+    assert files | {"membership.safetensors", "continuations.json", "steering_examples.json"} <= {
+        p.name for p in run.iterdir()
+    }
 
 
 def test_most_language_neurons_are_more_than_chance(run):

@@ -259,3 +259,65 @@ def test_deactivation_matrix_shows_off_by_asked_and_random(effects):
     np.testing.assert_allclose(heat.z[:2], part.change.to_numpy().reshape(2, 3))
     np.testing.assert_allclose(heat.z[2], part.random_change.to_numpy().reshape(2, 3).mean(axis=0))
     assert -heat.zmin == heat.zmax == np.abs(heat.z).max()
+
+
+def test_steering_matrix_shows_the_steered_share_beside_the_others():
+    rows = [
+        (s, t, c, 4, y, y - 0.1, y + 0.1, 0.0, 1 - y)
+        for (c, y) in (("unsteered", 0.1), ("steered", 0.75), ("random", 0.2))
+        for s, t in (("en", "fr"), ("en", "ja"), ("ja", "fr"))
+    ]
+    names = ["source", "target", "condition", "n", "in_target", "low", "high", "in_source", "elsewhere"]
+    table = pd.DataFrame(rows, columns=names)
+    figure = plots.steering_matrix(table)
+    check_titles(figure)
+    heat = figure.data[0]
+    assert (heat.y, heat.x) == (("en", "ja"), ("fr", "ja"))
+    np.testing.assert_allclose(np.array(heat.z, dtype=float), [[0.75, 0.75], [0.75, np.nan]])
+    np.testing.assert_allclose(heat.customdata[0, 0], [0.65, 0.85, 0.0, 0.25, 4, 0.1, 0.2])
+    alone = plots.steering_matrix(table[table.condition == "steered"]).data[0]
+    assert np.isnan(np.array(alone.customdata, dtype=float)[..., -2:]).all()
+
+
+def test_steering_curve_has_a_line_a_condition_in_both_panels():
+    rows = [
+        (0.0, "unsteered", 9, 0.1, 2.0),
+        (4.0, "steered", 9, 0.9, 4.0),
+        (1.0, "steered", 9, 0.5, 3.0),
+        (1.0, "random", 9, 0.1, 2.1),
+    ]
+    table = pd.DataFrame(rows, columns=["strength", "condition", "n", "in_target", "nll"])
+    table = table.assign(low=table.in_target - 0.1, high=table.in_target + 0.05, in_source=0.0, elsewhere=0.1)
+    table = table.assign(nll_low=table.nll - 0.2, nll_high=table.nll + 0.2, ppl=np.exp(table.nll), distinct_2=0.9)
+    figure = plots.steering_curve(table)
+    assert figure.layout.title.text
+    assert figure.layout.xaxis2.title.text == "strength"
+    assert figure.layout.yaxis.title.text
+    assert figure.layout.yaxis2.title.text
+    assert all(trace.hovertemplate for trace in figure.data)
+    assert [trace.name for trace in figure.data] == ["steered"] * 2 + ["random"] * 2 + ["unsteered"] * 2
+    above, below = figure.data[:2]
+    assert list(above.x) == [0.0, 1.0, 4.0]
+    assert list(above.y) == [0.1, 0.5, 0.9]
+    np.testing.assert_allclose(np.log(below.y), [2.0, 3.0, 4.0])
+    np.testing.assert_allclose(above.error_y.arrayminus, [0.1] * 3)
+    np.testing.assert_allclose(np.log(below.y + below.error_y.array), [2.2, 3.2, 4.2])
+
+
+def test_fallback_shows_every_step():
+    rows = [
+        (n, off, c, found, 6, share, share, share)
+        for n, off, c in ((0, "", "unsteered"), (2, "fr", "steered"), (1, "en", "steered"), (1, "en", "random"))
+        for found, share in (("", 0.1 * n), ("en", 1 - 0.1 * n))
+    ]
+    names = ["n_off", "off", "condition", "found", "n", "share", "low", "high"]
+    table = pd.DataFrame(rows, columns=names)
+    figure = plots.fallback(table)
+    check_titles(figure)
+    heat = figure.data[0]
+    assert heat.y == ("none", "+ en", "+ fr")
+    assert heat.x == ("none found", "en")
+    np.testing.assert_allclose(np.array(heat.z, dtype=float), [[0, 1], [0.1, 0.9], [0.2, 0.8]])
+    assert plots.fallback(table, condition="random").data[0].y == ("none", "+ en")
+    with pytest.raises(ValueError, match="no condition 'off' in this table; it has unsteered, steered, random"):
+        plots.fallback(table, condition="off")

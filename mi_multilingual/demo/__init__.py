@@ -21,10 +21,12 @@ from ..evaluation.generation import generate
 from ..evaluation.perplexity import perplexity_matrix
 from ..evaluation.quality import wilson_interval
 from ..evaluation.specificity import leaderboard
+from ..evaluation.steering import equal_openings, steering_matrix, strength_curve
+from ..evaluation.steering_tables import best_strength, steering_quality, steering_shares
 from ..evaluation.tasks import Item, choice_accuracy, load_facts, opening
 from ..models import HookedModel, load_model
 from ..neurons import NeuronSet
-from ..recording import record
+from ..recording import ActivationStats, record
 from ..report import report
 from ..text_activations import record_texts
 from .planted import Planted, planted_model, planted_text
@@ -44,6 +46,10 @@ PERMUTATIONS, RESAMPLES = 200, 100
 EVALUATED = 36
 RANKED_ON, COMPARED_ON, COMPARED_NEURONS = 40, 4, 20
 EXAMPLES_FROM = 80  # sentences a language, among which those are found at which a neuron is highest
+STEERING_RATE = 0.1
+"""LAPE's top_rate for steering, which takes more neurons than show in perplexity."""
+STEERED = {"max_new_tokens": 10, "min_new_tokens": 8, "repetition_penalty": 1.1}
+STEERED_FROM, STRENGTHS, STEERED_PROMPTS = ("en", "ja", "ru"), (1.0, 2.0, 4.0), 2
 HELD_OUT_WORDING = 2
 """The wording of every relation that is not in the training text."""
 
@@ -80,6 +86,7 @@ def run_demo(out: Path | str, *, progress: bool = True) -> Path:
     timed("compare", write_leaderboard, out, model, identify, evaluate, progress)
     timed("facts", write_facts, out, model, progress)
     timed("generate", write_continuations, out, model, evaluate, progress)
+    timed("steering", write_steering, out, model, stats, identify, evaluate, progress)
     run = {
         "evaluated_on": evaluate.fingerprint,
         "random_seeds": [int(seed) for seed in sorted(set(matrix.seed) - {-1})],
@@ -146,6 +153,43 @@ def write_continuations(out: Path, model: HookedModel, evaluate: Corpus, progres
     continued = generate(model, [p for _, p in prompts], **CONTINUED, progress=progress)
     examples = [{"language": k, "prompt": p, "continuation": c} for (k, p), c in zip(prompts, continued, strict=True)]
     (out / "continuations.json").write_text(json.dumps(examples, ensure_ascii=False, indent=1), encoding="utf-8")
+
+
+def write_steering(
+    out: Path, model: HookedModel, stats: ActivationStats, identify: Corpus, evaluate: Corpus, progress: bool
+) -> None:
+    """Three languages' sentences continued in all ten: strengths by sentences of one split, outputs by the other's."""
+    neurons = lape(stats, **{**LAPE, "top_rate": STEERING_RATE})
+    held_out, prompts = (
+        equal_openings(corpus.take(STEERED_FROM), model.tokenizer, n_tokens=n, n_prompts=STEERED_PROMPTS)
+        for corpus, n in ((identify, 8), (evaluate, 10))
+    )
+    # Two sources are enough to choose a strength by.
+    options: dict[str, Any] = {"source_off": True, "progress": progress, **STEERED}
+    tried = strength_curve(model, held_out.take(STEERED_FROM[:2]), neurons, stats, STRENGTHS, seeds=(), **options)
+    by = ["strength", "condition"]
+    quality = steering_quality(model, tried, by, progress=progress).drop(columns="n")
+    steering_shares(tried, by).merge(quality, on=by).to_parquet(out / "steering_curve.parquet")
+    outputs = steering_matrix(model, prompts, neurons, stats, strength=best_strength(tried), **options)
+    steering_shares(outputs, ["source", "target", "condition"]).to_parquet(out / "steering.parquet")
+    examples = steering_examples(outputs)
+    (out / "steering_examples.json").write_text(json.dumps(examples, ensure_ascii=False, indent=1), encoding="utf-8")
+
+
+def steering_examples(outputs: pd.DataFrame) -> list[dict[str, Any]]:
+    """The first prompt for every target, from each source in turn, with its continuation as it is and steered."""
+    keys = ["source", "target", "prompt"]
+    plain, steered = (outputs[outputs.condition == c].drop_duplicates(keys) for c in ("unsteered", "steered"))
+    columns = [*keys, "continuation", "found"]
+    pairs = steered[[*columns, "strength"]].merge(plain[columns], on=keys, suffixes=("_steered", "_unsteered"))
+    pairs = pairs[pairs.source != pairs.target]
+    shown = []
+    for i, target in enumerate(outputs.target.unique()):
+        rows = pairs[pairs.target == target]
+        sources = rows.source.unique()
+        shown.append(rows[rows.source == sources[i % len(sources)]].iloc[0])
+    names = {"continuation_steered": "steered", "continuation_unsteered": "unsteered"}
+    return pd.DataFrame(shown).rename(columns=names).to_dict("records")
 
 
 def fact_prompts() -> tuple[Corpus, Corpus]:

@@ -94,14 +94,22 @@ def check_positions(positions: str | tuple[int, ...]) -> None:
 
 
 def set_to_mean(
-    neurons: NeuronSet, stats: ActivationStats, language: str, *, positions: str | tuple[int, ...] = "all"
+    neurons: NeuronSet,
+    stats: ActivationStats,
+    language: str,
+    *,
+    strength: float = 1.0,
+    positions: str | tuple[int, ...] = "all",
 ) -> Intervention:
-    """Hold the neurons at their mean activation in the language, at the site of the recording (Tang et al. 2024).
+    """Hold the neurons at `strength` times their mean activation in the language, at the site of the recording.
+
+    Strength 1 is the steering of Tang et al. 2024.
 
     Raises:
         ValueError: a language without statistics, statistics of site "up", or of another model than the neurons'.
     """
-    return Intervention("set", of_recording(neurons, stats), mean_of(stats, language), stats.site, positions)
+    value = strength * mean_of(stats, language)
+    return Intervention("set", of_recording(neurons, stats), value, stats.site, positions)
 
 
 def add_mean(

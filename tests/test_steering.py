@@ -1,0 +1,464 @@
+import json
+import math
+from contextlib import nullcontext
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import checkpoints
+import oracles
+from mi_multilingual import (
+    Corpus,
+    Intervention,
+    NeuronSet,
+    best_strength,
+    continuation_perplexity,
+    distinct_n,
+    equal_openings,
+    fallback_study,
+    found_shares,
+    generate,
+    identify_language,
+    language_forcing,
+    layer_matched_random,
+    load_corpus,
+    medians,
+    rate_curve,
+    record,
+    record_texts,
+    steer,
+    steering_matrix,
+    steering_quality,
+    steering_shares,
+    strength_curve,
+    unconditional_study,
+)
+from mi_multilingual.demo import LAYOUT, write_steering
+from mi_multilingual.evaluation.steering import RAISING
+from mi_multilingual.evaluation.steering_tables import mean_interval
+from mi_multilingual.models import fingerprint
+
+LANGUAGES = ("en", "fr", "ja")
+DECODING = {"max_new_tokens": 5, "repetition_penalty": 1.2}
+PROMPTS = Corpus({"en": ("The dog", "We drink tea"), "ja": ("犬が", "小さな舟が")}, "prompts")
+RAISED = {"set_to_mean": "set", "add_mean": "add", "add_mean_difference": "add"}
+
+
+@pytest.fixture
+def stats(model, corpus):
+    return record(model, corpus, window=8, progress=False)
+
+
+@pytest.fixture
+def neurons(model):
+    masks = torch.rand(3, model.cfg.n_layers, model.cfg.d_mlp, generator=torch.Generator().manual_seed(0)) < 0.4
+    return NeuronSet(masks, LANGUAGES, "test", model_fingerprint=fingerprint(model))
+
+
+def value(stats, target, raising, strength):
+    """What neurons are set to, or what is added to them."""
+    mean = stats.total / stats.n_tokens
+    k = stats.languages.index(target)
+    others = [i for i in range(len(stats.languages)) if i != k]
+    return strength * (mean[..., k] - (mean[..., others].mean(-1) if raising == "add_mean_difference" else 0))
+
+
+def alone(model, prompt, interventions=(), **decoding):
+    """One prompt continued by itself."""
+    with steer(model, *interventions) if interventions else nullcontext():
+        return generate(model, [prompt], progress=False, **{**DECODING, **decoding})[0]
+
+
+def expected_row(model, source, target, prompt, interventions, labels, languages=LANGUAGES):
+    continuation = alone(model, prompt, interventions)
+    found = identify_language([continuation], languages)[0]
+    row = {"source": source, "target": target, "prompt": prompt, "continuation": continuation, "found": found}
+    return {**row, **labels}
+
+
+def by_hand(model, stats, neurons, pairs, raising, strength, source_off, seed, languages=LANGUAGES):
+    """Rows of one condition by plain loops, one prompt at a time."""
+    used = neurons if seed == -1 else layer_matched_random(neurons, seed=seed)
+    labels = {"condition": "steered" if seed == -1 else "random", "seed": seed, "strength": strength}
+    rows = []
+    for source, target in pairs:
+        raised = used[target]
+        todo = [Intervention(RAISED[raising], raised, value(stats, target, raising, strength), stats.site)]
+        if source_off and source != target:
+            off = used[source].masks & ~raised.masks
+            todo.insert(0, Intervention("zero", replace(raised, masks=off)))
+        for prompt in PROMPTS.documents[source]:
+            rows.append(expected_row(model, source, target, prompt, todo, labels, languages))
+    return rows
+
+
+def unsteered(model, pairs):
+    labels = {"condition": "unsteered", "seed": -1, "strength": 0.0}
+    return [expected_row(model, s, t, p, (), labels) for s, t in pairs for p in PROMPTS.documents[s]]
+
+
+def same_rows(table, rows):
+    """The same rows in any order."""
+    names = sorted(rows[0])
+    assert sorted(table.columns) == names
+    expected = pd.DataFrame(rows)[names].sort_values(names, ignore_index=True)
+    pd.testing.assert_frame_equal(table[names].sort_values(names, ignore_index=True), expected)
+
+
+ALL_PAIRS = [(s, t) for s in ("en", "ja") for t in LANGUAGES]
+
+
+@pytest.mark.parametrize("source_off", [True, False])
+@pytest.mark.parametrize("raising", RAISING)
+def test_the_matrix_equals_one_prompt_at_a_time(model, stats, neurons, raising, source_off):
+    options = {"raising": raising, "strength": 3.0, "source_off": source_off, "seeds": [4], "progress": False}
+    table = steering_matrix(model, PROMPTS, neurons, stats, **options, **DECODING)
+    rows = unsteered(model, ALL_PAIRS)
+    for seed in (-1, 4):
+        rows += by_hand(model, stats, neurons, ALL_PAIRS, raising, 3.0, source_off, seed)
+    same_rows(table, rows)
+    parts = table.groupby("condition").continuation.agg(list)
+    assert parts["steered"] != parts["unsteered"]
+    assert parts["steered"] != parts["random"]
+
+
+def test_forcing_is_the_diagonal_with_a_strength_a_language(model, stats, neurons):
+    strength = {"en": 2.0, "ja": 4.0, "fr": math.nan}
+    table = language_forcing(model, PROMPTS, neurons, stats, strength=strength, seeds=[], progress=False, **DECODING)
+    rows = unsteered(model, [("en", "en"), ("ja", "ja")])
+    for k in ("en", "ja"):
+        rows += by_hand(model, stats, neurons, [(k, k)], "add_mean", strength[k], False, -1)
+    same_rows(table, rows)
+
+
+def test_the_curves_are_matrices_without_the_diagonal(model, stats, neurons):
+    pairs = [(s, t) for s, t in ALL_PAIRS if s != t]
+    options = {"progress": False, "seeds": [1], **DECODING}
+    table = strength_curve(model, PROMPTS, neurons, stats, [1.0, 3.0], **options)
+    rows = unsteered(model, pairs)
+    for seed in (-1, 1):
+        for strength in (1.0, 3.0):
+            rows += by_hand(model, stats, neurons, pairs, "add_mean", strength, False, seed)
+    same_rows(table, rows)
+    few = replace(neurons, masks=neurons.masks & (torch.arange(neurons.masks.shape[-1]) % 2 == 0))
+    table = rate_curve(model, PROMPTS, {0.2: few, 0.4: neurons}, stats, strength=3.0, **options)
+    rows = [{**row, "rate": 0.0} for row in unsteered(model, pairs)]
+    for seed in (-1, 1):
+        for rate, chosen in ((0.2, few), (0.4, neurons)):
+            found = by_hand(model, stats, chosen, pairs, "add_mean", 3.0, False, seed)
+            rows += [{**row, "rate": rate} for row in found]
+    same_rows(table, rows)
+
+
+def test_fallback_switches_off_one_language_after_another(model, neurons):
+    order = ["ja", "en"]
+    table = fallback_study(model, PROMPTS, neurons, order, seeds=[2], progress=False, **DECODING)
+    together = [neurons.masks[2], neurons.masks[2] | neurons.masks[0]]
+    steps = [("unsteered", -1, 0, "", None)]
+    for n, mask in enumerate(together, 1):
+        off = replace(neurons, masks=mask[None], groups=("off",))
+        steps.append(("steered", -1, n, order[n - 1], off))
+        steps.append(("random", 2, n, order[n - 1], layer_matched_random(off, seed=2)))
+    rows = []
+    for condition, seed, n, last, off in steps:
+        labels = {"condition": condition, "seed": seed, "n_off": n, "off": last}
+        todo = () if off is None else (Intervention("zero", off),)
+        rows += [expected_row(model, k, k, p, todo, labels) for k in PROMPTS.languages for p in PROMPTS.documents[k]]
+    same_rows(table, rows)
+
+
+def test_unconditional_texts_are_drawn_from_bos(model, corpus, neurons):
+    texts = record_texts(model, corpus, progress=False)["mean"]
+    values = dict(zip(texts.languages, medians(texts).unbind(-1), strict=True))
+    drawing = {**DECODING, "temperature": 1.3, "seed": 5}
+    table = unconditional_study(model, neurons, values, n_texts=3, seeds=[2], progress=False, **drawing)
+    assert (table[["source", "prompt"]] == "").all(axis=None)
+    assert len(table) == 3 * 3 * 3
+    for (condition, target), part in table.groupby(["condition", "target"]):
+        used = layer_matched_random(neurons, seed=2) if condition == "random" else neurons
+        todo = [Intervention("set", used[target], values[target])]
+        with steer(model, *todo) if condition != "unsteered" else nullcontext():
+            expected = generate(model, [""] * 3, progress=False, **drawing)
+        assert list(part.continuation) == expected
+        assert list(part.found) == identify_language(expected, LANGUAGES)
+        assert (part.seed == (2 if condition == "random" else -1)).all()
+
+
+def test_other_targets_sources_and_languages_of_the_statistics(model, stats, neurons):
+    prompts = Corpus({"de": ("Der Hund",)}, "German")
+    table = steering_matrix(
+        model, prompts, neurons, stats, languages=["fr"], source_off=False, seeds=[], progress=False, **DECODING
+    )
+    assert set(table.source) == {"de"}
+    assert set(table.target) == {"fr"}
+    texts = list(table.continuation)
+    assert list(table.found) == identify_language(texts, ["en", "fr", "ja", "de"])
+
+
+def test_a_source_that_shares_all_its_neurons_stays_on(model, stats, neurons):
+    shared = replace(neurons, masks=neurons.masks[[0, 0, 2]])
+    options = {"languages": ["fr"], "seeds": [], "strength": 2.0, "progress": False, **DECODING}
+    prompts = PROMPTS.take(["en"])
+    off = steering_matrix(model, prompts, shared, stats, **options)
+    on = steering_matrix(model, prompts, shared, stats, source_off=False, **options)
+    pd.testing.assert_frame_equal(off, on)
+
+
+codes = st.sampled_from(["en", "fr", "ja", ""])
+some_outputs = st.lists(
+    st.fixed_dictionaries(
+        {
+            "source": codes,
+            "target": codes.filter(bool),
+            "condition": st.sampled_from(["steered", "random"]),
+            "strength": st.sampled_from([1.0, 2.0, 4.0]),
+            "found": codes,
+        }
+    ),
+    min_size=1,
+    max_size=25,
+)
+
+
+@given(some_outputs, st.sampled_from([["target"], ["target", "condition"], ["strength", "source", "target"]]))
+def test_shares_are_counts_with_wilson_intervals(rows, by):
+    table = steering_shares(pd.DataFrame(rows), by)
+    assert list(table.columns) == [*by, "n", "in_target", "low", "high", "in_source", "elsewhere"]
+    counts = oracles.steering_counts(rows, by)
+    assert [tuple(key) for key in table[by].itertuples(index=False)] == list(counts)
+    for row, (n, target, source, other) in zip(table.itertuples(), counts.values(), strict=True):
+        assert row.n == n
+        assert (row.in_target, row.in_source) == pytest.approx((target / n, source / n))
+        assert row.elsewhere == pytest.approx(other / n, abs=1e-12)
+        assert (row.low, row.high) == pytest.approx(oracles.wilson(target, n), abs=1e-9)
+
+
+@given(some_outputs, st.sampled_from([["target"], ["strength", "condition"]]))
+def test_found_shares_are_a_full_matrix(rows, by):
+    table = found_shares(pd.DataFrame(rows), by)
+    groups = {tuple(r[name] for name in by) for r in rows}
+    assert len(table) == len(groups) * len({r["found"] for r in rows})
+    for row in table.itertuples():
+        group = [r for r in rows if all(r[name] == getattr(row, name) for name in by)]
+        hits = sum(r["found"] == row.found for r in group)
+        assert (row.n, row.share) == (len(group), hits / len(group))
+        assert (row.low, row.high) == pytest.approx(oracles.wilson(hits, len(group)), abs=1e-9)
+    np.testing.assert_allclose(table.groupby(by).share.sum(), 1)
+
+
+@given(some_outputs)
+def test_the_best_strength_is_the_lowest_of_the_most_accurate(rows):
+    outputs = pd.DataFrame(rows)
+    steered = [r for r in rows if r["condition"] == "steered"]
+    if not steered:
+        with pytest.raises(ValueError, match="no steered outputs"):
+            best_strength(outputs)
+        return
+    expected = {}
+    for target in {r["target"] for r in steered}:
+        accuracy = {}
+        for strength in {r["strength"] for r in steered if r["target"] == target}:
+            hits = [r["found"] == target for r in steered if (r["target"], r["strength"]) == (target, strength)]
+            accuracy[strength] = sum(hits) / len(hits)
+        expected[target] = min(s for s in accuracy if accuracy[s] == max(accuracy.values()))
+    assert best_strength(outputs) == expected
+
+
+def test_quality_is_of_the_model_as_it_is(model):
+    rows = [
+        ("en", "fr", "steered", -1, "The dog", " sleeps under the"),
+        ("en", "ja", "steered", -1, "The dog", "犬が眠る"),
+        ("en", "fr", "steered", -1, "We drink", " tea tea tea"),
+        ("en", "fr", "unsteered", -1, "The dog", ""),
+        ("en", "fr", "random", 0, "The dog", " sleeps under the"),
+        ("en", "fr", "random", 0, "The dog", ""),
+    ]
+    outputs = pd.DataFrame(rows, columns=["source", "target", "condition", "seed", "prompt", "continuation"])
+    table = steering_quality(model, outputs, ["condition"], progress=False).set_index("condition")
+    steered = outputs[outputs.condition == "steered"]
+    scores = continuation_perplexity(model, list(steered.prompt), list(steered.continuation), progress=False)
+    nll = (scores.nll * scores.n_tokens).sum() / scores.n_tokens.sum()
+    assert table.nll["steered"] == pytest.approx(nll)
+    assert table.ppl["steered"] == pytest.approx(math.exp(nll))
+    assert table.nll_low["steered"] < nll < table.nll_high["steered"]
+    french = distinct_n([" sleeps under the", " tea tea tea"], 2)
+    assert table.distinct_2["steered"] == pytest.approx((french + distinct_n(["犬が眠る"], 2)) / 2)
+    assert table.loc["unsteered", ["nll", "nll_low", "nll_high", "ppl", "distinct_2"]].isna().all()
+    assert table.nll["random"] == pytest.approx(scores.nll[0])
+    assert list(table.n) == [3, 1, 2]
+
+
+def test_the_interval_of_a_mean_covers_it():
+    random, covered = np.random.default_rng(0), 0
+    for seed in range(60):
+        n_tokens = random.integers(5, 15, 40)
+        total = n_tokens * random.normal(3, 1, 40)
+        mean, low, high = mean_interval(total, n_tokens, seed=seed)
+        assert mean == pytest.approx(total.sum() / n_tokens.sum())
+        covered += low < 3 < high
+    assert 50 <= covered <= 60
+
+
+def test_openings_are_whole_words_of_one_length(model):
+    tokenizer = model.tokenizer
+    corpus = Corpus({k: tuple(s) for k, s in checkpoints.SENTENCES.items()}, "sentences")
+    openings = equal_openings(corpus, tokenizer, n_tokens=6)
+    for k, texts in openings.documents.items():
+        expected = []
+        for document in corpus.documents[k]:
+            for end in range(1, len(document)):
+                start, rest = document[:end], document[end:]
+                ids = tokenizer(start, add_special_tokens=False)["input_ids"]
+                beginning = tokenizer(document, add_special_tokens=False)["input_ids"][:6]
+                if ids == beginning and (k == "ja" or (start[-1].isalpha() and rest[0] == " ")):
+                    expected.append(start)
+        assert list(texts) == expected
+    assert {len(equal_openings(corpus, tokenizer, n_tokens=6, n_prompts=1).documents[k]) for k in LANGUAGES} == {1}
+    with pytest.raises(ValueError, match=r"documents of 'en' have a word that ends with token 6, 9 are asked for"):
+        equal_openings(corpus, tokenizer, n_tokens=6, n_prompts=9)
+
+
+def empty_for(neurons, language):
+    masks = neurons.masks.clone()
+    masks[neurons.groups.index(language)] = False
+    return replace(neurons, masks=masks)
+
+
+@pytest.fixture
+def nothing_runs(monkeypatch):
+    def fail(*arguments, **options):
+        raise AssertionError("the model ran")
+
+    monkeypatch.setattr("mi_multilingual.evaluation.steering.generate", fail)
+
+
+@pytest.mark.usefixtures("nothing_runs")
+def test_mistakes_are_told_before_anything_runs(model, stats, neurons):
+    def matrix(prompts=PROMPTS, chosen=neurons, recorded=stats, **options):
+        return steering_matrix(model, prompts, chosen, recorded, progress=False, **options)
+
+    other = replace(neurons, model_fingerprint="another")
+    imported = replace(neurons, model_fingerprint="")
+    german = Corpus({"de": ("Der Hund",)}, "German")
+    klingon = replace(neurons, groups=("en", "fr", "tlh"))
+    curve = {"progress": False}
+    for match, wrong in {
+        "no neurons for 'de'": lambda: matrix(languages=["de"]),
+        "no neurons for 'de'; this": lambda: matrix(german),
+        "nothing was recorded for 'ja'": lambda: matrix(recorded=stats.take(["en", "fr"])),
+        "languages='fr' is no list": lambda: matrix(languages="fr"),
+        "languages=\\[\\] is no list": lambda: matrix(languages=[]),
+        "the neuron set was made for other weights": lambda: matrix(chosen=other),
+        "the statistics were recorded on another": lambda: matrix(
+            chosen=imported, recorded=replace(stats, model_fingerprint="another")
+        ),
+        "which nothing writes to": lambda: matrix(recorded=replace(stats, site="up")),
+        "the set of 'fr' is empty": lambda: matrix(chosen=empty_for(neurons, "fr")),
+        "the set of 'en' is empty": lambda: matrix(chosen=empty_for(neurons, "en"), languages=["fr"]),
+        "the strength for 'en' is nan": lambda: matrix(strength=math.nan),
+        "the strength for 'ja' is inf": lambda: matrix(strength={"en": 1.0, "fr": 1.0, "ja": math.inf}),
+        "the strength for 'fr' is missing": lambda: matrix(strength={"en": 1.0, "ja": 1.0}),
+        "unknown way of raising 'push'; choose set_to_mean, add_mean": lambda: matrix(raising="push"),
+        "'tlh' is not known to the identifier": lambda: matrix(
+            chosen=klingon, recorded=replace(stats, languages=("en", "fr", "tlh")), prompts=PROMPTS.take(["en"])
+        ),
+        "no prompts to steer to 'en' from another": lambda: strength_curve(
+            model, PROMPTS.take(["en"]), neurons, stats, [1.0], **curve
+        ),
+        "no strength to try": lambda: strength_curve(model, PROMPTS, neurons, stats, [], **curve),
+        "for 'fr' is inf": lambda: strength_curve(model, PROMPTS, neurons, stats, [1.0, math.inf], **curve),
+        "no set of neurons to try": lambda: rate_curve(model, PROMPTS, {}, stats, **curve),
+        "set of 'ja' is empty": lambda: rate_curve(
+            model, PROMPTS, {0.1: neurons, 0.2: empty_for(neurons, "ja")}, stats, **curve
+        ),
+        "no neurons for 'de'; this set has en, fr, ja": lambda: language_forcing(
+            model, german, neurons, stats, progress=False
+        ),
+    }.items():
+        with pytest.raises(ValueError, match=match):
+            wrong()
+
+
+@pytest.mark.usefixtures("nothing_runs")
+def test_mistakes_in_the_other_studies_are_told(model, neurons):
+    shape = tuple(neurons.masks.shape[1:])
+
+    def fallback(order, chosen=neurons):
+        return fallback_study(model, PROMPTS, chosen, order, progress=False)
+
+    def unconditional(values, **options):
+        return unconditional_study(model, neurons, values, progress=False, **options)
+
+    for match, wrong in {
+        "is no list of different languages": lambda: fallback(["en", "en"]),
+        "the order \\[\\]": lambda: fallback([]),
+        "the order 'en'": lambda: fallback("en"),
+        "no neurons for 'de'": lambda: fallback(["de"]),
+        "the set of 'fr' is empty": lambda: fallback(["en", "fr"], empty_for(neurons, "fr")),
+        "made for other weights": lambda: fallback(["en"], replace(neurons, model_fingerprint="another")),
+        "no neurons for 'de'; this": lambda: unconditional({"de": torch.zeros(shape)}),
+        "do not fit neurons of shape": lambda: unconditional({"en": torch.zeros(shape[1], shape[0])}),
+        "is nan": lambda: unconditional({"en": torch.full(shape, math.nan)}),
+        "unknown site 'up'": lambda: unconditional({"en": torch.zeros(shape)}, site="up"),
+        "temperature=0": lambda: unconditional({"en": torch.zeros(shape)}, temperature=0.0),
+        "n_texts=0": lambda: unconditional({"en": torch.zeros(shape)}, n_texts=0),
+        "hold the neurons of no language": lambda: unconditional({}),
+    }.items():
+        with pytest.raises(ValueError, match=match):
+            wrong()
+
+
+def test_tables_say_which_columns_there_are():
+    outputs = pd.DataFrame([{"source": "en", "target": "fr", "found": "fr", "condition": "steered"}])
+    with pytest.raises(ValueError, match="no column 'rate'; they have source, target, found, condition"):
+        steering_shares(outputs, ["rate"])
+    with pytest.raises(ValueError, match="by='target' is no list"):
+        found_shares(outputs, "target")
+    with pytest.raises(ValueError, match="by=\\[\\] is no list"):
+        steering_shares(outputs, [])
+
+
+@pytest.fixture(scope="module")
+def demo_steering(demo_model, tmp_path_factory):
+    """What the demo writes about steering."""
+    identify, evaluate = (load_corpus("demo", split=split) for split in ("identify", "evaluate"))
+    stats = record(demo_model, identify, layout=LAYOUT, progress=False)
+    folder = tmp_path_factory.mktemp("steering")
+    write_steering(folder, demo_model, stats, identify, evaluate, False)
+    return folder
+
+
+@pytest.mark.slow
+def test_steering_beats_the_unsteered_model_and_random_neurons_in_8_of_10_languages(demo_steering):
+    table = pd.read_parquet(demo_steering / "steering.parquet")
+    table = table[table.source != table.target].assign(hits=lambda t: t.in_target * t.n)
+    sums = table.groupby(["condition", "target"])[["hits", "n"]].sum()
+    accuracy = (sums.hits / sums.n).unstack("condition")
+    assert len(accuracy) == 10
+    assert (accuracy.steered > accuracy.unsteered).sum() >= 8
+    assert (accuracy.steered > accuracy.random).sum() >= 8
+    assert (accuracy.steered >= 0.5).sum() >= 8
+    assert accuracy.random.mean() < 0.1
+
+
+@pytest.mark.slow
+def test_stronger_steering_reaches_the_target_and_costs_quality(demo_steering):
+    table = pd.read_parquet(demo_steering / "steering_curve.parquet").set_index("strength")
+    assert table.in_target.is_monotonic_increasing
+    assert table.nll.is_monotonic_increasing
+    assert table.low[2.0] > table.high[0.0]
+
+
+@pytest.mark.slow
+def test_the_demo_shows_an_example_a_target(demo_steering):
+    examples = json.loads((demo_steering / "steering_examples.json").read_text())
+    names = {"source", "target", "prompt", "strength", "steered", "unsteered", "found_steered", "found_unsteered"}
+    assert all(set(e) == names for e in examples)
+    assert [e["target"] for e in examples] == list(load_corpus("demo", split="evaluate").languages)
+    assert all(e["source"] != e["target"] for e in examples)
+    assert sum(e["found_steered"] == e["target"] for e in examples) >= 8

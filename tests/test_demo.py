@@ -6,7 +6,8 @@ import py3langid
 import pytest
 
 from mi_multilingual import choice_accuracy, generate, load_corpus, load_facts, run_demo
-from mi_multilingual.demo import CONTINUED, opening
+from mi_multilingual.demo import CONTINUED
+from mi_multilingual.evaluation.tasks import opening
 from mi_multilingual.neurons import NeuronSet
 from mi_multilingual.report import effects
 
@@ -50,7 +51,7 @@ def test_the_run_folder_is_complete_and_says_how_it_was_made(run):
     assert about["random_seeds"] == [0, 1, 2]
     tables = {"matrix", "facts", "significance", "sharing", "overlap", "attribution", "leaderboard"}
     tables |= {"neuron_examples", "neuron_logits"}
-    tables |= {"steering", "steering_curve"}
+    tables |= {"steering", "steering_curve", "deactivation", "cross_facts"}
     files = {f"{name}.parquet" for name in tables} | {"stats.safetensors", "neurons.safetensors"}
     assert files | {"membership.safetensors", "continuations.json", "steering_examples.json"} <= {
         p.name for p in run.iterdir()

@@ -2,6 +2,7 @@ import json
 import math
 import re
 import shutil
+import sys
 
 import numpy as np
 import pandas as pd
@@ -12,10 +13,13 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from mi_multilingual import TYPES, ActivationStats, NeuronScores, NeuronSet, lape, report
+from mi_multilingual.demo.job import steering_examples
+from mi_multilingual.evaluation.deactivation import deactivation_effects
+from mi_multilingual.evaluation.steering_tables import steering_shares
 from mi_multilingual.report import findings, neuron_pages, script_json
 from mi_multilingual.report.intervals import difference, mean_of
 from mi_multilingual.report.run import Run
-from mi_multilingual.report.sections import SECTIONS
+from mi_multilingual.report.sections import SECTIONS, Section
 from mi_multilingual.report.tables import LONGEST, cells, column, described
 
 EVIL = "<script>document.title='owned'</script>"
@@ -197,6 +201,37 @@ def measured(n):
     )
 
 
+def test_steering_counts_targets_and_pools_outputs():
+    rows = [
+        ("en", "fr", "unsteered", 4, 0.0),
+        ("en", "fr", "steered", 4, 0.75),
+        ("ja", "fr", "steered", 4, 0.25),
+        ("ja", "fr", "unsteered", 4, 0.0),
+        ("en", "ja", "unsteered", 4, 0.5),
+        ("en", "ja", "steered", 4, 0.5),
+        ("en", "en", "steered", 4, 1.0),
+    ]
+    table = pd.DataFrame(rows, columns=["source", "target", "condition", "n", "in_target"])
+    first, unsteered, steered = findings.steering(table)
+    assert "for 1 of 2 languages" in first
+    assert "Unsteered: 17% of 12 outputs" in unsteered
+    assert "Steered: 50% of 12 outputs" in steered
+    assert findings.steering(table[table.condition == "steered"]) == []
+
+
+def test_deactivation_names_what_is_worse_than_random():
+    columns = ["off", "language", "measure", "n_neurons", "change", "low", "high", "random_change", "beyond_high"]
+    rows = [
+        ("all-shared", "all", "margin", 28.0, -3.5, -4.6, -2.6, -0.1, -2.0),
+        ("specific", "all", "margin", 380.0, 0.0, -0.3, 0.4, -0.4, 0.9),
+        ("all-shared", "en", "accuracy", 28.0, -0.2, -0.3, -0.1, -0.1, -0.01),
+    ]
+    worse, rest = findings.deactivation(pd.DataFrame(rows, columns=columns))
+    assert "all-shared neurons (28 a question)" in worse
+    assert "-3.50 nats (95 % interval -4.60 to -2.60)" in worse
+    assert rest.endswith("less harmful: specific.")
+
+
 @given(measured(3), measured(3))
 def test_intervals_of_differences_and_means(mine, theirs):
     change, low, high = difference(mine, theirs)
@@ -276,26 +311,62 @@ def test_stability_of_detectors_is_shown_where_it_is_known(tmp_path):
     assert {">stability<", ">0.62<"} <= set(re.findall(r">stability<|>0.62<", report(tmp_path).read_text()))
 
 
-def test_tables_of_any_columns_make_sections(tmp_path):
-    """What needs no statistics needs none: each of these files alone makes a page."""
-    table = pd.DataFrame({"language": ["en"], "strength": [1.5], "text": [EVIL]})
-    for name in ("steering.parquet", "steering_curve.parquet", "deactivation.parquet", "cross_facts.parquet"):
-        table.to_parquet(tmp_path / name)
-    (tmp_path / "steering_examples.json").write_text(json.dumps(table.to_dict("records")))
+def test_tables_of_any_columns_make_sections(tmp_path, monkeypatch):
+    """What needs no statistics needs none: a file alone makes a page."""
+    monkeypatch.setattr(sys.modules["mi_multilingual.report"], "SECTIONS", (Section("new", "New", ("new.parquet",)),))
+    pd.DataFrame({"language": ["en"], "strength": [1.5], "text": [EVIL]}).to_parquet(tmp_path / "new.parquet")
     text = report(tmp_path).read_text()
-    for section in ("steering", "steering-curve", "steering-examples", "deactivation", "cross-facts"):
-        assert f'<table id="table-{section}">' in text
+    assert '<table id="table-new">' in text
     assert EVIL not in text
     assert 'id="search"' not in text
     assert f"<h1>Run {tmp_path.name}</h1>" in text
 
 
-def test_long_tables_are_cut_and_empty_ones_left_out(tmp_path):
-    pd.DataFrame({"a": range(LONGEST + 7)}).to_parquet(tmp_path / "steering.parquet")
-    pd.DataFrame({"a": []}).to_parquet(tmp_path / "deactivation.parquet")
+def test_steering_has_its_sections(tmp_path):
+    outputs = pd.DataFrame(
+        [
+            (source, target, condition, -1, 2.0, EVIL, f"{EVIL} {condition}", found)
+            for source, target in (("en", "fr"), ("fr", "en"))
+            for condition, found in (("unsteered", source), ("steered", target))
+        ],
+        columns=["source", "target", "condition", "seed", "strength", "prompt", "continuation", "found"],
+    )
+    shares = steering_shares(outputs, ["source", "target", "condition"])
+    shares.to_parquet(tmp_path / "steering.parquet")
+    quality = {"nll": 2.0, "nll_low": 1.5, "nll_high": 2.5, "ppl": 7.4, "distinct_2": 0.9}
+    curve = steering_shares(outputs, ["strength", "condition"]).assign(**quality)
+    curve.to_parquet(tmp_path / "steering_curve.parquet")
+    examples = pd.DataFrame(steering_examples(outputs))
+    (tmp_path / "steering_examples.json").write_text(json.dumps(examples.to_dict("records")))
     text = report(tmp_path).read_text()
-    assert "The first 2,000 rows; 7 more are in steering.parquet." in text
-    assert "table-deactivation" not in text
+    for section in ("steering", "steering-curve", "steering-examples"):
+        assert f'<table id="table-{section}">' in text
+    assert EVIL not in text
+    assert "for 2 of 2 languages" in text
+
+
+def test_deactivation_has_its_sections(tmp_path):
+    items = [("a", k, off, -1 if seed is None else seed, right) for k in ("en", "fr") for off, seed, right in ANSWERS]
+    answers = pd.DataFrame(items, columns=["id", "language", "off", "seed", "correct"])
+    answers = answers.assign(task="t", n_neurons=3, margin=answers.correct - 0.5)
+    for name in ("deactivation.parquet", "cross_facts.parquet"):
+        deactivation_effects(answers).to_parquet(tmp_path / name)
+    text = report(tmp_path).read_text()
+    assert '<table id="table-deactivation">' in text
+    assert '<table id="table-cross-facts">' in text
+
+
+ANSWERS = [("none", None, True), ("all-shared", None, False), ("all-shared", 0, True)]
+
+
+def test_long_tables_are_cut_and_empty_ones_left_out(tmp_path, monkeypatch):
+    sections = tuple(Section(name, name, (f"{name}.parquet",)) for name in ("long", "empty"))
+    monkeypatch.setattr(sys.modules["mi_multilingual.report"], "SECTIONS", sections)
+    pd.DataFrame({"a": range(LONGEST + 7)}).to_parquet(tmp_path / "long.parquet")
+    pd.DataFrame({"a": []}).to_parquet(tmp_path / "empty.parquet")
+    text = report(tmp_path).read_text()
+    assert "The first 2,000 rows; 7 more are in long.parquet." in text
+    assert "table-empty" not in text
 
 
 def test_neuron_data_holds_every_neuron_or_those_of_languages(run_folder, monkeypatch):

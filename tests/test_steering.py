@@ -38,7 +38,7 @@ from mi_multilingual import (
     strength_curve,
     unconditional_study,
 )
-from mi_multilingual.demo import LAYOUT, write_steering
+from mi_multilingual.demo.job import LAYOUT, write_steering
 from mi_multilingual.evaluation.steering import RAISING
 from mi_multilingual.evaluation.steering_tables import mean_interval
 from mi_multilingual.models import fingerprint

@@ -22,10 +22,10 @@ from mi_multilingual import (
     written_accuracy,
 )
 from mi_multilingual.corpora import WITHOUT_SPACES
-from mi_multilingual.demo import fact_table, opening
+from mi_multilingual.demo.job import fact_table
 from mi_multilingual.evaluation import likelihood
 from mi_multilingual.evaluation.likelihood import continuations, forward_rows, log_likelihoods
-from mi_multilingual.evaluation.tasks import choice_log_likelihoods
+from mi_multilingual.evaluation.tasks import choice_log_likelihoods, opening
 
 
 def test_choices_in_a_batch_have_the_likelihood_of_each_alone(model):

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import pandas as pd
 
+from ..evaluation.quality import wilson_interval
 from ..evaluation.specificity import RANDOM
 from ..neurons import NeuronSet
 from .intervals import apart, mean_interval
@@ -157,6 +158,46 @@ def contributions(table: pd.DataFrame) -> list[str]:
                 f"of those that contribute most to the answers: {100 * low:.2f} to {100 * high:.2f} points more (95 % "
                 "interval over languages)."
             )
+    return sentences
+
+
+def steering(table: pd.DataFrame) -> list[str]:
+    """Of `steering_shares` by source, target and condition: prompts in another language than the target."""
+    cross = table[table.source != table.target]
+    hits = (
+        cross.assign(hits=cross.in_target * cross.n).groupby(["condition", "target"], sort=False)[["hits", "n"]].sum()
+    )
+    if not {"steered", "unsteered"} <= set(hits.index.get_level_values("condition")):
+        return []
+    steered, plain = hits.loc["steered"], hits.loc["unsteered"]
+    better = int((steered.hits / steered.n > (plain.hits / plain.n).reindex(steered.index)).sum())
+    sentences = [
+        f"Prompted in another language, the model answers in the language it is steered to more often than unsteered "
+        f"for {better} of {len(steered)} languages."
+    ]
+    for condition, part in hits.groupby(level="condition", sort=False):
+        n, share_found = int(part.n.sum()), float(part.hits.sum() / part.n.sum())
+        low, high = wilson_interval(share_found, n)
+        sentences.append(
+            f"{str(condition).capitalize()}: {share_found:.0%} of {n} outputs are in the language wanted "
+            f"(95 % interval {low:.0%} to {high:.0%})."
+        )
+    return sentences
+
+
+def deactivation(table: pd.DataFrame) -> list[str]:
+    """Of `deactivation_effects` over types of neuron: which cost the answers more than as many random ones."""
+    part = table[(table.language == "all") & (table.measure == "margin")]
+    worse = part[part.beyond_high < 0].sort_values("change")
+    sentences = [
+        f"Without its {row.off} neurons ({row.n_neurons:,.0f} a question) the right answer's lead changes by "
+        f"{row.change:+.2f} nats (95 % interval {row.low:+.2f} to {row.high:+.2f}), without as many random ones by "
+        f"{row.random_change:+.2f}."
+        for row in worse.itertuples()
+    ]
+    rest = part.off[~part.off.isin(worse.off)].tolist()
+    if rest:
+        sentences.append(f"Not told from random neurons, or less harmful: {listed(rest)}.")
     return sentences
 
 

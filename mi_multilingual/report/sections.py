@@ -161,6 +161,20 @@ def sharing_table(table: pd.DataFrame) -> pd.DataFrame:
     return total.assign(stability=total.kept / total.n_neurons.clip(lower=1)).reset_index()
 
 
+DEACTIVATED = (
+    column("off", "switched off"),
+    column("language", "asked in"),
+    column("measure"),
+    column("n_items", "questions", "{:,}"),
+    column("n_neurons", "neurons", "{:,.0f}"),
+    column("intact", "", "{:.3f}"),
+    column("value", "without", "{:.3f}"),
+    column("change", "", "{:+.3f}"),
+    interval("{:+.3f}"),
+    column("random_change", "random: change", "{:+.3f}"),
+    Column(("beyond_low", "beyond_high"), "beyond random, 95 % interval", "{:+.3f} to {:+.3f}"),
+)
+
 SECTIONS = (
     Section(
         "effects",
@@ -368,10 +382,95 @@ SECTIONS = (
             ),
         ),
     ),
-    Section("steering", "Steering", ("steering.parquet",), "What raising or setting a language's neurons does."),
-    Section("steering-curve", "Strength of steering", ("steering_curve.parquet",)),
-    Section("steering-examples", "Steered text", ("steering_examples.json",)),
-    Section("deactivation", "Types of neuron switched off", ("deactivation.parquet",)),
+    Section(
+        "steering",
+        "Steering",
+        ("steering.parquet",),
+        "Prompts of one language, continued with its own neurons off and those of another raised: share of outputs in "
+        "the language wanted, with 95 % Wilson intervals, beside the model as it is and as many random neurons.",
+        (
+            column("source", "prompt"),
+            column("target", "steered to"),
+            column("condition"),
+            column("n", "outputs", "{:,}"),
+            column("in_target", "in the target", "{:.0%}"),
+            interval("{:.0%}"),
+            column("in_source", "in the prompt's", "{:.0%}"),
+            column("elsewhere", "elsewhere", "{:.0%}"),
+        ),
+        findings=findings.steering,
+        language="target",
+        folded=True,
+        figures=(
+            Figure(
+                "steering-matrix",
+                ("steering.parquet",),
+                plots.steering_matrix,
+                "Share of outputs in the language of the column, for prompts in that of the row.",
+                wide=True,
+            ),
+        ),
+    ),
+    Section(
+        "steering-curve",
+        "Strength of steering",
+        ("steering_curve.parquet",),
+        "Held-out prompts, steered to the other languages; strength times the mean activation is added. Perplexity is "
+        "that of the outputs under the model as it is, a cost in fluency.",
+        (
+            column("strength", "", "{:g}"),
+            column("condition"),
+            column("n", "outputs", "{:,}"),
+            column("in_target", "in the target", "{:.0%}"),
+            interval("{:.0%}"),
+            column("ppl", "perplexity a token", "{:.1f}"),
+            Column(("nll_low", "nll_high"), "loss, nats a token: 95 % interval", "{:.2f} to {:.2f}"),
+            column("distinct_2", "distinct pairs of words", "{:.0%}"),
+        ),
+        figures=(
+            Figure(
+                "steering-strength",
+                ("steering_curve.parquet",),
+                plots.steering_curve,
+                "Above: outputs in the language wanted. Below: what it costs.",
+                wide=True,
+            ),
+        ),
+    ),
+    Section(
+        "steering-examples",
+        "Steered text",
+        ("steering_examples.json",),
+        "One prompt a target, failures too; in brackets the language that was identified.",
+        (
+            column("source", "prompt in"),
+            column("target", "steered to"),
+            column("prompt"),
+            Column(("unsteered", "found_unsteered"), "as it is", "{} ({})"),
+            Column(("steered", "found_steered"), "steered", "{} ({})"),
+            column("strength", "", "{:g}"),
+        ),
+        language="target",
+    ),
+    Section(
+        "deactivation",
+        "Types of neuron switched off",
+        ("deactivation.parquet",),
+        "Each question without its own all-shared, partial-shared, specific or non-activated neurons, beside as many "
+        "random ones a layer. Margin: how far the right answer leads the best wrong one, nats. 95 % intervals by "
+        "bootstrap over questions.",
+        DEACTIVATED,
+        findings=findings.deactivation,
+        figures=(
+            Figure(
+                "deactivation-bars",
+                ("deactivation.parquet",),
+                plots.deactivation_bars,
+                "How far the right answer falls back without the neurons of each type.",
+                wide=True,
+            ),
+        ),
+    ),
     Section(
         "facts",
         "Facts",
@@ -387,7 +486,23 @@ SECTIONS = (
         ),
         findings=findings.facts,
     ),
-    Section("cross-facts", "Facts across languages", ("cross_facts.parquet",)),
+    Section(
+        "cross-facts",
+        "Facts across languages",
+        ("cross_facts.parquet",),
+        "Facts asked in one language with the neurons of another switched off; columns as above.",
+        DEACTIVATED,
+        folded=True,
+        figures=(
+            Figure(
+                "cross-facts-matrix",
+                ("cross_facts.parquet",),
+                plots.deactivation_matrix,
+                "Red: answers in the language of the column lead by less without the neurons of the row.",
+                wide=True,
+            ),
+        ),
+    ),
     Section(
         "examples",
         "Continuations",

@@ -33,7 +33,7 @@ from .models import load_model, site
 from .neurons import NeuronScores, NeuronSet
 from .patching.interventions import Intervention, ablate, add_mean, add_mean_difference, set_to_mean, steer
 from .patching.weights import bake, baked, export
-from .recording import ActivationStats, record
+from .recording import ActivationStats, record, record_distributed
 from .report import report
 from .text_activations import TextActivations, record_texts
 
@@ -102,6 +102,7 @@ __all__ = [
     "plots",
     "rankings",
     "record",
+    "record_distributed",
     "record_impact",
     "record_relevance",
     "record_texts",

@@ -3,8 +3,8 @@ import torch
 
 import checkpoints
 from mi_multilingual import Item, choice_accuracy, load_facts
-from mi_multilingual.demo import WITHOUT_SPACES, fact_table, opening
-from mi_multilingual.evaluation.tasks import choice_log_likelihoods, common_prefix
+from mi_multilingual.demo import fact_table
+from mi_multilingual.evaluation.tasks import WITHOUT_SPACES, choice_log_likelihoods, common_prefix, opening
 
 
 def by_hand(model, prompt, choice):

@@ -5,7 +5,6 @@ import platform
 import time
 from collections.abc import Callable
 from importlib.metadata import version
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from ..evaluation.generation import generate
 from ..evaluation.perplexity import perplexity_matrix
 from ..evaluation.quality import wilson_interval
 from ..evaluation.specificity import leaderboard
-from ..evaluation.tasks import Item, choice_accuracy
+from ..evaluation.tasks import Item, choice_accuracy, load_facts, opening
 from ..models import HookedModel, load_model
 from ..recording import record
 from ..report import report
@@ -42,35 +41,8 @@ PERMUTATIONS, RESAMPLES = 200, 100
 # detectors, sentences they see, sentences they are measured on, and neurons they give.
 EVALUATED = 36
 RANKED_ON, COMPARED_ON, COMPARED_NEURONS = 40, 4, 20
-WITHOUT_SPACES = ("ja", "zh")
 HELD_OUT_WORDING = 2
 """The wording of every relation that is not in the training text."""
-
-
-def load_facts(*, wordings: tuple[int, ...] = (0, 1)) -> list[Item]:
-    """Capital, main language and continent of 40 countries as questions in ten languages.
-
-    The choices are all answers that occur for the relation in the language. Wordings 0 and 1 are part of the model's
-    training text, wording 2 is not.
-    """
-    lines = files("mi_multilingual.demo").joinpath("facts.jsonl").read_text(encoding="utf-8").splitlines()
-    facts = pd.DataFrame([json.loads(line) for line in lines])
-    answers = facts.groupby(["relation", "lang"])["answer"].unique().map(sorted)
-    items = []
-    for fact in facts[facts.wording.isin(wordings)].itertuples():
-        gap = "" if fact.lang in WITHOUT_SPACES else " "
-        choices = answers[fact.relation, fact.lang]
-        items.append(
-            Item(
-                id=f"{fact.country}/{fact.relation}/{fact.wording}",
-                language=fact.lang,
-                task=fact.relation,
-                prompt=fact.prompt,
-                choices=tuple(f"{gap}{choice}{fact.tail}" for choice in choices),
-                answer=choices.index(fact.answer),
-            )
-        )
-    return items
 
 
 def run_demo(out: Path | str, *, progress: bool = True) -> Path:
@@ -179,11 +151,6 @@ def fact_prompts() -> tuple[Corpus, Corpus]:
 
 def fact_country(item: Item) -> str:
     return item.id.split("/")[0]
-
-
-def opening(document: str, language: str) -> str:
-    """The first few words of a sentence: five words, or eight characters where words are not separated by spaces."""
-    return document[:8] if language in WITHOUT_SPACES else " ".join(document.split()[:5])
 
 
 def fact_table(answers: pd.DataFrame) -> pd.DataFrame:

@@ -1,7 +1,9 @@
 """Questions with a closed list of answers, scored by the likelihood of each answer."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.resources import files
 
 import pandas as pd
 import torch
@@ -12,6 +14,7 @@ from tqdm.auto import tqdm
 from ..models import HookedModel
 
 TOKENS_A_BATCH = 2048
+WITHOUT_SPACES = ("ja", "km", "lo", "my", "th", "zh")
 
 
 @dataclass(frozen=True)
@@ -77,3 +80,34 @@ def choice_log_likelihoods(model: HookedModel, prompt: str, choices: Sequence[st
 def common_prefix(left: Sequence[int], right: Sequence[int]) -> int:
     """Number of leading ids that both have."""
     return next((i for i, (a, b) in enumerate(zip(left, right, strict=False)) if a != b), min(len(left), len(right)))
+
+
+def load_facts(*, wordings: tuple[int, ...] = (0, 1)) -> list[Item]:
+    """Capital, main language and continent of 40 countries as questions in ten languages.
+
+    The choices are all answers that occur for the relation in the language. Wordings 0 and 1 are part of the model's
+    training text, wording 2 is not.
+    """
+    lines = files("mi_multilingual").joinpath("demo", "facts.jsonl").read_text(encoding="utf-8").splitlines()
+    facts = pd.DataFrame([json.loads(line) for line in lines])
+    answers = facts.groupby(["relation", "lang"])["answer"].unique().map(sorted)
+    items = []
+    for fact in facts[facts.wording.isin(wordings)].itertuples():
+        gap = "" if fact.lang in WITHOUT_SPACES else " "
+        choices = answers[fact.relation, fact.lang]
+        items.append(
+            Item(
+                id=f"{fact.country}/{fact.relation}/{fact.wording}",
+                language=fact.lang,
+                task=fact.relation,
+                prompt=fact.prompt,
+                choices=tuple(f"{gap}{choice}{fact.tail}" for choice in choices),
+                answer=choices.index(fact.answer),
+            )
+        )
+    return items
+
+
+def opening(document: str, language: str) -> str:
+    """The first few words of a sentence: five words, or eight characters where words are not separated by spaces."""
+    return document[:8] if language in WITHOUT_SPACES else " ".join(document.split()[:5])

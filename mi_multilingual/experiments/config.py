@@ -1,0 +1,203 @@
+"""A study: everything that a sweep measures, as typed settings read from one YAML file."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+Site = Literal["gate", "post", "up"]
+Layers = Literal["all", "first", "middle", "last"]
+"""All layers, or a third of them: in MWork's words understanding, reasoning and generation."""
+Measure = Literal["language", "facts", "generation"]
+Share = Annotated[float, Field(gt=0, le=1)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class Settings(BaseModel):
+    """Unknown keys are mistakes, and nothing changes after reading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+def file_name(name: str) -> str:
+    """The name, unless it could name anything but a file of its own."""
+    if not NAME.fullmatch(name):
+        raise ValueError("is no plain name (letters, digits, _ . and -, not beginning with a mark), so no path either")
+    return name
+
+
+def listed(value: Any) -> Any:
+    """One value is a list of one: an axis of the grid with a single point."""
+    return value if isinstance(value, list | tuple) else [value]
+
+
+def no_repeats(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    if repeated := next((v for i, v in enumerate(values) if v in values[:i]), None):
+        raise ValueError(f"has {repeated!r} twice; leave one out")
+    return values
+
+
+def short_form(key: str) -> BeforeValidator:
+    """A plain string stands for a mapping with that `key`."""
+    return BeforeValidator(lambda value: {key: value} if isinstance(value, str) else value)
+
+
+Plain = Annotated[str, AfterValidator(file_name)]
+Several = (BeforeValidator(listed), Field(min_length=1), AfterValidator(no_repeats))
+
+
+class CorpusSettings(Settings):
+    """Text to find neurons on and text to measure on."""
+
+    source: str = "demo"
+    """As `load_corpus` takes it: "demo", a folder, or the id of a Hugging Face data set."""
+    languages: tuple[Plain, ...] | None = None
+    """All of them where none is named."""
+    identify: Plain | None = None
+    """Split that neurons are found on; of the demo "identify" by default."""
+    evaluate: Plain | None = None
+    """Split that effects are measured on; of the demo "evaluate" by default."""
+    identify_documents: Count | None = None
+    """The first so many documents a language; all where none is given."""
+    evaluate_documents: Count | None = None
+    layout: Literal["stream", "documents"] = "stream"
+    """"documents" by default for the demo, whose texts are single sentences."""
+    window: Annotated[int, Field(ge=2)] | None = None
+    """Tokens a row; the model's whole context where none is given."""
+    config: str | None = None
+    column: str = "text"
+
+    @model_validator(mode="before")
+    @classmethod
+    def of_the_demo(cls, given: Any) -> Any:
+        if not isinstance(given, dict) or given.get("source", "demo") != "demo":
+            return given
+        return {"identify": "identify", "evaluate": "evaluate", "layout": "documents"} | given
+
+
+class EntropySettings(Settings):
+    """Chosen by least entropy; `rate` is the share of ALL neurons kept, over all languages together."""
+
+    name: Literal["lape", "lave", "relevance"]
+    filter_rate: Share = 0.95
+    activation_bar_ratio: Share = 0.95
+
+
+class LapSettings(Settings):
+    """Highest activation probability; `rate` is the share of all neurons for every language."""
+
+    name: Literal["lap"]
+    threshold: Annotated[float, Field(ge=0, lt=1)] | None = None
+    """Instead of a rate: the probability a neuron must exceed, 0.95 in the paper."""
+
+
+class RankedSettings(Settings):
+    """Highest mean activation, or highest and lowest average precision; `rate` is the share for every language."""
+
+    name: Literal["activation_percentile", "average_precision"]
+
+
+class PlndSettings(Settings):
+    """Important for all documents of a language; `rate` is the share of a layer that counts as important."""
+
+    name: Literal["plnd"]
+    score: Literal["paper", "released"] = "paper"
+    epsilon: Annotated[float, Field(ge=0)] | None = None
+    """Instead of a rate: the impact a neuron must exceed."""
+
+
+class SharingSettings(Settings):
+    """The type (all-shared, partial-shared, specific, non-activated) a neuron has most often; takes no rate."""
+
+    name: Literal["sharing"]
+    threshold: float = 0.0
+    tokens: Literal["last", "any"] = "last"
+
+
+DetectorSettings = Annotated[
+    EntropySettings | LapSettings | RankedSettings | PlndSettings | SharingSettings,
+    Field(discriminator="name"),
+    short_form("name"),
+]
+
+
+class InterventionSettings(Settings):
+    """What is done to the chosen neurons (see `Intervention`)."""
+
+    kind: Literal["zero", "set", "add", "scale"] = "zero"
+    value: float | Literal["mean", "median", "mean-difference"] | None = None
+    """A number, or the neuron's mean or median activation in the language, or that mean less the other languages'."""
+    strength: float = 1.0
+    """Times the mean or the difference that is added."""
+
+    @model_validator(mode="after")
+    def fits(self) -> InterventionSettings:
+        allowed = {"zero": (), "set": ("mean", "median"), "add": ("mean", "mean-difference"), "scale": ()}[self.kind]
+        if self.kind == "zero" and self.value is not None:
+            raise ValueError(f"zero takes no value, and {self.value!r} was given; leave it out")
+        if self.kind != "zero" and not isinstance(self.value, float) and self.value not in allowed:
+            names = ", ".join(("a number", *allowed))
+            raise ValueError(f"{self.kind} needs a value: {names}; it has {self.value!r}")
+        if self.strength != 1 and (self.kind != "add" or isinstance(self.value, float)):
+            raise ValueError("strength goes with add and mean or mean-difference; put it into the value elsewhere")
+        return self
+
+
+class GenerationSettings(Settings):
+    """How text is generated, and from what."""
+
+    prompts: Literal["openings", "none"] = "openings"
+    """The first words of evaluated documents, or nothing but BOS (needs a temperature)."""
+    n: Count = 4
+    """Prompts a language; of "none", texts in all."""
+    max_new_tokens: Count = 30
+    min_new_tokens: Annotated[int, Field(ge=0)] = 15
+    temperature: Annotated[float, Field(ge=0)] = 0.0
+    top_p: Share = 1.0
+    repetition_penalty: Annotated[float, Field(gt=0)] = 1.1
+    seed: int = 0
+
+
+class Study(Settings):
+    """What a sweep measures; a list where one value could stand is an axis of the grid."""
+
+    name: Plain = "study"
+    model: Annotated[tuple[str, ...], *Several] = ("demo",)
+    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+    corpus: Annotated[CorpusSettings, short_form("source")] = Field(
+        default_factory=lambda: CorpusSettings.model_validate({})
+    )
+    detector: Annotated[tuple[DetectorSettings, ...], *Several] = (EntropySettings(name="lape"),)
+    rate: Annotated[tuple[Share, ...], *Several] = (0.01,)
+    site: Annotated[tuple[Site, ...], *Several] = ("gate",)
+    layers: Annotated[tuple[Layers, ...], *Several] = ("all",)
+    intervention: Annotated[tuple[Annotated[InterventionSettings, short_form("kind")], ...], *Several] = (
+        InterventionSettings(),
+    )
+    ablated: Annotated[tuple[Plain, ...], *Several] = ("each",)
+    """Languages (of the detector sharing: types) whose neurons are changed, or "each" of them."""
+    evaluate: Annotated[tuple[Measure, ...], *Several] = ("language",)
+    """Loss of every language, accuracy on the demo's facts, language of generated text."""
+    facts: Count = 12
+    """Questions a language, spread over the countries and relations."""
+    generation: GenerationSettings = GenerationSettings()
+    seeds: Annotated[tuple[int, ...], AfterValidator(no_repeats)] = (0, 1, 2)
+    """Of the random neurons, as many a layer, that every effect is measured against."""
+
+    @model_validator(mode="after")
+    def can_be_done(self) -> Study:
+        """Combinations of single values that no cell could run."""
+        moves = [i for i in self.intervention if i.kind in ("set", "add")]
+        if "up" in self.site and moves:
+            raise ValueError(f"site 'up' is read only, and intervention {moves[0].kind} would write to it; use post")
+        by_language = [i for i in moves if isinstance(i.value, str)]
+        if by_language and any(d.name == "sharing" for d in self.detector):
+            raise ValueError(
+                f"the types of detector sharing are no languages, so they have no {by_language[0].value}; give numbers"
+            )
+        if self.generation.prompts == "none" and "generation" in self.evaluate and not self.generation.temperature:
+            raise ValueError("generation without prompts gives one text again and again; set generation.temperature")
+        return self

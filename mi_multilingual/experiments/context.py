@@ -1,0 +1,155 @@
+"""What cells share and is made once a process: models, texts, recordings, neuron sets, the unchanged model's numbers."""
+
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..corpora import Corpus, load_corpus
+from ..evaluation.language_id import check_known
+from ..evaluation.tasks import load_facts
+from ..models import HookedModel, load_model
+from ..models import site as site_of
+from ..neurons import NeuronSet
+from .cells import Cell, Inputs, hashed, tokenizer_fingerprint, weights_fingerprint
+from .config import Study
+from .detectors import Evidence, Recorded, chosen, collect, evidence_of, load, neurons_key, save
+from .measures import Observations, Texts, observe
+
+KEPT = 4  # recordings in memory at once
+
+
+class Context:
+    """Everything a cell needs beside itself; every process of a sweep makes its own from study and folder."""
+
+    def __init__(self, study: Study, folder: Path | None = None) -> None:
+        """
+        Args:
+            folder: of the run; recordings and neuron sets are kept there for other processes. Without one, in memory.
+        """
+        self.study = study
+        self.folder = folder
+        self.made: dict[Any, Any] = {}
+
+    def once(self, key: Any, make: Callable[[], Any]) -> Any:
+        """What `make` returned the first time."""
+        if key not in self.made:
+            self.made[key] = make()
+        return self.made[key]
+
+    def model(self, name: str) -> HookedModel:
+        """The model, with nothing changed; one is in memory at a time."""
+        if ("model", name) not in self.made:
+            for key in [k for k in self.made if k[0] in ("model", "weights", "base", "recorded")]:
+                del self.made[key]
+        return self.once(("model", name), lambda: load_model(name, dtype=getattr(torch, self.study.dtype)))
+
+    def fingerprints(self, name: str) -> tuple[str, str]:
+        """Of the model's weights and tokenizer."""
+        model = self.model(name)
+        return self.once(
+            ("weights", name), lambda: (weights_fingerprint(model), tokenizer_fingerprint(model.tokenizer))
+        )
+
+    def corpus(self, part: str) -> Corpus:
+        """The text of "identify" or "evaluate"."""
+        c = self.study.corpus
+        split, most = getattr(c, part), getattr(c, f"{part}_documents")
+
+        def read() -> Corpus:
+            with warnings.catch_warnings():
+                warnings.simplefilter("once")
+                return load_corpus(
+                    c.source, languages=c.languages, split=split, config=c.config, column=c.column, max_documents=most
+                )
+
+        return self.once(("corpus", split, most), read)
+
+    def texts(self) -> Texts:
+        """What effects are measured on: the corpus, and the facts in its languages."""
+        corpus = self.corpus("evaluate")
+        asked = "facts" in self.study.evaluate
+        return Texts(corpus, tuple(i for i in load_facts(wordings=(0,)) if asked and i.language in corpus.languages))
+
+    def inputs(self) -> Inputs:
+        """Fingerprints of all that goes in, read from what is there now.
+
+        Raises:
+            ValueError: a model or text cannot be loaded, or a site or measure is not there for it.
+        """
+        identify, evaluate = self.corpus("identify"), self.corpus("evaluate")
+        facts = self.texts().facts
+        if "facts" in self.study.evaluate and not facts:
+            raise ValueError(f"there are no facts in {', '.join(evaluate.languages)}; take facts out of evaluate")
+        if "generation" in self.study.evaluate:
+            check_known(evaluate.languages)
+        models = {}
+        for name in self.study.model:
+            models[name] = self.fingerprints(name)
+            for site in self.study.site:
+                site_of(self.model(name), site)
+        return Inputs(
+            models,
+            identify.fingerprint,
+            evaluate.fingerprint,
+            hashed([repr(item) for item in facts]) if facts else "",
+            identify.languages,
+        )
+
+    def check(self, cell: Cell) -> None:
+        """Raise where model or text are no longer those that the cell was planned for."""
+        now = (*self.fingerprints(cell.model), self.corpus("identify").fingerprint)
+        planned = (cell.model_fingerprint, cell.tokenizer_fingerprint, cell.identified_on)
+        for name, is_now, was in zip(("weights", "tokenizer", "text"), now, planned, strict=True):
+            if is_now != was:
+                raise ValueError(f"the {name} of {cell.model!r} changed while the sweep was running; start it again")
+
+    def recorded(self, evidence: Evidence, model: str) -> Recorded:
+        """The recording, from memory, from the folder, or made now."""
+        self.model(model)
+        held = [k for k in self.made if k[0] == "recorded" and k[1] != evidence]
+        for key in held[: max(0, len(held) - KEPT + 1)]:
+            del self.made[key]
+        path = self.cached(evidence.kind, evidence.key)
+
+        def make() -> Recorded:
+            if path is not None and path.exists():
+                try:
+                    return load(path, evidence)
+                except ValueError:
+                    path.unlink(missing_ok=True)  # damaged; it can be made again
+            made = collect(evidence, self.model(model), self.corpus("identify"))
+            if path is not None:
+                save(path, made)
+            return made
+
+        return self.once(("recorded", evidence), make)
+
+    def neurons(self, cell: Cell) -> NeuronSet:
+        """The neurons that the cell's detector finds, for all groups."""
+        key = neurons_key(cell)
+        path = self.cached("neurons", key)
+
+        def make() -> NeuronSet:
+            if path is not None and path.exists():
+                try:
+                    return NeuronSet.load(path)
+                except ValueError:
+                    path.unlink(missing_ok=True)
+            made = chosen(cell, self.recorded(evidence_of(cell), cell.model))
+            if path is not None:
+                made.save(path)
+            return made
+
+        return self.once(("neurons", key), make)
+
+    def base(self, cell: Cell) -> list[Observations]:
+        """The cell's measure of the model as it is."""
+        target = cell.ablated if cell.evaluation == "generation" else ""
+        key = ("base", cell.model, cell.evaluation, cell.options, cell.window, cell.layout, target)
+        return self.once(key, lambda: observe(self.model(cell.model), cell, self.texts()))
+
+    def cached(self, kind: str, key: str) -> Path | None:
+        return None if self.folder is None else self.folder / "cache" / f"{kind}-{key}.safetensors"

@@ -1,0 +1,204 @@
+"""A study from its YAML file; a mistake is told with its line, what is allowed, and the closest name."""
+
+import difflib
+import re
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from .config import Study
+
+Place = tuple[str | int, ...]
+"""Keys and list positions that lead to a value."""
+
+
+def preset_names() -> tuple[str, ...]:
+    """The published protocols that a study can start from."""
+    folder = files("mi_multilingual").joinpath("experiments", "presets")
+    return tuple(sorted(f.name.removesuffix(".yaml") for f in folder.iterdir() if f.name.endswith(".yaml")))
+
+
+def load_study(path: Path | str, overrides: Sequence[str] = ()) -> Study:
+    """The study of a YAML file: defaults, under the preset it names, under its own keys, under the overrides.
+
+    Args:
+        path: the file; `preset: kojima` in it takes over a published protocol.
+        overrides: "key=value" with a dotted key and YAML for the value, e.g. "corpus.languages=[en, fr]".
+
+    Raises:
+        ValueError: a file that is no mapping of plain YAML values, an unknown key, or a value that does not fit: with
+            file, line, what is allowed and the closest name.
+    """
+    path = Path(path)
+    given, root = read_yaml(path)
+    places: dict[Place, str] = {}
+    for override in overrides:
+        override_value(given, override, places)
+    preset = given.pop("preset", None)
+    base = {}
+    if preset is not None:
+        if preset not in preset_names():
+            where = place_of(("preset",), root, str(path), places)
+            raise ValueError(f"{where}: preset {preset!r} is unknown; {choice(str(preset), preset_names())}")
+        base, _ = read_yaml(Path(str(files("mi_multilingual").joinpath("experiments", "presets", f"{preset}.yaml"))))
+    try:
+        return Study.model_validate(merged(base, given))
+    except ValidationError as error:
+        first = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
+        raise ValueError(f"{place_of(first['loc'], root, str(path), places)}: {in_words(first)}") from error
+
+
+def read_yaml(path: Path) -> tuple[dict[str, Any], yaml.Node | None]:
+    """The mapping in the file as plain data, and its nodes, which know their lines.
+
+    Raises:
+        ValueError: not YAML, not a mapping, a key twice, or a tag that asks for anything but plain data.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        content = yaml.safe_load(text)
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        raise ValueError(
+            f"{path}, line {line}: {error.problem}; a study is plain YAML, nothing in it is run"
+        ) from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is no YAML in UTF-8 ({' '.join(str(error).split())})") from error
+    except IsADirectoryError as error:
+        raise ValueError(f"{path} is a folder; give the YAML file of a study") from error
+    if root is not None:
+        refuse_repeated_keys(root, path)
+    if content is None:
+        return {}, root
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}, line 1: a study is a mapping, `key: value` a line, and this is {content!r:.40}")
+    return content, root
+
+
+def refuse_repeated_keys(node: yaml.Node, path: Path) -> None:
+    """Raise where a mapping has a key twice: YAML silently takes the last."""
+    if isinstance(node, yaml.SequenceNode):
+        for item in node.value:
+            refuse_repeated_keys(item, path)
+    if isinstance(node, yaml.MappingNode):
+        seen: dict[str, int] = {}
+        for key, value in node.value:
+            line = key.start_mark.line + 1
+            if seen.setdefault(str(key.value), line) != line:
+                raise ValueError(f"{path}, line {line}: key {key.value!r} stands in line {seen[key.value]} already")
+            refuse_repeated_keys(value, path)
+
+
+def override_value(given: dict[str, Any], override: str, places: dict[Place, str]) -> None:
+    """Put the value of "key=value" into `given`, and remember where it came from."""
+    key, sign, text = override.partition("=")
+    keys = tuple(key.strip().split("."))
+    if not sign or not all(keys):
+        raise ValueError(f"--set {override}: give key=value, such as --set rate=0.05 or --set corpus.window=256")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"--set {override}: {text!r} is no plain YAML value") from error
+    inner = given
+    for name in keys[:-1]:
+        if not isinstance(inner.get(name), dict):
+            inner[name] = {}
+        inner = inner[name]
+    inner[keys[-1]] = value
+    places[keys] = f"--set {override}"
+
+
+def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """`base` with the keys of `over`; mappings are merged key by key, all else is replaced."""
+    both = dict(base)
+    for key, value in over.items():
+        inner = both.get(key)
+        both[key] = merged(inner, value) if isinstance(inner, dict) and isinstance(value, dict) else value
+    return both
+
+
+def place_of(place: Place, root: yaml.Node | None, path: str, places: Mapping[Place, str]) -> str:
+    """Where in file or overrides the value stands that `place` leads to, or the last part of it that is there."""
+    for n in range(len(place), 0, -1):
+        if place[:n] in places:
+            return places[place[:n]]
+    node, line = root, 1
+    for step in place:
+        found = [(k, v) for k, v in getattr(node, "value", ()) if k.value == step] if is_mapping(node) else []
+        if found:
+            line, node = found[0][0].start_mark.line + 1, found[0][1]
+        elif isinstance(node, yaml.SequenceNode) and isinstance(step, int):
+            node = node.value[step]
+            line = node.start_mark.line + 1
+    return f"{path}, line {line}"
+
+
+def is_mapping(node: yaml.Node | None) -> bool:
+    return isinstance(node, yaml.MappingNode)
+
+
+def in_words(error: Any) -> str:
+    """One sentence: what is wrong and what is allowed."""
+    name = ".".join(str(step) for step in error["loc"] if isinstance(step, str) and step not in detector_names())
+    given = error.get("input")
+    if error["type"] == "extra_forbidden":
+        return f"key {name!r} is unknown; {choice(str(error['loc'][-1]), allowed_keys(error['loc']))}"
+    if error["type"] in ("literal_error", "union_tag_invalid"):
+        expected = re.findall(r"'([^']*)'", str(error["ctx"].get("expected") or error["ctx"].get("expected_tags")))
+        wrong = error["ctx"].get("tag", given)
+        return f"{name} cannot be {wrong!r}; {choice(str(wrong), expected)}"
+    if error["type"] == "string_type" and isinstance(given, bool):
+        return f"{name} is {given} to YAML, no text; put the word in quotes, as in 'no' for Norwegian"
+    if error["type"] == "value_error":
+        reason = str(error["ctx"]["error"])
+        return f"{name} {given!r} {reason}" if reason.startswith(("is ", "has ")) else f"{name}: {reason}".lstrip(": ")
+    reason = error["msg"].removeprefix("Input ")
+    return f"{name} {reason}, not {given!r}" if name else f"the study {reason}"
+
+
+def choice(wrong: str, allowed: Sequence[str]) -> str:
+    """What is allowed, and the closest of it."""
+    close = difflib.get_close_matches(wrong, allowed, n=1, cutoff=0.5)
+    meant = f"did you mean {close[0]!r}? " if close else ""
+    return f"{meant}allowed: {', '.join(allowed)}"
+
+
+def detector_names() -> tuple[str, ...]:
+    """The tags that pydantic puts into a place beside the keys of the file."""
+    return tuple(detector_keys())
+
+
+def detector_keys() -> dict[str, tuple[str, ...]]:
+    """Name of each detector -> keys that its mapping may have."""
+    from typing import get_args
+
+    from .config import DetectorSettings
+
+    union = get_args(get_args(DetectorSettings)[0])
+    return {name: tuple(s.model_fields) for s in union for name in get_args(s.model_fields["name"].annotation)}
+
+
+def allowed_keys(place: Place) -> tuple[str, ...]:
+    """The keys that may stand where the last step of `place` stands."""
+    for step in reversed(place[:-1]):
+        if step in detector_keys():
+            return detector_keys()[str(step)]
+    model: type[BaseModel] = Study
+    for step in place[:-1]:
+        annotation = model.model_fields[step].annotation if step in model.model_fields else None
+        model = next((m for m in settings_in(annotation)), model)
+    return (("preset",) if model is Study else ()) + tuple(model.model_fields)
+
+
+def settings_in(annotation: Any) -> list[type[BaseModel]]:
+    """The settings classes that occur in a type."""
+    from typing import get_args
+
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [m for part in get_args(annotation) for m in settings_in(part)]

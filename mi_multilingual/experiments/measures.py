@@ -1,0 +1,138 @@
+"""What a cell measures: loss, answers or generated text, whole and with neurons changed."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from ..corpora import Corpus
+from ..evaluation.generation import generate
+from ..evaluation.language_id import identify_language
+from ..evaluation.perplexity import RESAMPLES, corpus_losses, corpus_rows
+from ..evaluation.tasks import Item, choice_log_likelihoods, opening
+from ..models import HookedModel
+from .cells import Cell
+
+NO_PROMPT = "none"
+
+
+@dataclass(frozen=True, eq=False)
+class Observations:
+    """One number a row of text, question or generated text, for one language."""
+
+    evaluated: str
+    """The language; "none" for text generated without a prompt."""
+    measure: str
+    """"loss" (nats a token), "accuracy", "target share" or "own share" (of generated texts)."""
+    total: np.ndarray
+    """Summed loss, or 0 and 1."""
+    weight: np.ndarray
+    """Tokens, or ones: the measure is sum of `total` over sum of `weight`."""
+
+
+@dataclass(frozen=True)
+class Texts:
+    """What effects are measured on."""
+
+    corpus: Corpus
+    facts: tuple[Item, ...]
+
+
+def observe(model: HookedModel, cell: Cell, texts: Texts) -> list[Observations]:
+    """Measure the model as it is now, in every language."""
+    return MEASURES[cell.evaluation](model, cell, texts, json.loads(cell.options))
+
+
+def language_losses(model: HookedModel, cell: Cell, texts: Texts, options: Mapping[str, Any]) -> list[Observations]:
+    """Loss of every row of every language's text."""
+    rows = corpus_rows(model, texts.corpus, cell.window, cell.layout)
+    losses = corpus_losses(model, rows)
+    return [Observations(k, "loss", loss.nll.numpy(), loss.n_tokens.numpy()) for k, loss in losses.items()]
+
+
+def answers(model: HookedModel, cell: Cell, texts: Texts, options: Mapping[str, Any]) -> list[Observations]:
+    """Which questions of every language are answered right."""
+    found = []
+    for language, items in questions(texts.facts, options["n"]).items():
+        right = [int(choice_log_likelihoods(model, i.prompt, i.choices).argmax()) == i.answer for i in items]
+        found.append(Observations(language, "accuracy", np.array(right, float), np.ones(len(items))))
+    return found
+
+
+def questions(items: Sequence[Item], n: int) -> dict[str, list[Item]]:
+    """At most `n` questions a language, drawn once for all: languages with parallel questions get the same."""
+    found: dict[str, list[Item]] = {}
+    for item in items:
+        found.setdefault(item.language, []).append(item)
+    drawn = {size: np.random.default_rng(0).permutation(size)[:n] for size in {len(own) for own in found.values()}}
+    return {k: [own[i] for i in sorted(drawn[len(own)])] for k, own in found.items()}
+
+
+def generated(model: HookedModel, cell: Cell, texts: Texts, options: Mapping[str, Any]) -> list[Observations]:
+    """Whether generated texts are in the language whose neurons are changed, and in that of their prompt."""
+    prompts = prompts_of(texts.corpus, options["prompts"], options["n"])
+    how = {name: value for name, value in options.items() if name not in ("prompts", "n")}
+    written = generate(model, [p for _, p in prompts], progress=False, **how)
+    languages = identify_language(written, texts.corpus.languages)
+    found = []
+    for own in dict.fromkeys(k for k, _ in prompts):
+        came = [language for (k, _), language in zip(prompts, languages, strict=True) if k == own]
+        shares = {"target share": cell.ablated} if cell.ablated in texts.corpus.languages else {}
+        shares |= {"own share": own} if own != NO_PROMPT else {}
+        for measure, wanted in shares.items():
+            hits = np.array([language == wanted for language in came], float)
+            found.append(Observations(own, measure, hits, np.ones(len(hits))))
+    return found
+
+
+def prompts_of(corpus: Corpus, kind: str, n: int) -> list[tuple[str, str]]:
+    """Pairs of language and prompt: the openings of the first documents, or n times nothing."""
+    if kind == NO_PROMPT:
+        return [(NO_PROMPT, "")] * n
+    return [(k, opening(d, k)) for k, documents in corpus.documents.items() for d in documents[:n]]
+
+
+MEASURES: Mapping[str, Callable[[HookedModel, Cell, Texts, Mapping[str, Any]], list[Observations]]] = {
+    "language": language_losses,
+    "facts": answers,
+    "generation": generated,
+}
+
+
+def compared(changed: Sequence[Observations], base: Sequence[Observations]) -> pd.DataFrame:
+    """What changed: columns evaluated, measure, n, base, value, change, low, high (95 % interval of the change).
+
+    Every row of text, question or prompt is compared with itself.
+    """
+    table = []
+    for now, before in zip(changed, base, strict=True):
+        assert (now.evaluated, now.measure) == (before.evaluated, before.measure)
+        weight = before.weight.sum()
+        value, whole = now.total.sum() / weight, before.total.sum() / weight
+        between = bootstrap_interval if now.measure == "loss" else matched_share_interval
+        low, high = between(now.total - before.total, before.weight)
+        table.append((now.evaluated, now.measure, len(now.total), whole, value, value - whole, low, high))
+    return pd.DataFrame(table, columns=["evaluated", "measure", "n", "base", "value", "change", "low", "high"])
+
+
+def bootstrap_interval(difference: np.ndarray, weight: np.ndarray, *, seed: int = 0) -> tuple[float, float]:
+    """95 % interval of sum(difference) / sum(weight), rows drawn with replacement."""
+    n = len(difference)
+    draws = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=RESAMPLES)
+    low, high = np.quantile((draws @ difference) / (draws @ weight), [0.025, 0.975])
+    return float(low), float(high)
+
+
+def matched_share_interval(difference: np.ndarray, weight: np.ndarray) -> tuple[float, float]:
+    """95 % interval of the change of a share, from -1, 0 and 1 of matched pairs (Agresti and Min 2005).
+
+    Half a pair is added to each of the four outcomes, so few pairs without a change leave room for one, which a
+    bootstrap would not.
+    """
+    more, less, n = (difference > 0).sum(), (difference < 0).sum(), len(difference) + 2
+    half = 1.96 * np.sqrt(more + less + 1 - (more - less) ** 2 / n) / n
+    centre = (more - less) / n
+    return max(-1.0, float(centre - half)), min(1.0, float(centre + half))

@@ -6,7 +6,7 @@ import hashlib
 import itertools
 import json
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ import torch.distributed as dist
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
+from transformers import PreTrainedTokenizerBase
 
 from .corpora import Corpus, TokenRows, token_rows
 from .models import HookedModel, Site, StopForward, fingerprint, max_window, model_name, run_trunk
@@ -183,15 +184,8 @@ def record(
     """
     check_shard(shard)
     window, batch_size = batch_shape(model, window, batch_size)
-    origin = {
-        "site": site,
-        "threshold": threshold,
-        "model": model_name(model),
-        "model_fingerprint": fingerprint(model),
-        "corpus_fingerprint": corpus.fingerprint,
-    }
     protocol = {"window": window, "batch_size": batch_size, "layout": layout, "bos": bos, "shard": shard}
-    empty = ActivationStats.zeros(corpus.languages, model.cfg.n_layers, model.cfg.d_mlp, **origin)
+    empty = nothing_recorded(model, corpus, site=site, threshold=threshold)
     start, done = (empty, 0) if checkpoint is None else resumed(Path(checkpoint), empty, protocol)
     # An interrupt may come between any two steps: statistics and their number of batches change in one assignment.
     state = ({language: start.take([language]) for language in corpus.languages}, done)
@@ -202,13 +196,7 @@ def record(
             tensors = {name: getattr(stats, name) for name in TENSORS} | {"n_batches": n_batches}
             save_record(checkpoint, CHECKPOINT_SCHEMA, tensors, {**stats.header(), "protocol": protocol})
 
-    batches = (
-        batch
-        for language in corpus.languages
-        for batch in token_rows(corpus, language, model.tokenizer, window=window, layout=layout, bos=bos).batches(
-            batch_size
-        )
-    )
+    batches = corpus_batches(corpus, model.tokenizer, window=window, batch_size=batch_size, layout=layout, bos=bos)
     mine = itertools.islice(batches, shard[0], None, shard[1])
     reader, saved = site_of(model, site), time.monotonic()
     with tqdm(desc="recording", unit=" tokens", unit_scale=True, disable=not progress) as bar:
@@ -241,6 +229,29 @@ def batch_shape(model: HookedModel, window: int | None, batch_size: int | str) -
             raise ValueError(f"batch_size={batch_size!r} is neither a number of rows nor 'auto'")
         batch_size = max(1, (TOKENS_A_BATCH if on_cpu(model) else TOKENS_A_BATCH_ON_ACCELERATORS) // window)
     return window, batch_size
+
+
+def nothing_recorded(
+    model: HookedModel, corpus: Corpus, *, site: str = "gate", threshold: float = 0.0
+) -> ActivationStats:
+    """What a recording begins with."""
+    origin = {
+        "site": site,
+        "threshold": threshold,
+        "model": model_name(model),
+        "model_fingerprint": fingerprint(model),
+        "corpus_fingerprint": corpus.fingerprint,
+    }
+    return ActivationStats.zeros(corpus.languages, model.cfg.n_layers, model.cfg.d_mlp, **origin)
+
+
+def corpus_batches(
+    corpus: Corpus, tokenizer: PreTrainedTokenizerBase, *, window: int, batch_size: int, layout: str, bos: str = "auto"
+) -> Iterator[TokenRows]:
+    """The batches of a recording in their order: one language after another, longest rows first."""
+    for language in corpus.languages:
+        rows = token_rows(corpus, language, tokenizer, window=window, layout=layout, bos=bos)
+        yield from rows.batches(batch_size)
 
 
 def joined(parts: dict[str, ActivationStats]) -> ActivationStats:

@@ -147,9 +147,13 @@ class Context:
 
     def base(self, cell: Cell) -> list[Observations]:
         """The cell's measure of the model as it is."""
-        target = cell.ablated if cell.evaluation == "generation" else ""
-        key = ("base", cell.model, cell.evaluation, cell.options, cell.window, cell.layout, target)
-        return self.once(key, lambda: observe(self.model(cell.model), cell, self.texts()))
+        return self.once(base_key(cell), lambda: observe(self.model(cell.model), cell, self.texts()))
 
     def cached(self, kind: str, key: str) -> Path | None:
         return None if self.folder is None else self.folder / "cache" / f"{kind}-{key}.safetensors"
+
+
+def base_key(cell: Cell) -> tuple[str | int | None, ...]:
+    """The same for cells that measure the same of the unchanged model."""
+    target = cell.ablated if cell.evaluation == "generation" else ""
+    return ("base", cell.model, cell.evaluation, cell.options, cell.window, cell.layout, target)

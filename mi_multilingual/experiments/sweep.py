@@ -44,8 +44,10 @@ class Attempt:
     trace: str = ""
 
 
-Runner = Callable[[Sequence[Cell], Study, Path], Iterator[Attempt]]
-"""Runs cells in any order and place, and yields an attempt for each as it ends; a cell's error must not end it."""
+Runner = Callable[[Sequence[Cell], Study, Path], Iterator[Attempt | str]]
+"""Runs cells in any order and place, and yields an attempt for each as it ends; a cell's error must not end it.
+
+In between it may yield words on what it is doing, for the progress bar."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -209,7 +211,7 @@ def commit() -> str | None:
 def complete(
     store: Store,
     cells: Sequence[Any],
-    runner: Callable[[Sequence[Any]], Iterator[Attempt]],
+    runner: Callable[[Sequence[Any]], Iterator[Attempt | str]],
     *,
     progress: bool = True,
 ) -> None:
@@ -219,6 +221,9 @@ def complete(
     n_failed = 0
     with tqdm(total=len(cells), initial=len(cells) - len(todo), desc="cells", unit="cell", disable=not progress) as bar:
         for attempt in runner(todo) if todo else ():
+            if isinstance(attempt, str):
+                bar.set_postfix_str(attempt)
+                continue
             if attempt.table is not None:
                 store.add_result(attempt.cell.key, attempt.table, seconds=attempt.seconds)
             else:

@@ -2,11 +2,14 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.table import Table
+
+if TYPE_CHECKING:
+    from .experiments.sweep import Progress
 
 HELP = """
 Find the neurons of a multilingual language model that belong to one language, switch them off, and look.
@@ -197,6 +200,56 @@ def report(
     from .report import report as make
 
     console.print(f"open [bold]{make(folder)}[/bold] in a browser")
+
+
+StudyFile = Annotated[Path, typer.Argument(help="YAML file of the study")]
+Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="over the file, e.g. rate=0.05")]
+Folder = Annotated[Path, typer.Argument(help="run folder of a sweep")]
+
+
+@app.command()
+def run(
+    study: StudyFile,
+    out: Annotated[Path | None, typer.Option(help="run folder; runs/<name of the study> by default")] = None,
+    set_: Set = None,
+    quiet: Quiet = False,
+) -> None:
+    """Run all cells of a study; stopped at any moment, the same command goes on."""
+    from .experiments.loading import load_study
+    from .experiments.sweep import run as run_study
+
+    settings = load_study(study, set_ or ())
+    folder = out or Path("runs") / settings.name
+    print_progress(folder, run_study(settings, folder, progress=not quiet))
+
+
+@app.command()
+def resume(folder: Folder, quiet: Quiet = False) -> None:
+    """Go on with a sweep: cells without a result, and those whose inputs changed."""
+    from .experiments.sweep import resume as resume_study
+
+    print_progress(folder, resume_study(folder, progress=not quiet))
+
+
+@app.command()
+def status(folder: Folder) -> None:
+    """How far a sweep is, and what failed."""
+    from .experiments.sweep import status as status_of
+
+    print_progress(folder, status_of(folder))
+
+
+def print_progress(folder: Path, progress: "Progress") -> None:
+    """Say how far the sweep is; exit code 1 where cells failed."""
+    console.print(f"{progress.done} of {progress.n_cells} cells done in {folder}, {progress.seconds:.0f} s of work")
+    if progress.holder:
+        console.print(f"running: {progress.holder}")
+    for name in progress.broken:
+        console.print(f"damaged: {name}; its cell runs again with the next start")
+    for row in progress.failed.itertuples():
+        console.print(f"failed: {row.what}: {row.error}", markup=False)
+    if len(progress.failed):
+        raise typer.Exit(1)
 
 
 def split_names(languages: str | None) -> tuple[str, ...] | None:

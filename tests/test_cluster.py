@@ -148,18 +148,22 @@ def once(folder, name):
     return True
 
 
-def one_batch_with_accident(folder, real, context, item):
+def one_batch_with_accident(folder, context, item):
+    from mi_multilingual.experiments.cluster import one_batch
+
     if item[1].language == "fr" and once(folder, "batch"):
         os.kill(os.getpid(), signal.SIGKILL)
-    return real(context, item)
+    return one_batch(context, item)
 
 
-def measured_with_accidents(folder, real, context, item):
+def measured_with_accidents(folder, context, item):
     """The worker of one cell is killed in its midst, and another cell never succeeds."""
+    from mi_multilingual.experiments.cluster import measured
+
     cell = item[0]
     if (cell.detector, cell.kind, cell.ablated) == ("lape", "set", "ja"):
         raise ValueError("cannot be done")
-    found = real(context, item)
+    found = measured(context, item)
     if cell.ablated == "fr" and once(folder, "cell"):
         os.kill(os.getpid(), signal.SIGKILL)
     return found
@@ -174,7 +178,7 @@ def test_on_ray_with_accidents_and_gone_on_with_the_numbers_are_those_of_one_pro
     run(study, tmp_path / "one", progress=False)
     with monkeypatch.context() as patch:
         for name, accident in (("one_batch", one_batch_with_accident), ("measured", measured_with_accidents)):
-            patch.setattr(module, name, partial(accident, str(tmp_path), getattr(module, name)))
+            patch.setattr(module, name, partial(accident, str(tmp_path)))
         progress = run(study, tmp_path / "many", runner=on_ray("local", n_workers=2), progress=False)
     assert not ray.is_initialized()
     assert (tmp_path / "batch").exists()

@@ -3,7 +3,7 @@
 import hashlib
 import itertools
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -151,12 +151,6 @@ def groups_of(study: Study, detector: str, languages: Sequence[str]) -> tuple[st
     return study.ablated
 
 
-def by_model(cells: Sequence[Cell]) -> Iterator[tuple[str, list[Cell]]]:
-    """Cells of one model after another, so that each is loaded once."""
-    for name in dict.fromkeys(cell.model for cell in cells):
-        yield name, [cell for cell in cells if cell.model == name]
-
-
 def hashed(content: Any) -> str:
     """32 hex digits of anything that JSON can say."""
     return hashlib.sha256(json.dumps(content, sort_keys=True, ensure_ascii=False).encode()).hexdigest()[:32]
@@ -179,5 +173,6 @@ def weights_fingerprint(model: HookedModel) -> str:
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     """16 hex digits of everything that decides how text becomes tokens."""
     special = {name: getattr(tokenizer, f"{name}_token_id", None) for name in ("bos", "eos", "pad", "unk")}
-    rules = tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else tokenizer.get_vocab()
+    fast = tokenizer.backend_tokenizer if tokenizer.is_fast else None
+    rules = tokenizer.get_vocab() if fast is None else fast.to_str()
     return hashed({"special": special, "rules": rules})[:16]

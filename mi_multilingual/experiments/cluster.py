@@ -7,7 +7,6 @@ import time
 import traceback
 from collections.abc import Iterator, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -25,15 +24,14 @@ from ..recording import (
     nothing_recorded,
 )
 from .cells import Cell, by_model
-from .config import Study
 from .context import Context, base_key
 from .detectors import Evidence, needs, save
 from .measures import Observations
 from .sweep import Attempt, Runner, run_cell
 from .workers import Outcome, Pool, workers
 
-Recording = tuple[Evidence, str]
-"""Evidence and the name of its model."""
+Recording = tuple[Evidence, Cell]
+"""Evidence, and a cell that needs it."""
 
 
 def on_ray(address: str, *, n_workers: int | None = None) -> Runner:
@@ -50,12 +48,12 @@ def on_ray(address: str, *, n_workers: int | None = None) -> Runner:
         n_workers: at most so many; one a GPU by default, without GPUs one a core.
     """
 
-    def runner(cells: Sequence[Cell], study: Study, folder: Path) -> Iterator[Attempt | str]:
-        # The models that this process loaded for their fingerprints leave room for those of the workers.
+    def runner(cells: Sequence[Cell], context: Context) -> Iterator[Attempt | str]:
+        # What this process loaded to plan the cells leaves the memory of the GPU to the workers.
+        context.forget_model()
         gc.collect()
         torch.cuda.empty_cache()
-        with workers(address, partial(Context, study, folder), n_workers=n_workers) as pool:
-            context = Context(study, folder)
+        with workers(address, partial(Context, context.study, context.folder), n_workers=n_workers) as pool:
             for _, own in by_model(cells):
                 yield from record_and_run(pool, own, context)
 
@@ -64,11 +62,11 @@ def on_ray(address: str, *, n_workers: int | None = None) -> Runner:
 
 def record_and_run(pool: Pool, cells: Sequence[Cell], context: Context) -> Iterator[Attempt | str]:
     """All cells of one model: what they choose neurons from, what they compare with, then themselves."""
-    errors: dict[Recording, Outcome] = {}
+    errors: dict[Evidence, Outcome] = {}
     yield from record_missing(pool, cells, context, errors)
     ready = []
     for cell in cells:
-        wrong = next((errors[r] for r in recordings([cell]) if r in errors), None)
+        wrong = next((errors[e] for e in needs(cell) if e in errors), None)
         if wrong is None:
             ready.append(cell)
         else:
@@ -82,7 +80,7 @@ def record_and_run(pool: Pool, cells: Sequence[Cell], context: Context) -> Itera
 
 
 def record_missing(
-    pool: Pool, cells: Sequence[Cell], context: Context, errors: dict[Recording, Outcome]
+    pool: Pool, cells: Sequence[Cell], context: Context, errors: dict[Evidence, Outcome]
 ) -> Iterator[str]:
     """Everything the cells choose neurons from that is not in the run folder yet; failures go to `errors`."""
     missing = [r for r in recordings(cells) if not there(r, context)]
@@ -90,18 +88,22 @@ def record_missing(
         try:
             yield from record_by_batches(pool, recording, context)
         except Failed as failed:
-            errors[recording] = failed.outcome
+            errors[recording[0]] = failed.outcome
         except ValueError as error:
-            errors[recording] = Outcome(0, recording, error=f"ValueError: {error}", trace=traceback.format_exc())
+            errors[recording[0]] = Outcome(0, recording, error=f"ValueError: {error}", trace=traceback.format_exc())
     for outcome in pool.run(record_whole, [r for r in missing if r[0].kind != "stats"]):
         yield f"recorded {outcome.item[0].kind}"
         if outcome.error:
-            errors[outcome.item] = outcome
+            errors[outcome.item[0]] = outcome
 
 
 def recordings(cells: Sequence[Cell]) -> list[Recording]:
     """What the cells need, each once."""
-    return list(dict.fromkeys((evidence, cell.model) for cell in cells for evidence in needs(cell)))
+    found: dict[Evidence, Cell] = {}
+    for cell in cells:
+        for evidence in needs(cell):
+            found.setdefault(evidence, cell)
+    return list(found.items())
 
 
 def there(recording: Recording, context: Context) -> bool:
@@ -151,8 +153,9 @@ def checked(outcome: Outcome) -> Outcome:
 
 def begin(context: Context, recording: Recording) -> tuple[ActivationStats, Any, dict[str, int]]:
     """In a worker: the statistics of nothing, the tokenizer, and window and batch size."""
-    evidence, name = recording
-    model = context.model(name)
+    evidence, cell = recording
+    context.check(cell)
+    model = context.model(cell.model)
     window, batch_size = batch_shape(model, evidence.window, "auto")
     empty = nothing_recorded(model, context.corpus("identify"), site=evidence.site)
     return empty, model.tokenizer, {"window": window, "batch_size": batch_size}
@@ -160,8 +163,9 @@ def begin(context: Context, recording: Recording) -> tuple[ActivationStats, Any,
 
 def one_batch(context: Context, item: tuple[Recording, TokenRows]) -> ActivationStats:
     """In a worker: the statistics of one batch."""
-    (evidence, name), batch = item
-    model = context.model(name)
+    (evidence, cell), batch = item
+    context.check(cell)
+    model = context.model(cell.model)
     corpus = context.corpus("identify")
     empty = context.once(("recorded", evidence.key), lambda: nothing_recorded(model, corpus, site=evidence.site))
     return batch_stats(model, site_of(model, evidence.site), batch, empty.take([batch.language]))
@@ -169,7 +173,9 @@ def one_batch(context: Context, item: tuple[Recording, TokenRows]) -> Activation
 
 def record_whole(context: Context, recording: Recording) -> None:
     """In a worker: a recording that is not cut, kept in the run folder."""
-    context.recorded(*recording)
+    evidence, cell = recording
+    context.check(cell)
+    context.recorded(evidence, cell.model)
 
 
 def base(context: Context, cell: Cell) -> list[Observations]:
@@ -181,6 +187,7 @@ def measured(context: Context, item: tuple[Cell, list[Observations] | None]) -> 
     """In a worker: the rows of a cell, and the seconds they took."""
     cell, known = item
     started = time.monotonic()
+    context.model(cell.model)
     if known is not None:
         context.made[base_key(cell)] = known
     table = run_cell(cell, context)

@@ -167,9 +167,7 @@ class Study(Settings):
     name: Plain = "study"
     model: Annotated[tuple[str, ...], *Several] = ("demo",)
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
-    corpus: Annotated[CorpusSettings, short_form("source")] = Field(
-        default_factory=lambda: CorpusSettings.model_validate({})
-    )
+    corpus: Annotated[CorpusSettings, short_form("source")] = Field("demo", validate_default=True)
     detector: Annotated[tuple[DetectorSettings, ...], *Several] = (EntropySettings(name="lape"),)
     rate: Annotated[tuple[Share, ...], *Several] = (0.01,)
     site: Annotated[tuple[Site, ...], *Several] = ("gate",)

@@ -1,4 +1,4 @@
-"""What cells share and is made once a process: models, texts, recordings, neuron sets, the unchanged model's numbers."""
+"""What cells share and a process makes once: models, texts, recordings, neuron sets, numbers of the whole model."""
 
 import warnings
 from collections.abc import Callable
@@ -42,9 +42,13 @@ class Context:
     def model(self, name: str) -> HookedModel:
         """The model, with nothing changed; one is in memory at a time."""
         if ("model", name) not in self.made:
-            for key in [k for k in self.made if k[0] in ("model", "weights", "base", "recorded")]:
-                del self.made[key]
+            self.forget_model()
         return self.once(("model", name), lambda: load_model(name, dtype=getattr(torch, self.study.dtype)))
+
+    def forget_model(self) -> None:
+        """Let go of the model in memory and of what was read off it."""
+        for key in [k for k in self.made if k[0] in ("model", "weights", "base", "recorded")]:
+            del self.made[key]
 
     def fingerprints(self, name: str) -> tuple[str, str]:
         """Of the model's weights and tokenizer."""
@@ -80,6 +84,8 @@ class Context:
             ValueError: a model or text cannot be loaded, or a site or measure is not there for it.
         """
         identify, evaluate = self.corpus("identify"), self.corpus("evaluate")
+        if apart := set(identify.languages) ^ set(evaluate.languages):
+            raise ValueError(f"{min(apart)!r} is in one of the two texts only; set corpus.languages to what both have")
         facts = self.texts().facts
         if "facts" in self.study.evaluate and not facts:
             raise ValueError(f"there are no facts in {', '.join(evaluate.languages)}; take facts out of evaluate")
@@ -90,21 +96,34 @@ class Context:
             models[name] = self.fingerprints(name)
             for site in self.study.site:
                 site_of(self.model(name), site)
-        return Inputs(
-            models,
-            identify.fingerprint,
-            evaluate.fingerprint,
-            hashed([repr(item) for item in facts]) if facts else "",
-            identify.languages,
-        )
+        return Inputs(models, **self.texts_read(), languages=identify.languages)
 
     def check(self, cell: Cell) -> None:
         """Raise where model or text are no longer those that the cell was planned for."""
-        now = (*self.fingerprints(cell.model), self.corpus("identify").fingerprint)
-        planned = (cell.model_fingerprint, cell.tokenizer_fingerprint, cell.identified_on)
-        for name, is_now, was in zip(("weights", "tokenizer", "text"), now, planned, strict=True):
-            if is_now != was:
-                raise ValueError(f"the {name} of {cell.model!r} changed while the sweep was running; start it again")
+        weights, tokenizer = self.fingerprints(cell.model)
+        texts = self.texts_read()
+        pairs = {
+            "weights of the model": (weights, cell.model_fingerprint),
+            "tokenizer": (tokenizer, cell.tokenizer_fingerprint),
+            "text that neurons are found on": (texts["identify"], cell.identified_on),
+            "text that is evaluated": (texts["facts" if cell.evaluation == "facts" else "evaluate"], cell.evaluated_on),
+        }
+        for name, (now, planned) in pairs.items():
+            if now != planned:
+                raise ValueError(f"the {name} changed while the sweep was running; start it again")
+
+    def texts_read(self) -> dict[str, str]:
+        """Fingerprints of the texts and of the questions, as this process read them."""
+
+        def read() -> dict[str, str]:
+            facts = self.texts().facts
+            return {
+                "identify": self.corpus("identify").fingerprint,
+                "evaluate": self.corpus("evaluate").fingerprint,
+                "facts": hashed([repr(item) for item in facts]) if facts else "",
+            }
+
+        return self.once(("texts read",), read)
 
     def recorded(self, evidence: Evidence, model: str) -> Recorded:
         """The recording, from memory, from the folder, or made now."""

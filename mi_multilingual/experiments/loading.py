@@ -64,9 +64,7 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], yaml.Node | None]:
         content = yaml.safe_load(text)
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
-        raise ValueError(
-            f"{path}, line {line}: {error.problem}; a study is plain YAML, nothing in it is run"
-        ) from error
+        raise ValueError(f"{path}, line {line}: {error.problem}; a study is plain YAML, nothing is run") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is no YAML in UTF-8 ({' '.join(str(error).split())})") from error
     except IsADirectoryError as error:

@@ -122,17 +122,15 @@ class Store:
         folder = self.path(name)
         return list(folder.iterdir()) if folder.is_dir() else []
 
-    def check_results(
-        self, keys: Sequence[str] | None = None, *, set_aside: bool = False
-    ) -> tuple[set[str], list[str]]:
-        """Keys of cells with a whole file, and the names of broken files.
+    def check_results(self, keys: Sequence[str], *, set_aside: bool = False) -> tuple[set[str], list[str]]:
+        """Which of the cells have a whole file, and the names of broken files.
 
         Args:
             set_aside: move the broken ones to damaged/, so that their cells count as not done.
         """
-        whole, broken = set(), []
+        whole, broken, wanted = set(), [], set(keys)
         for key, path in self.results().items():
-            if keys is not None and key not in keys:
+            if key not in wanted:
                 continue
             if is_whole(path):
                 whole.add(key)
@@ -169,9 +167,8 @@ class Store:
 
     def failures(self) -> dict[str, Any]:
         """The errors of failed cells by key."""
-        return {
-            p.stem: self.read_json(f"failed/{p.name}") for p in sorted(self.listed("failed")) if p.suffix == ".json"
-        }
+        files = [path for path in sorted(self.listed("failed")) if path.suffix == ".json" and path.name[0] != "."]
+        return {path.stem: self.read_json(f"failed/{path.name}") for path in files}
 
     def sweep_up(self) -> None:
         """Remove what writers that were killed left half written."""

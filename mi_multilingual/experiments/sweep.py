@@ -44,10 +44,12 @@ class Attempt:
     trace: str = ""
 
 
-Runner = Callable[[Sequence[Cell], Study, Path], Iterator[Attempt | str]]
+Runner = Callable[[Sequence[Cell], Context], Iterator[Attempt | str]]
 """Runs cells in any order and place, and yields an attempt for each as it ends; a cell's error must not end it.
 
-In between it may yield words on what it is doing, for the progress bar."""
+In between it may yield words on what it is doing, for the progress bar. The context has been used to plan; another
+process makes its own: `Context(context.study, context.folder)`.
+"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,7 +78,7 @@ def run(study: Study, folder: Path | str, *, runner: Runner | None = None, progr
     """Run the study's cells that have no result yet; interrupted at any moment, the same call goes on.
 
     Args:
-        folder: the run folder (see `mi_multilingual.experiments.store`); may hold an earlier run, also of another study.
+        folder: the run folder (see `mi_multilingual.experiments.store`); may hold an earlier run.
         runner: `serial` by default.
 
     Returns:
@@ -89,10 +91,11 @@ def run(study: Study, folder: Path | str, *, runner: Runner | None = None, progr
     store = Store(Path(folder))
     with store.locked():
         store.sweep_up()
-        inputs = Context(study).inputs()
+        context = Context(study, store.folder)
+        inputs = context.inputs()
         cells = cells_of(study, inputs)
         write_plan(store, study, cells, asdict(inputs))
-        complete(store, cells, lambda todo: (runner or serial)(todo, study, store.folder), progress=progress)
+        complete(store, cells, lambda todo: (runner or serial)(todo, context), progress=progress)
     return status(folder)
 
 
@@ -233,9 +236,8 @@ def complete(
             bar.update()
 
 
-def serial(cells: Sequence[Cell], study: Study, folder: Path) -> Iterator[Attempt]:
+def serial(cells: Sequence[Cell], context: Context) -> Iterator[Attempt]:
     """The cells one after another in this process."""
-    context = Context(study, folder)
     for cell in cells:
         yield attempt(cell, context)
 

@@ -23,7 +23,7 @@ from ..recording import (
     joined,
     nothing_recorded,
 )
-from .cells import Cell, by_model
+from .cells import Cell
 from .context import Context, base_key
 from .detectors import Evidence, needs, save
 from .measures import Observations
@@ -54,8 +54,9 @@ def on_ray(address: str, *, n_workers: int | None = None) -> Runner:
         gc.collect()
         torch.cuda.empty_cache()
         with workers(address, partial(Context, context.study, context.folder), n_workers=n_workers) as pool:
-            for _, own in by_model(cells):
-                yield from record_and_run(pool, own, context)
+            # A model after another, so that each worker loads each model once.
+            for name in dict.fromkeys(cell.model for cell in cells):
+                yield from record_and_run(pool, [cell for cell in cells if cell.model == name], context)
 
     return runner
 

@@ -129,7 +129,7 @@ def status(folder: Path | str) -> Progress:
         tuple(broken),
         len(set(store.results()) - set(keys)),
         store.holder() if store.is_held() else "",
-        sum(store.seconds(keys)),
+        sum(store.seconds(keys), 0.0),
     )
 
 

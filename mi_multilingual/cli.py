@@ -224,6 +224,22 @@ def run(
 
 
 @app.command()
+def plan(study: StudyFile, set_: Set = None) -> None:
+    """Cells, tokens, time and memory of a study, before anything of it runs."""
+    from .experiments.loading import load_study
+    from .experiments.plan import plan as plan_study
+
+    made = plan_study(load_study(study, set_ or ()))
+    table = Table("model", "work", "times", "tokens", "seconds", title=f"{len(made.cells):,} cells")
+    for row in made.steps.itertuples():
+        table.add_row(row.model, row.work, f"{row.times:,}", f"{row.tokens:,}", f"{row.seconds:,.1f}")
+    console.print(table)
+    console.print(f"about {made.seconds:,.0f} s in one process and {made.memory / 2**30:.2f} GiB ({made.basis})")
+    for note in made.notes:
+        console.print(f"note: {note}")
+
+
+@app.command()
 def resume(folder: Folder, quiet: Quiet = False) -> None:
     """Go on with a sweep: cells without a result, and those whose inputs changed."""
     from .experiments.sweep import resume as resume_study

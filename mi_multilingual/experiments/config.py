@@ -12,6 +12,7 @@ Site = Literal["gate", "post", "up"]
 Layers = Literal["all", "first", "middle", "last"]
 """All layers, or a third of them: in MWork's words understanding, reasoning and generation."""
 Measure = Literal["language", "facts", "generation"]
+VALUES = ("mean", "median", "mean-difference")
 Share = Annotated[float, Field(gt=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
 
@@ -49,6 +50,10 @@ Plain = Annotated[str, AfterValidator(file_name)]
 Several = (BeforeValidator(listed), Field(min_length=1), AfterValidator(no_repeats))
 
 
+DEMO = {"identify": "identify", "evaluate": "evaluate", "layout": "documents", "evaluate_documents": 12}
+"""Defaults of the demo corpus: its splits, its single sentences, and so many that a cell takes about a second."""
+
+
 class CorpusSettings(Settings):
     """Text to find neurons on and text to measure on."""
 
@@ -57,14 +62,13 @@ class CorpusSettings(Settings):
     languages: tuple[Plain, ...] | None = None
     """All of them where none is named."""
     identify: Plain | None = None
-    """Split that neurons are found on; of the demo "identify" by default."""
+    """Split that neurons are found on (`DEMO` has the defaults of the demo)."""
     evaluate: Plain | None = None
-    """Split that effects are measured on; of the demo "evaluate" by default."""
+    """Split that effects are measured on."""
     identify_documents: Count | None = None
     """The first so many documents a language; all where none is given."""
     evaluate_documents: Count | None = None
     layout: Literal["stream", "documents"] = "stream"
-    """"documents" by default for the demo, whose texts are single sentences."""
     window: Annotated[int, Field(ge=2)] | None = None
     """Tokens a row; the model's whole context where none is given."""
     config: str | None = None
@@ -75,7 +79,7 @@ class CorpusSettings(Settings):
     def of_the_demo(cls, given: Any) -> Any:
         if not isinstance(given, dict) or given.get("source", "demo") != "demo":
             return given
-        return {"identify": "identify", "evaluate": "evaluate", "layout": "documents"} | given
+        return DEMO | given
 
 
 class EntropySettings(Settings):
@@ -124,11 +128,20 @@ DetectorSettings = Annotated[
 ]
 
 
+def number_or_name(value: Any) -> Any:
+    """The value, unless it is a text that says nothing: pydantic would tell what is wrong with it as a number."""
+    if isinstance(value, str) and value not in VALUES:
+        raise ValueError(f"is no number and none of {', '.join(VALUES)}")
+    return value
+
+
 class InterventionSettings(Settings):
     """What is done to the chosen neurons (see `Intervention`)."""
 
     kind: Literal["zero", "set", "add", "scale"] = "zero"
-    value: float | Literal["mean", "median", "mean-difference"] | None = None
+    value: Annotated[float | Literal["mean", "median", "mean-difference"] | None, BeforeValidator(number_or_name)] = (
+        None
+    )
     """A number, or the neuron's mean or median activation in the language, or that mean less the other languages'."""
     strength: float = 1.0
     """Times the mean or the difference that is added."""

@@ -1,0 +1,195 @@
+"""What a study will cost, before anything of it runs."""
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from ..corpora import Corpus, TokenRows
+from ..evaluation.generation import generate
+from ..evaluation.perplexity import TOKENS_A_BATCH, corpus_losses, corpus_rows
+from ..evaluation.tasks import choice_log_likelihoods
+from ..models import HookedModel
+from ..models import site as site_of
+from ..recording import ActivationStats, batch_stats
+from .cells import NOT_RANDOM, Cell, cells_of
+from .config import Study
+from .context import Context
+from .detectors import Evidence, needs
+from .measures import prompts_of, questions
+
+PROBED_TOKENS, PROBED_STEPS = 1024, 4
+PASSES = {"stats": 1, "texts": 1, "impact": 2, "relevance": 4, "sharing": 1}
+"""Cost of a recording a token, in recordings of statistics; a backward pass counts two passes, and needs the logits."""
+NUMBERS_A_NEURON = {"stats": 4, "impact": 2, "relevance": 1, "sharing": 5}
+"""64-bit numbers that a recording keeps for every neuron and language."""
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """The cells of a study and what they will take."""
+
+    cells: tuple[Cell, ...]
+    steps: pd.DataFrame
+    """A row a kind of work: model, work, times (that it is done), tokens (in all), seconds (in all)."""
+    memory: int
+    """Bytes at least, by formula: weights, logits of a batch, and the largest recording, of the largest model."""
+    basis: str
+    """Where the seconds come from."""
+    notes: tuple[str, ...]
+    """What may not be meant."""
+
+    @property
+    def seconds(self) -> float:
+        return float(self.steps.seconds.sum())
+
+
+def plan(study: Study) -> Plan:
+    """The study's cells, and an estimate of tokens, seconds and memory from a timed pass of every model.
+
+    Raises:
+        ValueError: a model or text cannot be loaded, as `run` would find.
+    """
+    context = Context(study)
+    cells = cells_of(study, context.inputs())
+    steps, basis, memory = [], [], 0
+    for name in study.model:
+        own = [cell for cell in cells if cell.model == name]
+        model = context.model(name)
+        seconds = seconds_a_token(model, study, context.corpus("evaluate"), measured(model))
+        basis.append(f"{name}: {1 / seconds:,.0f} tokens a second in a timed pass")
+        to_record = seconds_a_token(model, study, context.corpus("identify"), recorded(model))
+        steps += [{"model": name, **step} for step in recordings(own, model, study, context, to_record)]
+        steps += [{"model": name, **step} for step in measurements(own, model, study, context, seconds)]
+        memory = max(memory, memory_of(model, own, context.corpus("identify")))
+    table = pd.DataFrame(steps, columns=["model", "work", "times", "tokens", "seconds"])
+    return Plan(cells, table, memory, "; ".join(basis), notes_of(study, cells, context))
+
+
+def recordings(
+    cells: list[Cell], model: HookedModel, study: Study, context: Context, seconds: float
+) -> list[dict[str, Any]]:
+    """A row a recording that the cells need."""
+    found = dict.fromkeys(evidence for cell in cells for evidence in needs(cell))
+    corpus = context.corpus("identify")
+    tokens = {layout: n_tokens(model, corpus, study.corpus.window, layout) for layout in {e.layout for e in found}}
+    return [
+        {
+            "work": f"record {e.kind} {e.site}".rstrip(),
+            "times": 1,
+            "tokens": tokens[e.layout],
+            "seconds": PASSES[e.kind] * tokens[e.layout] * seconds,
+        }
+        for e in found
+    ]
+
+
+def measurements(
+    cells: list[Cell], model: HookedModel, study: Study, context: Context, seconds: float
+) -> list[dict[str, Any]]:
+    """A row a measure: its cells, and once the unchanged model."""
+    costs: dict[str, Callable[[], tuple[int, float]]] = {
+        "language": lambda: language_cost(model, study, context, seconds),
+        "facts": lambda: facts_cost(model, study, context),
+        "generation": lambda: generation_cost(model, study, context),
+    }
+    rows = []
+    for measure in study.evaluate:
+        own = [cell for cell in cells if cell.evaluation == measure]
+        tokens, taken = costs[measure]()
+        # The language that generated text should be in is that of the cell, so the unchanged model is asked for each.
+        times = len(own) + (len({cell.ablated for cell in own}) if measure == "generation" else 1)
+        rows.append({"work": f"measure {measure}", "times": times, "tokens": times * tokens, "seconds": times * taken})
+    return rows
+
+
+def language_cost(model: HookedModel, study: Study, context: Context, seconds: float) -> tuple[int, float]:
+    tokens = n_tokens(model, context.corpus("evaluate"), study.corpus.window, study.corpus.layout)
+    return tokens, tokens * seconds
+
+
+def facts_cost(model: HookedModel, study: Study, context: Context) -> tuple[int, float]:
+    """Tokens and seconds of one cell, by timing its first questions of every language."""
+    asked = questions(context.texts().facts, study.facts)
+    whole = [item.prompt + choice for items in asked.values() for item in items for choice in item.choices]
+    tokens = sum(map(len, model.tokenizer(whole, add_special_tokens=False)["input_ids"]))
+    started = time.perf_counter()
+    for items in asked.values():
+        choice_log_likelihoods(model, items[0].prompt, items[0].choices)
+    taken = (time.perf_counter() - started) / len(asked)
+    return tokens, taken * sum(map(len, asked.values()))
+
+
+def generation_cost(model: HookedModel, study: Study, context: Context) -> tuple[int, float]:
+    """Tokens and seconds of one cell, by a few timed steps of its own prompts."""
+    how = study.generation
+    prompts = [p for _, p in prompts_of(context.corpus("evaluate"), how.prompts, how.n)]
+    steps = min(PROBED_STEPS, how.max_new_tokens)
+    started = time.perf_counter()
+    generate(model, prompts, max_new_tokens=steps, temperature=how.temperature, progress=False)
+    taken = time.perf_counter() - started
+    return len(prompts) * how.max_new_tokens, taken * how.max_new_tokens / steps
+
+
+def seconds_a_token(model: HookedModel, study: Study, corpus: Corpus, work: Callable[[TokenRows], Any]) -> float:
+    """Of the work, the faster of two goes over the first rows of the text."""
+    rows = corpus_rows(model, corpus.take(corpus.languages[:1]), study.corpus.window, study.corpus.layout)
+    language, whole = next(iter(rows.items()))
+    first = whole.tokens.shape[0] if whole.n_tokens <= PROBED_TOKENS else max(1, PROBED_TOKENS // whole.tokens.shape[1])
+    few = TokenRows(language, *(getattr(whole, n)[:first] for n in ("tokens", "valid", "n_bytes", "document")))
+    taken = []
+    for _ in range(2):
+        started = time.perf_counter()
+        work(few)
+        taken.append(time.perf_counter() - started)
+    return min(taken) / few.n_tokens
+
+
+def measured(model: HookedModel) -> Callable[[TokenRows], Any]:
+    return lambda rows: corpus_losses(model, {rows.language: rows})
+
+
+def recorded(model: HookedModel) -> Callable[[TokenRows], Any]:
+    def work(rows: TokenRows) -> None:
+        reader = site_of(model, "gate")
+        origin = {"site": "gate", "threshold": 0.0, "model": "", "model_fingerprint": "", "corpus_fingerprint": ""}
+        like = ActivationStats.zeros((rows.language,), model.cfg.n_layers, model.cfg.d_mlp, **origin)
+        for batch in rows.batches(len(rows.tokens)):
+            batch_stats(model, reader, batch, like)
+
+    return work
+
+
+def n_tokens(model: HookedModel, corpus: Corpus, window: int | None, layout: str) -> int:
+    return sum(rows.n_tokens for rows in corpus_rows(model, corpus, window, layout).values())
+
+
+def memory_of(model: HookedModel, cells: list[Cell], corpus: Corpus) -> int:
+    """Bytes of the weights, of one batch of logits (twice in float32), and of the largest recording."""
+    weights = sum(p.numel() * p.element_size() for p in model.parameters())
+    logits = 2 * 4 * TOKENS_A_BATCH * int(model.cfg.d_vocab)
+    neurons = model.cfg.n_layers * model.cfg.d_mlp
+    kept = [recording_bytes(e, neurons, corpus) for cell in cells for e in needs(cell)]
+    return weights + logits + max(kept, default=0)
+
+
+def recording_bytes(evidence: Evidence, neurons: int, corpus: Corpus) -> int:
+    if evidence.kind == "texts":
+        return 4 * neurons * sum(map(len, corpus.documents.values()))
+    return 8 * NUMBERS_A_NEURON[evidence.kind] * neurons * len(corpus.languages)
+
+
+def notes_of(study: Study, cells: tuple[Cell, ...], context: Context) -> tuple[str, ...]:
+    """What may not be meant: the same text for finding and measuring, no random control, few questions."""
+    notes = []
+    if context.corpus("identify").fingerprint == context.corpus("evaluate").fingerprint:
+        notes.append("neurons are found and measured on the same text; give corpus.identify and corpus.evaluate")
+    if all(cell.seed == NOT_RANDOM for cell in cells):
+        notes.append("there are no seeds, so no random neurons to compare an effect with")
+    few = {json.loads(cell.options)["n"] for cell in cells if cell.evaluation in ("facts", "generation")}
+    if few and min(few) < 10:
+        notes.append(f"{min(few)} questions or texts a language give intervals of half a share; ask for more")
+    return tuple(notes)

@@ -15,13 +15,14 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import checkpoints
+from mi_multilingual.cli import main
 from mi_multilingual.experiments import cluster as module
 from mi_multilingual.experiments import workers as workers_module
 from mi_multilingual.experiments.cluster import on_ray
 from mi_multilingual.experiments.config import Study
 from mi_multilingual.experiments.detectors import load, needs
 from mi_multilingual.experiments.store import Store
-from mi_multilingual.experiments.sweep import planned, results, resume, run
+from mi_multilingual.experiments.sweep import planned, results, resume, run, serial
 from mi_multilingual.experiments.workers import Outcome, Pool
 from mi_multilingual.recording import TENSORS
 
@@ -197,3 +198,21 @@ def test_on_ray_with_accidents_and_gone_on_with_the_numbers_are_those_of_one_pro
     assert all(torch.equal(getattr(many, name), getattr(one, name)) for name in TENSORS)
     pd.testing.assert_frame_equal(results(tmp_path / "many"), results(tmp_path / "one"), check_exact=True)
     assert Store(tmp_path / "many").failures() == {}
+
+
+def test_the_command_hands_the_address_to_the_runner(places, tmp_path, monkeypatch, capsys):
+    addresses = []
+
+    def told(address):
+        addresses.append(address)
+        return serial
+
+    monkeypatch.setattr(module, "on_ray", told)
+    text = f"model: {places / 'model'}\nrate: 0.25\nseeds: []\nablated: fr\ncorpus: {{source: {places / 'texts'}, window: 8}}\n"
+    (tmp_path / "study.yaml").write_text(text, encoding="utf-8")
+    run_folder = str(tmp_path / "run")
+    assert main(["run", str(tmp_path / "study.yaml"), "--out", run_folder, "--ray", "local", "--quiet"]) == 0
+    assert main(["resume", run_folder, "--ray", "head:6379", "--quiet"]) == 0
+    assert main(["resume", run_folder, "--quiet"]) == 0
+    assert addresses == ["local", "head:6379"]
+    assert "1 of 1 cells done" in capsys.readouterr().out

@@ -1,6 +1,11 @@
 import functools
 import itertools
 import operator
+import os
+import runpy
+import socket
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import checkpoints
-from mi_multilingual import ActivationStats, load_model, record, record_distributed, site, token_rows
+from mi_multilingual import ActivationStats, load_corpus, load_model, record, record_distributed, site, token_rows
 from mi_multilingual import recording as recording_module
 from mi_multilingual.corpora import Corpus
 from mi_multilingual.models import is_gated
@@ -248,9 +253,13 @@ def test_recording_in_a_group_needs_one(ungated, corpus):
         record_distributed(ungated, corpus, window=WINDOW)
 
 
-def one_of_two(rank, folder, queue):
-    """A process of the test below: a recording that works, one that fails in process 1 and one of different options."""
+def one_of_two(rank, folder, port, queue):
+    """A process of the test below: the script of the documentation, a recording that works, two that do not."""
     torch.set_num_threads(1)
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
+    os.environ |= {"MASTER_PORT": str(port), "CUDA_VISIBLE_DEVICES": ""}
+    sys.argv = ["record.py", *(str(folder / name) for name in ("model", "texts", "documented.safetensors"))]
+    runpy.run_path(str(folder / "record.py"), run_name="__main__")
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
     model = load_model(folder / "model", device="cpu")
     corpus = Corpus({k: tuple(texts) for k, texts in checkpoints.SENTENCES.items()}, "sentences of the tests")
@@ -271,9 +280,17 @@ def one_of_two(rank, folder, queue):
 @pytest.mark.slow
 def test_two_processes_record_what_one_records(tmp_path, corpus):
     checkpoints.checkpoint("opt", tmp_path / "model")
+    (tmp_path / "texts").mkdir()
+    for language, sentences in checkpoints.SENTENCES.items():
+        (tmp_path / "texts" / f"{language}.txt").write_text("\n".join(sentences * 4), encoding="utf-8")
+    documentation = (Path(__file__).parents[1] / "docs" / "scaling.md").read_text(encoding="utf-8")
+    (tmp_path / "record.py").write_text(documentation.split("```python\n")[1].split("```")[0])
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
     context = torch.multiprocessing.get_context("spawn")
     queue = context.Queue()
-    processes = [context.Process(target=one_of_two, args=(rank, tmp_path, queue)) for rank in range(2)]
+    processes = [context.Process(target=one_of_two, args=(rank, tmp_path, port, queue)) for rank in range(2)]
     for process in processes:
         process.start()
     try:
@@ -282,7 +299,10 @@ def test_two_processes_record_what_one_records(tmp_path, corpus):
         for process in processes:
             process.join(10)
             process.kill()
-    serial = record(load_model(tmp_path / "model", device="cpu"), corpus, window=WINDOW, batch_size=2, progress=False)
+    model = load_model(tmp_path / "model", device="cpu")
+    documented = ActivationStats.load(tmp_path / "documented.safetensors")
+    assert close_to(documented, record(model, load_corpus(tmp_path / "texts"), progress=False))
+    serial = record(model, corpus, window=WINDOW, batch_size=2, progress=False)
     both = [ActivationStats.load(tmp_path / f"{rank}.safetensors") for rank in range(2)]
     assert close_to(both[0], serial)
     assert equal(*both)

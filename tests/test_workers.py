@@ -59,7 +59,7 @@ def test_workers_that_cannot_start_end_the_run(cluster, monkeypatch):
     monkeypatch.setattr(module, "STARTS", 2)
     with (
         workers("local", cannot_start, n_workers=1) as pool,
-        pytest.raises(RuntimeError, match="no worker can be started.*nothing works here"),
+        pytest.raises(ChildProcessError, match="no worker can be started.*nothing works here"),
     ):
         list(pool.run(partial(count_and_double, {}), range(3)))
 

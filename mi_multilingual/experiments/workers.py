@@ -91,7 +91,7 @@ class Pool:
         begun, ATTEMPTS times in all.
 
         Raises:
-            RuntimeError: no worker can be started.
+            ChildProcessError: no worker can be started.
         """
         new = (Job(None, i, item, function, 1) for i, item in enumerate(items))
         again: deque[Job] = deque()
@@ -137,7 +137,7 @@ class Pool:
         if self.failed_starts < STARTS:
             self.start()
         elif not self.busy and not self.idle:
-            raise RuntimeError(
+            raise ChildProcessError(
                 f"no worker can be started on the Ray cluster: {plain(error).splitlines()[-1]}"
             ) from error
 

@@ -18,7 +18,6 @@ from statistics import median
 
 import torch
 
-from mi_multilingual import load_corpus
 from mi_multilingual.experiments.cells import Cell, cells_of
 from mi_multilingual.experiments.cluster import record_and_run
 from mi_multilingual.experiments.config import Study
@@ -29,11 +28,9 @@ from mi_multilingual.experiments.workers import workers
 SECONDS_TO_WARM_UP = 2.0
 
 
-def study_of(folder: Path, repeat: int) -> Study:
-    """Language neurons of the demo model, switched off on the demo's sentences so many times over."""
-    for language, documents in load_corpus("demo", split="evaluate").documents.items():
-        (folder / f"{language}.txt").write_text("\n".join(documents * repeat), encoding="utf-8")
-    corpus = {"source": str(folder), "layout": "documents", "identify_documents": 20}
+def study_of(n_documents: int) -> Study:
+    """Language neurons of the demo model, switched off on the demo's first sentences of every language."""
+    corpus = {"identify_documents": 20, "evaluate_documents": n_documents}
     return Study.model_validate({"model": "demo", "corpus": corpus, "rate": 0.05, "seeds": []})
 
 
@@ -69,14 +66,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--cells", type=int, default=10, help="at most 10")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--repeat", type=int, default=10, help="how often a cell's text is repeated")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--documents", type=int, default=20, help="a language, in a cell; at most 24")
     options = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as name:
-        texts, folder = Path(name) / "texts", Path(name) / "run"
-        texts.mkdir()
-        study = study_of(texts, options.repeat)
+        folder = Path(name)
+        study = study_of(options.documents)
         context = Context(study, folder)
         cells = cells_of(study, context.inputs())[: options.cells]
         list(serial(cells[:1], context))
@@ -100,6 +96,8 @@ def compare(study: Study, folder: Path, context: Context, cells: tuple[Cell, ...
             "Ray": lambda: list(record_and_run(pool, cells, context)),
         }
         rounds = [{name: seconds_of(call) for name, call in calls.items()} for _ in range(options.rounds)]
+        processes.close()
+        processes.join()
     print("| cells on | s a cell | efficiency, median of rounds | least | most |\n|---|---|---|---|---|")
     for name in calls:
         share = [r["one process"] / r[name] / (1 if name == "one process" else n) for r in rounds]

@@ -57,19 +57,18 @@ def shape_of(model: HookedModel) -> SimpleNamespace:
 
 
 def table_of_llamas(window: int = 2048, n_languages: int = 10, n_tokens: float = 1e9, rate: float = 2e14) -> None:
-    print(
-        f"Formulas: {n_languages} languages, {n_tokens:.0e} tokens in all, window {window}, {rate:.0e} operations/s a GPU\n"
-    )
-    print(
-        "| model | parameters | bfloat16 | float32 | statistics | GFLOP a token | GPU hours |\n|---|---|---|---|---|---|---|"
-    )
+    print(f"{n_languages} languages, {n_tokens:.0e} tokens in all, window {window}, {rate:.0e} operations a second\n")
+    heading("model", "parameters", "bfloat16", "float32", "statistics", "GFLOP a token", "GPU hours")
     for name, shape in LLAMAS.items():
         s = SimpleNamespace(**vars(shape), gated=True)
         n, flop = parameters(s), operations(s, window)
-        print(
-            f"| {name} | {n / 1e9:.2f} G | {2 * n / 1e9:.1f} GB | {4 * n / 1e9:.1f} GB "
-            f"| {statistics_bytes(s, n_languages) / 1e6:.0f} MB | {flop / 1e9:.1f} | {n_tokens * flop / rate / 3600:.1f} |"
-        )
+        sizes = f"{n / 1e9:.2f} G | {2 * n / 1e9:.1f} GB | {4 * n / 1e9:.1f} GB"
+        held = f"{statistics_bytes(s, n_languages) / 1e6:.0f} MB"
+        print(f"| {name} | {sizes} | {held} | {flop / 1e9:.1f} | {n_tokens * flop / rate / 3600:.1f} |")
+
+
+def heading(*columns: str) -> None:
+    print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
 
 
 def resident(folder: str, queue: multiprocessing.Queue) -> None:
@@ -96,12 +95,11 @@ def check(name: str, model: HookedModel, folder: str, corpus: Corpus, window: in
     held = sum(getattr(stats, n).nbytes for n in TENSORS if n != "n_tokens")
     n_tokens = int(sum(token_rows(corpus, k, model.tokenizer, window=window).tokens.numel() for k in corpus.languages))
     left, right = torch.randn(4096, s.d_model), torch.randn(s.d_model, s.d_mlp)
-    seconds = alternating(
-        {
-            "matrix": lambda: torch.matmul(left, right) is None,
-            "record": lambda: record(model, corpus, window=window, progress=False) and None,
-        }
-    )
+    calls = {
+        "matrix": lambda: torch.matmul(left, right) is None,
+        "record": lambda: record(model, corpus, window=window, progress=False) is None,
+    }
+    seconds = alternating(calls)
     rate = 2 * left.numel() * s.d_mlp / seconds["matrix"]
     predicted = n_tokens * operations(s, window) / rate
     context = multiprocessing.get_context("spawn")
@@ -110,27 +108,35 @@ def check(name: str, model: HookedModel, folder: str, corpus: Corpus, window: in
     process.start()
     weights, after, most = queue.get()
     process.join()
-    print(
-        f"| {name} | {counted / 1e6:.2f} M / {parameters(s) / 1e6:.2f} M | {held / 1e6:.2f} / "
-        f"{statistics_bytes(s, len(stats.languages)) / 1e6:.2f} MB | {weights / 1e6:.0f} / {after / 1e6:.0f} / {most / 1e6:.0f} MB "
-        f"| {n_tokens} | {rate / 1e9:.1f} G/s | {predicted:.2f} / {seconds['record']:.2f} s |",
-        flush=True,
+    cells = (
+        name,
+        f"{counted / 1e6:.2f} / {parameters(s) / 1e6:.2f} M",
+        f"{held / 1e6:.2f} / {statistics_bytes(s, len(stats.languages)) / 1e6:.2f} MB",
+        f"{weights / 1e6:.0f} / {after / 1e6:.0f} / {most / 1e6:.0f} MB",
+        str(n_tokens),
+        f"{rate / 1e9:.1f} G/s",
+        f"{predicted:.2f} / {seconds['record']:.2f} s",
     )
+    print(f"| {' | '.join(cells)} |", flush=True)
 
 
 def main() -> None:
     table_of_llamas()
     print(f"\nMeasured, torch {torch.__version__}, {torch.get_num_threads()} threads\n")
-    print(
-        "| model | matrix weights: counted / formula | statistics: held / formula | weights / process / peak while loading",
-        end="",
+    heading(
+        "model",
+        "matrices: counted / formula",
+        "statistics: held / formula",
+        "weights / process / peak while loading",
+        "tokens",
+        "rate of a matrix product",
+        "recording: predicted / measured",
     )
-    print(" | tokens | matrix rate | recording: predicted / measured |\n|---|---|---|---|---|---|---|")
     demo = load_corpus("demo").take(["en", "fr"])
-    longer = Corpus({k: v * 4 for k, v in demo.documents.items()}, "demo, repeated")
-    check("demo, OPT, 4 layers, d 192", load_model("demo", device="cpu"), "demo", longer, 128)
+    check("demo, OPT, 4 layers, d 192", load_model("demo", device="cpu"), "demo", demo, 128)
+    part = Corpus({"en": demo.documents["en"][:40]}, "part of the demo")
     with tempfile.TemporaryDirectory() as folder:
-        check("random Llama, 8 layers, d 512", random_llama(Path(folder)), folder, demo.take(["en"]), 256)
+        check("random Llama, 8 layers, d 512", random_llama(Path(folder)), folder, part, 256)
 
 
 if __name__ == "__main__":

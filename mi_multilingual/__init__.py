@@ -1,6 +1,6 @@
 """Mechanistic interpretability of multilingual language models at the level of neurons."""
 
-from . import demo, plots
+from . import demo, experiments, plots
 from .analysis.activation_percentile import activation_percentile, activation_percentile_scores
 from .analysis.attribution import answer_token, attribution, contribution_scores, effective_scores
 from .analysis.average_precision import average_precision, medians, top_and_bottom
@@ -68,6 +68,7 @@ __all__ = [
     "demo",
     "distinct_n",
     "effective_scores",
+    "experiments",
     "export",
     "generate",
     "half_agreement",

@@ -28,6 +28,12 @@ The same step by step on your own model and a folder of <language>.txt files:
 
     mi-multilingual report run
 
+Hundreds of such measurements from one file, stopped and resumed at will:
+
+    mi-multilingual plan study.yaml
+
+    mi-multilingual run study.yaml --set rate=0.05
+
 A mistake is told in one line; --debug shows where it happened.
 """
 
@@ -232,7 +238,7 @@ def run(
 def plan(study: StudyFile, set_: Set = None) -> None:
     """Cells, tokens, time and memory of a study, before anything of it runs."""
     from .experiments.loading import load_study
-    from .experiments.plan import plan as plan_study
+    from .experiments.planning import plan as plan_study
 
     made = plan_study(load_study(study, set_ or ()))
     table = Table("model", "work", "times", "tokens", "seconds", title=f"{len(made.cells):,} cells")
@@ -292,7 +298,7 @@ def main(arguments: list[str] | None = None) -> int:
         app(args=[a for a in arguments if a != "--debug"])
     except SystemExit as stop:
         if stop.code == INTERRUPTED:
-            print("stopped; `record` goes on where it was when called again", file=sys.stderr)
+            print("stopped; `record`, `run` and `resume` go on where they were when called again", file=sys.stderr)
         return int(stop.code or 0)
     except (ValueError, OSError) as error:
         if debug:

@@ -66,7 +66,7 @@ def test_an_interrupt_is_one_line_and_exit_code_130(capsys, monkeypatch):
 
     monkeypatch.setattr("mi_multilingual.demo.run_demo", interrupted)
     assert main(["demo"]) == 130
-    assert capsys.readouterr().err == "stopped; `record` goes on where it was when called again\n"
+    assert capsys.readouterr().err == "stopped; `record`, `run` and `resume` go on where they were when called again\n"
 
 
 def test_debug_shows_the_trace(tmp_path):
@@ -74,7 +74,9 @@ def test_debug_shows_the_trace(tmp_path):
         main(["report", str(tmp_path), "--debug"])
 
 
-@pytest.mark.parametrize("command", ["", "demo", "record", "identify", "ablate", "compare", "report"])
+@pytest.mark.parametrize(
+    "command", ["", "demo", "record", "identify", "ablate", "compare", "report", "run", "plan", "status", "resume"]
+)
 def test_help_teaches(command, capsys):
     assert main([*command.split(), "--help"]) == 0
     out = capsys.readouterr().out

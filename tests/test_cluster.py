@@ -208,8 +208,9 @@ def test_the_command_hands_the_address_to_the_runner(places, tmp_path, monkeypat
         return serial
 
     monkeypatch.setattr(module, "on_ray", told)
-    text = f"model: {places / 'model'}\nrate: 0.25\nseeds: []\nablated: fr\ncorpus: {{source: {places / 'texts'}, window: 8}}\n"
-    (tmp_path / "study.yaml").write_text(text, encoding="utf-8")
+    lines = [f"model: {places / 'model'}", "rate: 0.25", "seeds: []", "ablated: fr"]
+    lines += [f"corpus: {{source: {places / 'texts'}, window: {WINDOW}}}"]
+    (tmp_path / "study.yaml").write_text("\n".join(lines), encoding="utf-8")
     run_folder = str(tmp_path / "run")
     assert main(["run", str(tmp_path / "study.yaml"), "--out", run_folder, "--ray", "local", "--quiet"]) == 0
     assert main(["resume", run_folder, "--ray", "head:6379", "--quiet"]) == 0

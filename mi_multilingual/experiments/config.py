@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
@@ -12,7 +12,7 @@ Site = Literal["gate", "post", "up"]
 Layers = Literal["all", "first", "middle", "last"]
 """All layers, or a third of them: in MWork's words understanding, reasoning and generation."""
 Measure = Literal["language", "facts", "generation"]
-VALUES = ("mean", "median", "mean-difference")
+Named = Literal["mean", "median", "mean-difference"]
 Share = Annotated[float, Field(gt=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
 
@@ -130,8 +130,8 @@ DetectorSettings = Annotated[
 
 def number_or_name(value: Any) -> Any:
     """The value, unless it is a text that says nothing: pydantic would tell what is wrong with it as a number."""
-    if isinstance(value, str) and value not in VALUES:
-        raise ValueError(f"is no number and none of {', '.join(VALUES)}")
+    if isinstance(value, str) and value not in get_args(Named):
+        raise ValueError(f"is no number and none of {', '.join(get_args(Named))}")
     return value
 
 

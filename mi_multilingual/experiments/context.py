@@ -74,8 +74,12 @@ class Context:
     def texts(self) -> Texts:
         """What effects are measured on: the corpus, and the facts in its languages."""
         corpus = self.corpus("evaluate")
-        asked = "facts" in self.study.evaluate
-        return Texts(corpus, tuple(i for i in load_facts(wordings=(0,)) if asked and i.language in corpus.languages))
+
+        def read() -> Texts:
+            facts = load_facts(wordings=(0,)) if "facts" in self.study.evaluate else []
+            return Texts(corpus, tuple(item for item in facts if item.language in corpus.languages))
+
+        return self.once(("texts",), read)
 
     def inputs(self) -> Inputs:
         """Fingerprints of all that goes in, read from what is there now.

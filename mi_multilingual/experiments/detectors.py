@@ -106,10 +106,10 @@ class Detector:
     """Parameters that the recording needs already."""
 
 
-def ranked_lap(recorded: ActivationStats, rate: float, *, threshold: float | None) -> NeuronSet:
+def ranked_lap(recorded: ActivationStats, rate: float | None, *, threshold: float | None) -> NeuronSet:
     if threshold is not None:
         return lap(recorded, threshold=threshold)
-    return lap_scores(recorded).top(share(recorded.active[..., 0], rate))
+    return lap_scores(recorded).top(share(recorded.active[..., 0], rate or 0.0))
 
 
 def percentile(recorded: ActivationStats, rate: float) -> NeuronSet:
@@ -122,11 +122,11 @@ def precise(recorded: TextActivations, rate: float) -> NeuronSet:
     return top_and_bottom(scores, n=share(scores.values[..., 0], rate))
 
 
-def important(recorded: Impact, rate: float, *, score: str, epsilon: float | None) -> NeuronSet:
-    return plnd(recorded, rate=1.0, epsilon=epsilon) if epsilon is not None else plnd(recorded, rate=rate)
+def important(recorded: Impact, rate: float | None, *, score: str, epsilon: float | None) -> NeuronSet:
+    return plnd(recorded, epsilon=epsilon) if epsilon is not None else plnd(recorded, rate=rate or 0.0)
 
 
-def modal_types(recorded: Sharing, rate: float, **parameters: Any) -> NeuronSet:
+def modal_types(recorded: Sharing, rate: None, **parameters: Any) -> NeuronSet:
     """A group a type: the neurons that have it for most inputs, of equals the first in `TYPES`."""
     most = recorded.counts.sum(dim=(0, 1)).argmax(dim=-1)
     masks = torch.stack([most == i for i in range(len(TYPES))])

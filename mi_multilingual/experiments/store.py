@@ -33,6 +33,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 RESULT = re.compile(r"(?P<key>[0-9a-f]{16,64})\.(?P<digest>[0-9a-f]{16})\.parquet")
+TRIES = 5
 SECONDS = b"mi_multilingual.seconds"
 
 
@@ -168,7 +169,11 @@ class Store:
     def failures(self) -> dict[str, Any]:
         """The errors of failed cells by key."""
         files = [path for path in sorted(self.listed("failed")) if path.suffix == ".json" and path.name[0] != "."]
-        return {path.stem: self.read_json(f"failed/{path.name}") for path in files}
+        found = {}
+        for path in files:
+            with suppress(ValueError):  # a damaged note says nothing; its cell is not done and runs again anyway
+                found[path.stem] = self.read_json(f"failed/{path.name}")
+        return found
 
     def sweep_up(self) -> None:
         """Remove what writers that were killed left half written."""
@@ -190,12 +195,10 @@ class Store:
         except OSError as error:
             raise unwritable(self.folder, error) from error
         with file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
+            if not taken(file):
                 raise ValueError(
                     f"{self.folder} is in use by {self.holder()}; wait for it, stop it, or give another folder"
-                ) from error
+                )
             with suppress(OSError):  # who holds it is good to know; that it is held does not need it
                 file.truncate(0)
                 file.write(json.dumps(whoami()).encode())
@@ -219,6 +222,16 @@ class Store:
         except BlockingIOError:
             return True
         return False
+
+
+def taken(file: Any) -> bool:
+    """Whether the file's lock could be had; `is_held` may have it for a moment, so one try is not enough."""
+    for _ in range(TRIES):
+        with suppress(BlockingIOError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        time.sleep(0.05)
+    return False
 
 
 def put(file: Any, content: bytes) -> None:

@@ -129,7 +129,7 @@ def status(folder: Path | str) -> Progress:
         tuple(broken),
         len(set(store.results()) - set(keys)),
         store.holder() if store.is_held() else "",
-        sum(store.seconds(keys), 0.0),
+        float(sum(store.seconds(keys))),
     )
 
 
@@ -175,9 +175,20 @@ def write_plan(store: Store, study: Study, cells: Sequence[Cell], inputs: dict[s
     settings = yaml.safe_dump(study.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
     store.write(store.path("study.yaml"), settings.encode())
     store.write_json("fingerprints.json", inputs)
-    starts = store.read_json("environment.json") if store.path("environment.json").exists() else []
-    store.write_json("environment.json", [*starts, environment(study)])
+    store.write_json("environment.json", [*earlier_starts(store), environment(study)])
     store.write_json("cells.json", [asdict(cell) for cell in cells])
+
+
+def earlier_starts(store: Store) -> list[dict[str, Any]]:
+    """The environments of earlier starts; a damaged file is set aside."""
+    path = store.path("environment.json")
+    if not path.exists():
+        return []
+    try:
+        return store.read_json("environment.json")
+    except ValueError:
+        store.set_aside(path)
+        return []
 
 
 def environment(study: Study) -> dict[str, Any]:

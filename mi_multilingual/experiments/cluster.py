@@ -65,6 +65,7 @@ def record_and_run(pool: Pool, cells: Sequence[Cell], context: Context) -> Itera
     """All cells of one model: what they choose neurons from, what they compare with, then themselves."""
     errors: dict[Evidence, Outcome] = {}
     yield from record_missing(pool, cells, context, errors)
+    yield ""
     ready = []
     for cell in cells:
         wrong = next((errors[e] for e in needs(cell) if e in errors), None)

@@ -54,7 +54,7 @@ from .models import load_model, site
 from .neurons import NeuronScores, NeuronSet
 from .patching.interventions import Intervention, ablate, add_mean, add_mean_difference, set_to_mean, steer
 from .patching.weights import bake, baked, export
-from .recording import ActivationStats, record
+from .recording import ActivationStats, record, record_distributed
 from .report import report
 from .text_activations import TextActivations, record_texts
 
@@ -143,6 +143,7 @@ __all__ = [
     "rankings",
     "rate_curve",
     "record",
+    "record_distributed",
     "record_impact",
     "record_relevance",
     "record_texts",

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from .experiments.sweep import Progress
+    from .experiments.sweep import Progress, Runner
 
 HELP = """
 Find the neurons of a multilingual language model that belong to one language, switch them off, and look.
@@ -253,6 +253,10 @@ def evaluate(
 StudyFile = Annotated[Path, typer.Argument(help="YAML file of the study")]
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="over the file, e.g. rate=0.05")]
 Folder = Annotated[Path, typer.Argument(help="run folder of a sweep")]
+Ray = Annotated[
+    str | None,
+    typer.Option(help="share the work out on Ray: 'local' (all cores or GPUs here), 'auto', or a cluster's address"),
+]
 
 
 @app.command()
@@ -260,6 +264,7 @@ def run(
     study: StudyFile,
     out: Annotated[Path | None, typer.Option(help="run folder; runs/<name of the study> by default")] = None,
     set_: Set = None,
+    ray: Ray = None,
     quiet: Quiet = False,
 ) -> None:
     """Run all cells of a study; stopped at any moment, the same command goes on."""
@@ -268,7 +273,7 @@ def run(
 
     settings = load_study(study, set_ or ())
     folder = out or Path("runs") / settings.name
-    print_progress(folder, run_study(settings, folder, progress=not quiet))
+    print_progress(folder, run_study(settings, folder, runner=runner_on(ray), progress=not quiet))
 
 
 @app.command()
@@ -288,11 +293,11 @@ def plan(study: StudyFile, set_: Set = None) -> None:
 
 
 @app.command()
-def resume(folder: Folder, quiet: Quiet = False) -> None:
+def resume(folder: Folder, ray: Ray = None, quiet: Quiet = False) -> None:
     """Go on with a sweep: cells without a result, and those whose inputs changed."""
     from .experiments.sweep import resume as resume_study
 
-    print_progress(folder, resume_study(folder, progress=not quiet))
+    print_progress(folder, resume_study(folder, runner=runner_on(ray), progress=not quiet))
 
 
 @app.command()
@@ -301,6 +306,13 @@ def status(folder: Folder) -> None:
     from .experiments.sweep import status as status_of
 
     print_progress(folder, status_of(folder))
+
+
+def runner_on(ray: str | None) -> "Runner | None":
+    """What runs the cells at this address; None, this process, where there is none."""
+    from .experiments.cluster import on_ray
+
+    return None if ray is None else on_ray(ray)
 
 
 def print_progress(folder: Path, progress: "Progress") -> None:

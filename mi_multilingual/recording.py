@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
+from transformers import PreTrainedTokenizerBase
 
 from .corpora import Corpus, TokenRows, token_rows
 from .models import HookedModel, Site, StopForward, fingerprint, max_window, model_name, run_trunk
@@ -27,6 +30,7 @@ SHORTEST_SLICE = 48  # tokens on average, below which many short slices cost mor
 TOKENS_A_BATCH = 4096
 TOKENS_A_BATCH_ON_ACCELERATORS = 32768
 SECONDS_BETWEEN_CHECKPOINTS = 60.0
+FAILED = 0  # the mark of a process that could not record its share
 
 
 @dataclass(frozen=True, eq=False)
@@ -154,13 +158,16 @@ def record(
     batch_size: int | str = "auto",
     layout: str = "stream",
     bos: str = "auto",
+    shard: tuple[int, int] = (0, 1),
     progress: bool = True,
     checkpoint: Path | str | None = None,
 ) -> ActivationStats:
     """Statistics of every neuron's activations over every language of the corpus, in one pass without logits.
 
     Memory does not depend on the number of tokens. With `checkpoint` (a file), an interrupted recording keeps what it
-    has, and the same call goes on from there to the same numbers.
+    has, and the same call goes on from there to the same numbers. Several processes share the work by `shard`: each
+    runs every n-th of the very same batches, so that the shards add up to the whole: counts and maxima bit for bit,
+    sums but for the order of additions in float64.
 
     Args:
         site: where a neuron is read: "gate", "post" or "up" (see `mi_multilingual.models.site`).
@@ -169,25 +176,16 @@ def record(
         batch_size: rows a forward pass.
         layout, bos: how text becomes rows (see `mi_multilingual.corpora.token_rows`); an added BOS is not counted
             unless bos="count".
+        shard: (index, number): batches index, index + number and so on, of all languages together.
 
     Raises:
-        ValueError: text shorter than a window, a site the model does not have, activations that are not finite, or a
-            checkpoint of another recording.
+        ValueError: text shorter than a window, a site the model does not have, activations that are not finite, a
+            shard that is none, or a checkpoint of another recording.
     """
-    window = window or max_window(model)
-    if isinstance(batch_size, str):
-        if batch_size != "auto":
-            raise ValueError(f"batch_size={batch_size!r} is neither a number of rows nor 'auto'")
-        batch_size = max(1, (TOKENS_A_BATCH if on_cpu(model) else TOKENS_A_BATCH_ON_ACCELERATORS) // window)
-    origin = {
-        "site": site,
-        "threshold": threshold,
-        "model": model_name(model),
-        "model_fingerprint": fingerprint(model),
-        "corpus_fingerprint": corpus.fingerprint,
-    }
-    protocol = {"window": window, "batch_size": batch_size, "layout": layout, "bos": bos}
-    empty = ActivationStats.zeros(corpus.languages, model.cfg.n_layers, model.cfg.d_mlp, **origin)
+    check_shard(shard)
+    window, batch_size = batch_shape(model, window, batch_size)
+    protocol = {"window": window, "batch_size": batch_size, "layout": layout, "bos": bos, "shard": shard}
+    empty = nothing_recorded(model, corpus, site=site, threshold=threshold)
     start, done = (empty, 0) if checkpoint is None else resumed(Path(checkpoint), empty, protocol)
     # An interrupt may come between any two steps: statistics and their number of batches change in one assignment.
     state = ({language: start.take([language]) for language in corpus.languages}, done)
@@ -198,17 +196,12 @@ def record(
             tensors = {name: getattr(stats, name) for name in TENSORS} | {"n_batches": n_batches}
             save_record(checkpoint, CHECKPOINT_SCHEMA, tensors, {**stats.header(), "protocol": protocol})
 
-    batches = (
-        batch
-        for language in corpus.languages
-        for batch in token_rows(corpus, language, model.tokenizer, window=window, layout=layout, bos=bos).batches(
-            batch_size
-        )
-    )
+    batches = corpus_batches(corpus, model.tokenizer, window=window, batch_size=batch_size, layout=layout, bos=bos)
+    mine = itertools.islice(batches, shard[0], None, shard[1])
     reader, saved = site_of(model, site), time.monotonic()
     with tqdm(desc="recording", unit=" tokens", unit_scale=True, disable=not progress) as bar:
         try:
-            for batch in itertools.islice(batches, done, None):
+            for batch in itertools.islice(mine, done, None):
                 parts, n_batches = state
                 whole = parts[batch.language] + batch_stats(model, reader, batch, parts[batch.language])
                 state = (parts | {batch.language: whole}, n_batches + 1)
@@ -220,6 +213,45 @@ def record(
         finally:
             keep()
     return checked_finite(joined(state[0]))
+
+
+def check_shard(shard: tuple[int, int]) -> None:
+    index, number = shard
+    if not 0 <= index < number:
+        raise ValueError(f"shard={shard} is none of a recording; give (index, number) with 0 <= index < number")
+
+
+def batch_shape(model: HookedModel, window: int | None, batch_size: int | str) -> tuple[int, int]:
+    """Tokens a row and rows a batch, chosen for the model where they are not given."""
+    window = window or max_window(model)
+    if isinstance(batch_size, str):
+        if batch_size != "auto":
+            raise ValueError(f"batch_size={batch_size!r} is neither a number of rows nor 'auto'")
+        batch_size = max(1, (TOKENS_A_BATCH if on_cpu(model) else TOKENS_A_BATCH_ON_ACCELERATORS) // window)
+    return window, batch_size
+
+
+def nothing_recorded(
+    model: HookedModel, corpus: Corpus, *, site: str = "gate", threshold: float = 0.0
+) -> ActivationStats:
+    """What a recording begins with."""
+    origin = {
+        "site": site,
+        "threshold": threshold,
+        "model": model_name(model),
+        "model_fingerprint": fingerprint(model),
+        "corpus_fingerprint": corpus.fingerprint,
+    }
+    return ActivationStats.zeros(corpus.languages, model.cfg.n_layers, model.cfg.d_mlp, **origin)
+
+
+def corpus_batches(
+    corpus: Corpus, tokenizer: PreTrainedTokenizerBase, *, window: int, batch_size: int, layout: str, bos: str = "auto"
+) -> Iterator[TokenRows]:
+    """The batches of a recording in their order: one language after another, longest rows first."""
+    for language in corpus.languages:
+        rows = token_rows(corpus, language, tokenizer, window=window, layout=layout, bos=bos)
+        yield from rows.batches(batch_size)
 
 
 def joined(parts: dict[str, ActivationStats]) -> ActivationStats:
@@ -247,6 +279,78 @@ def resumed(checkpoint: Path, empty: ActivationStats, protocol: dict[str, Any]) 
         )
     n_batches = int(tensors.pop("n_batches"))
     return replace(empty, **tensors), n_batches
+
+
+def record_distributed(
+    model: HookedModel,
+    corpus: Corpus,
+    *,
+    window: int | None = None,
+    batch_size: int | str = "auto",
+    progress: bool = True,
+    checkpoint: Path | str | None = None,
+    **options: Any,
+) -> ActivationStats:
+    """`record`, shared out over the processes of torch.distributed, as `torchrun` starts them; each gets the whole.
+
+    Every process calls it with the same arguments after `torch.distributed.init_process_group()`.
+
+    Args:
+        progress: shown by rank 0, of its own share.
+        checkpoint: each process keeps its share in a file of this name, its rank and their number.
+        options: as of `record`, and meaning the same.
+
+    Raises:
+        ValueError: no process group, or processes that do not record the same; as `record` in the process concerned.
+        RuntimeError: another process failed.
+    """
+    if not (dist.is_available() and dist.is_initialized()):
+        raise ValueError("no process group; start with torchrun and call torch.distributed.init_process_group() first")
+    rank, number = dist.get_rank(), dist.get_world_size()
+    try:
+        window, batch_size = batch_shape(model, window, batch_size)
+        own = None if checkpoint is None else Path(f"{checkpoint}.{rank}-of-{number}")
+        options |= {"window": window, "batch_size": batch_size}
+        part = record(model, corpus, shard=(rank, number), progress=progress and rank == 0, checkpoint=own, **options)
+    except Exception:
+        agree(FAILED)
+        raise
+    recorded = json.dumps([part.header(), options], sort_keys=True).encode()
+    agree(int.from_bytes(hashlib.sha256(recorded).digest()[:7]) + 1)
+    return all_reduced(part)
+
+
+def agree(mark: int) -> None:
+    """Return in every process when all have come here with the same mark; nobody waits for one that failed.
+
+    Raises:
+        ValueError: marks differ.
+        RuntimeError: a process came with FAILED; not in that process itself.
+    """
+    marks = [torch.zeros(1, dtype=torch.int64, device=group_device()) for _ in range(dist.get_world_size())]
+    dist.all_gather(marks, torch.tensor([mark], device=group_device()))
+    values = [int(m) for m in marks]
+    if mark != FAILED and FAILED in values:
+        raise RuntimeError(f"process {values.index(FAILED)} of {len(values)} failed; its own message says why")
+    if mark != FAILED and set(values) != {mark}:
+        raise ValueError(
+            "the processes record different things; give all the same model, corpus and options, batch_size included"
+        )
+
+
+def all_reduced(part: ActivationStats) -> ActivationStats:
+    """The sum of the statistics of all processes."""
+    tensors = {}
+    for name in TENSORS:
+        tensor = getattr(part, name).to(group_device(), copy=True).contiguous()
+        dist.all_reduce(tensor, op=dist.ReduceOp.MAX if name == "maximum" else dist.ReduceOp.SUM)
+        tensors[name] = tensor.cpu()
+    return replace(part, **tensors)
+
+
+def group_device() -> str:
+    """Where tensors must lie to be exchanged."""
+    return "cuda" if dist.get_backend() == "nccl" else "cpu"
 
 
 def on_cpu(model: HookedModel) -> bool:

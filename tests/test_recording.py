@@ -1,12 +1,19 @@
+import functools
 import itertools
+import operator
+import os
+import runpy
+import socket
+import sys
+from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import checkpoints
-from mi_multilingual import ActivationStats, load_model, record, site, token_rows
+from mi_multilingual import ActivationStats, load_corpus, load_model, record, record_distributed, site, token_rows
 from mi_multilingual import recording as recording_module
 from mi_multilingual.corpora import Corpus
 from mi_multilingual.models import is_gated
@@ -188,3 +195,121 @@ def test_statistics_of_nothing_are_refused_and_the_identity_of_addition(ungated,
     with pytest.raises(ValueError, match="nothing was recorded for 'de'"):
         stats.take(["de"])
     assert torch.equal(stats.take(["ja", "en"]).active, stats.active[..., [2, 0]])
+
+
+def close_to(parts, whole):
+    """Counts and maxima bit for bit; sums but for the order of additions, against the sum of absolute values."""
+    assert torch.equal(parts.n_tokens, whole.n_tokens)
+    assert torch.equal(parts.active, whole.active)
+    assert torch.equal(parts.maximum, whole.maximum)
+    assert parts.header() == whole.header()
+    scale = (whole.n_tokens * whole.total_squares).sqrt()
+    assert ((parts.total - whole.total).abs() <= 1e-12 * scale).all()
+    assert ((parts.total_squares - whole.total_squares).abs() <= 1e-12 * whole.total_squares).all()
+    return True
+
+
+@settings(max_examples=25)
+@given(
+    number=st.integers(1, 9),
+    layout=st.sampled_from(["stream", "documents"]),
+    bos=st.sampled_from(["row", "none"]),
+    batch_size=st.integers(1, 4),
+    languages=st.permutations(["en", "fr", "ja"]),
+    n_languages=st.integers(1, 3),
+)
+def test_the_shards_of_a_recording_add_up_to_it(
+    ungated, corpus, number, layout, bos, batch_size, languages, n_languages
+):
+    options = {"window": WINDOW, "layout": layout, "bos": bos, "batch_size": batch_size, "progress": False}
+    some = corpus.take(languages[:n_languages])
+    parts = [record(ungated, some, shard=(i, number), **options) for i in range(number)]
+    assert close_to(functools.reduce(operator.add, parts), record(ungated, some, **options))
+
+
+def test_every_batch_is_in_one_shard_and_shards_are_alike_in_size(ungated, corpus):
+    sizes = [
+        int(record(ungated, corpus, window=WINDOW, batch_size=1, shard=(i, 3), progress=False).n_tokens.sum())
+        for i in range(3)
+    ]
+    assert max(sizes) - min(sizes) <= WINDOW, "every third row of all languages"
+
+
+@pytest.mark.parametrize("shard", [(1, 1), (-1, 2), (0, 0)])
+def test_a_shard_that_is_none_is_refused(ungated, corpus, shard):
+    with pytest.raises(ValueError, match="is none of a recording"):
+        record(ungated, corpus, window=WINDOW, shard=shard, progress=False)
+
+
+def test_a_checkpoint_of_another_shard_is_refused(ungated, corpus, tmp_path):
+    options = {"window": WINDOW, "checkpoint": tmp_path / "c", "progress": False}
+    record(ungated, corpus, shard=(0, 2), **options)
+    with pytest.raises(ValueError, match="recorded with another protocol"):
+        record(ungated, corpus, shard=(1, 2), **options)
+
+
+def test_recording_in_a_group_needs_one(ungated, corpus):
+    with pytest.raises(ValueError, match="start with torchrun"):
+        record_distributed(ungated, corpus, window=WINDOW)
+
+
+def one_of_two(rank, folder, port, queue):
+    """A process of the test below: the script of the documentation, a recording that works, two that do not."""
+    torch.set_num_threads(1)
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
+    os.environ |= {"MASTER_PORT": str(port), "CUDA_VISIBLE_DEVICES": ""}
+    sys.argv = ["record.py", *(str(folder / name) for name in ("model", "texts", "documented.safetensors"))]
+    runpy.run_path(str(folder / "record.py"), run_name="__main__")
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+    model = load_model(folder / "model", device="cpu")
+    corpus = Corpus({k: tuple(texts) for k, texts in checkpoints.SENTENCES.items()}, "sentences of the tests")
+    options = {"window": WINDOW, "batch_size": 2, "progress": False}
+    stats = record_distributed(model, corpus, checkpoint=folder / "partial", **options)
+    stats.save(folder / f"{rank}.safetensors")
+    errors = []
+    for other in ({"site": "up" if rank else "gate"}, {"batch_size": 1 + rank}):
+        try:
+            record_distributed(model, corpus, **{**options, **other})
+        except (ValueError, RuntimeError) as error:
+            errors.append(f"{type(error).__name__}: {error}")
+    again = record_distributed(model, corpus, **options)
+    queue.put((rank, errors, equal(again, stats)))
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_two_processes_record_what_one_records(tmp_path, corpus):
+    checkpoints.checkpoint("opt", tmp_path / "model")
+    (tmp_path / "texts").mkdir()
+    for language, sentences in checkpoints.SENTENCES.items():
+        (tmp_path / "texts" / f"{language}.txt").write_text("\n".join(sentences * 4), encoding="utf-8")
+    documentation = (Path(__file__).parents[1] / "docs" / "scaling.md").read_text(encoding="utf-8")
+    (tmp_path / "record.py").write_text(documentation.split("```python\n")[1].split("```")[0])
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    context = torch.multiprocessing.get_context("spawn")
+    queue = context.Queue()
+    processes = [context.Process(target=one_of_two, args=(rank, tmp_path, port, queue)) for rank in range(2)]
+    for process in processes:
+        process.start()
+    try:
+        answers = {rank: rest for rank, *rest in (queue.get(timeout=120) for _ in processes)}
+    finally:
+        for process in processes:
+            process.join(10)
+            process.kill()
+    model = load_model(tmp_path / "model", device="cpu")
+    documented = ActivationStats.load(tmp_path / "documented.safetensors")
+    assert close_to(documented, record(model, load_corpus(tmp_path / "texts"), progress=False))
+    serial = record(model, corpus, window=WINDOW, batch_size=2, progress=False)
+    both = [ActivationStats.load(tmp_path / f"{rank}.safetensors") for rank in range(2)]
+    assert close_to(both[0], serial)
+    assert equal(*both)
+    assert sorted(p.name for p in tmp_path.glob("partial*")) == ["partial.0-of-2", "partial.1-of-2"]
+    differ = "ValueError: the processes record different things"
+    for rank, alone in enumerate(("RuntimeError: process 1 of 2 failed", "ValueError: site 'up' needs a gated MLP")):
+        (failed, differing), as_before = answers[rank]
+        assert failed.startswith(alone)
+        assert differing.startswith(differ)
+        assert as_before, "the group works on after errors"

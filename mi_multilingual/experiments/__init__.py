@@ -1,8 +1,9 @@
 """Many measurements from one file: what to run, running it so that nothing is lost, and reading it back."""
 
+from .cluster import on_ray
 from .config import Study
 from .loading import load_study
 from .planning import Plan, plan
 from .sweep import Progress, results, resume, run, status
 
-__all__ = ["Plan", "Progress", "Study", "load_study", "plan", "results", "resume", "run", "status"]
+__all__ = ["Plan", "Progress", "Study", "load_study", "on_ray", "plan", "results", "resume", "run", "status"]

@@ -42,9 +42,13 @@ class Context:
     def model(self, name: str) -> HookedModel:
         """The model, with nothing changed; one is in memory at a time."""
         if ("model", name) not in self.made:
-            for key in [k for k in self.made if k[0] in ("model", "weights", "base", "recorded")]:
-                del self.made[key]
+            self.forget_model()
         return self.once(("model", name), lambda: load_model(name, dtype=getattr(torch, self.study.dtype)))
+
+    def forget_model(self) -> None:
+        """Let go of the model in memory and of what was read off it."""
+        for key in [k for k in self.made if k[0] in ("model", "weights", "base", "recorded")]:
+            del self.made[key]
 
     def fingerprints(self, name: str) -> tuple[str, str]:
         """Of the model's weights and tokenizer."""
@@ -166,9 +170,13 @@ class Context:
 
     def base(self, cell: Cell) -> list[Observations]:
         """The cell's measure of the model as it is."""
-        target = cell.ablated if cell.evaluation == "generation" else ""
-        key = ("base", cell.model, cell.evaluation, cell.options, cell.window, cell.layout, target)
-        return self.once(key, lambda: observe(self.model(cell.model), cell, self.texts()))
+        return self.once(base_key(cell), lambda: observe(self.model(cell.model), cell, self.texts()))
 
     def cached(self, kind: str, key: str) -> Path | None:
         return None if self.folder is None else self.folder / "cache" / f"{kind}-{key}.safetensors"
+
+
+def base_key(cell: Cell) -> tuple[str | int | None, ...]:
+    """The same for cells that measure the same of the unchanged model."""
+    target = cell.ablated if cell.evaluation == "generation" else ""
+    return ("base", cell.model, cell.evaluation, cell.options, cell.window, cell.layout, target)

@@ -44,10 +44,11 @@ class Attempt:
     trace: str = ""
 
 
-Runner = Callable[[Sequence[Cell], Context], Iterator[Attempt]]
+Runner = Callable[[Sequence[Cell], Context], Iterator[Attempt | str]]
 """Runs cells in any order and place, and yields an attempt for each as it ends; a cell's error must not end it.
 
-The context has been used to plan. Another process makes its own: `Context(context.study, context.folder)`.
+In between it may yield words on what it is doing, for the progress bar. The context has been used to plan; another
+process makes its own: `Context(context.study, context.folder)`.
 """
 
 
@@ -224,7 +225,7 @@ def commit() -> str | None:
 def complete(
     store: Store,
     cells: Sequence[Any],
-    runner: Callable[[Sequence[Any]], Iterator[Attempt]],
+    runner: Callable[[Sequence[Any]], Iterator[Attempt | str]],
     *,
     progress: bool = True,
 ) -> None:
@@ -234,6 +235,9 @@ def complete(
     n_failed = 0
     with tqdm(total=len(cells), initial=len(cells) - len(todo), desc="cells", unit="cell", disable=not progress) as bar:
         for attempt in runner(todo) if todo else ():
+            if isinstance(attempt, str):
+                bar.set_postfix_str(attempt)
+                continue
             if attempt.table is not None:
                 store.add_result(attempt.cell.key, attempt.table, seconds=attempt.seconds)
             else:

@@ -41,8 +41,8 @@ CONTINUED = {"max_new_tokens": 30, "min_new_tokens": 15, "repetition_penalty": 1
 PERMUTATIONS, RESAMPLES = 200, 100
 # A language, so that the demo takes less than two minutes: sentences the matrix is measured on; for the comparison of
 # detectors, sentences they see, sentences they are measured on, and neurons they give.
-EVALUATED = 36
-RANKED_ON, COMPARED_ON, COMPARED_NEURONS = 40, 4, 20
+EVALUATED = 32
+RANKED_ON, COMPARED_ON, COMPARED_NEURONS = 30, 3, 20
 EXAMPLES_FROM = 80  # sentences a language, among which those are found at which a neuron is highest
 STEERING_RATE = 0.1
 """LAPE's top_rate for steering, which takes more neurons than show in perplexity."""

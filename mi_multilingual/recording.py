@@ -411,7 +411,7 @@ Sums = tuple[Int[Tensor, " neuron"], Float[Tensor, " neuron"], Float[Tensor, " n
 
 
 def reduced(
-    pieces: Iterable[Float[Tensor, "token neuron"]], threshold: float, n_neurons: int, device: torch.device
+    pieces: Iterable[Float[Tensor, "_ neuron"]], threshold: float, n_neurons: int, device: torch.device
 ) -> Sums:
     """Number above `threshold`, sum, sum of squares and maximum over the tokens of all pieces.
 

@@ -118,14 +118,14 @@ def check_neurons(model: HookedModel, neurons: NeuronSet) -> None:
         )
 
 
-def chosen_columns(neurons: NeuronSet) -> dict[int, Int[Tensor, " neuron"]]:
+def chosen_columns(neurons: NeuronSet) -> dict[int, Int[Tensor, " _"]]:
     """Indices of the neurons of any group, by layer; layers without one are left out."""
     return {layer: mask.nonzero().flatten() for layer, mask in enumerate(neurons.union()) if mask.any()}
 
 
 @torch.no_grad()
 def batch_highest(
-    model: HookedModel, site: Site, batch: TokenRows, chosen: dict[int, Int[Tensor, " neuron"]], k: int
+    model: HookedModel, site: Site, batch: TokenRows, chosen: dict[int, Int[Tensor, " _"]], k: int
 ) -> dict[int, Highest]:
     """The best k of one batch, by layer."""
     found: dict[int, Highest] = {}

@@ -565,18 +565,14 @@ def sweep_effects(effects: pd.DataFrame) -> go.Figure:
     """
     measures = list(effects[["evaluation", "measure"]].drop_duplicates().itertuples(index=False, name=None))
     titles = [f"{measure} ({evaluation})" for evaluation, measure in measures]
-    spacing = 0.3 / len(measures)
-    figure = make_subplots(
-        rows=len(measures),
-        shared_xaxes=True,
-        vertical_spacing=spacing if len(measures) > 1 else 0,
-        subplot_titles=titles,
-    )
+    spacing = 0.3 / len(measures) if len(measures) > 1 else 0
+    figure = make_subplots(rows=len(measures), shared_xaxes=True, vertical_spacing=spacing, subplot_titles=titles)
     colours = {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(effects["where"].unique())}
     named: set[str] = set()
     for row, (evaluation, measure) in enumerate(measures, start=1):
         panel = effects[(effects.evaluation == evaluation) & (effects.measure == measure)]
-        for (where, neurons), part in panel.groupby(["where", "neurons"], sort=False):
+        for where, neurons in panel[["where", "neurons"]].drop_duplicates().itertuples(index=False, name=None):
+            part = panel[(panel["where"] == where) & (panel.neurons == neurons)]
             name = f"{where}, {neurons}"
             figure.add_trace(
                 go.Scatter(

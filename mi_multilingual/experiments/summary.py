@@ -75,7 +75,7 @@ def words(name: str, value: Any, parameters: Sequence[str]) -> list[str]:
         given = json.loads(value)
         return [f"{p.replace('_', ' ')} {given[p]}" for p in parameters if given.get(p) is not None]
     if name == "rate":
-        return [] if pd.isna(value) else [f"rate {value:g}"]
+        return [] if value is None or math.isnan(value) else [f"rate {value:g}"]
     if name == "part":
         return [PARTS_IN_WORDS[value]]
     return [f"{value} layers" if name == "layers" else str(value)]

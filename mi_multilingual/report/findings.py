@@ -204,7 +204,8 @@ def deactivation(table: pd.DataFrame) -> list[str]:
 def sweep(table: pd.DataFrame) -> list[str]:
     """Of the `effects` of a sweep, measure by measure: the largest change, and how many differ from random neurons'."""
     sentences = []
-    for (evaluation, measure), part in table.groupby(["evaluation", "measure"], sort=False):
+    for evaluation, measure in table[["evaluation", "measure"]].drop_duplicates().itertuples(index=False, name=None):
+        part = table[(table.evaluation == evaluation) & (table.measure == measure)]
         here = part[part["where"] != "others"]
         found, random = here[here.neurons == "detected"], here[here.neurons == "random"]
         both = found.merge(random, how="left", on=["setting", "where"], suffixes=("", "_random"))
@@ -219,7 +220,7 @@ def sweep(table: pd.DataFrame) -> list[str]:
         clear = sum(apart(r.low, r.high, r.low_random, r.high_random) for r in compared.itertuples())
         if len(compared):
             sentences.append(
-                f"{name}: {clear} of {len(compared)} changes have an interval apart from that of as many random neurons."
+                f"{name}: {clear} of {len(compared)} changes have an interval apart from that of random neurons."
             )
     return sentences
 

@@ -552,3 +552,52 @@ def fallback(
         title=title, xaxis_title="language of the output", yaxis_title="switched off, one after another"
     )
     return figure.update_yaxes(autorange="reversed", type="category").update_xaxes(type="category")
+
+
+CHANGE_UNITS = {"loss": "nats a token", "margin": "nats"}
+
+
+def sweep_effects(effects: pd.DataFrame) -> go.Figure:
+    """Change of every measure by setting of a sweep, a panel a measure; crosses: as many random neurons.
+
+    Args:
+        effects: of `mi_multilingual.experiments.summary.effects`.
+    """
+    measures = list(effects[["evaluation", "measure"]].drop_duplicates().itertuples(index=False, name=None))
+    titles = [f"{measure} ({evaluation})" for evaluation, measure in measures]
+    spacing = 0.3 / len(measures) if len(measures) > 1 else 0
+    figure = make_subplots(rows=len(measures), shared_xaxes=True, vertical_spacing=spacing, subplot_titles=titles)
+    colours = {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(effects["where"].unique())}
+    named: set[str] = set()
+    for row, (evaluation, measure) in enumerate(measures, start=1):
+        panel = effects[(effects.evaluation == evaluation) & (effects.measure == measure)]
+        for where, neurons in panel[["where", "neurons"]].drop_duplicates().itertuples(index=False, name=None):
+            part = panel[(panel["where"] == where) & (panel.neurons == neurons)]
+            name = f"{where}, {neurons}"
+            figure.add_trace(
+                go.Scatter(
+                    x=part.setting,
+                    y=part.change,
+                    error_y={"type": "data", "array": part.high - part.change, "arrayminus": part.change - part.low},
+                    mode="markers",
+                    name=name,
+                    legendgroup=name,
+                    showlegend=name not in named,
+                    marker={"color": colours[where], "symbol": "circle" if neurons == "detected" else "x-thin-open"},
+                    customdata=part[["low", "high", "n", "base", "value"]].to_numpy(),
+                    hovertemplate=(
+                        f"%{{x}}<br>{where}, {neurons} neurons<br>{measure} %{{customdata[3]:.4f}} to "
+                        "%{customdata[4]:.4f}: change %{y:+.4f}<br>95 % interval %{customdata[0]:+.4f} to "
+                        "%{customdata[1]:+.4f} over %{customdata[2]} languages<extra></extra>"
+                    ),
+                ),
+                row=row,
+                col=1,
+            )
+            named.add(name)
+        figure.update_yaxes(title_text=CHANGE_UNITS.get(measure, "share"), row=row, col=1)
+    order = list(effects.setting.unique())
+    figure.update_xaxes(type="category", categoryorder="array", categoryarray=order)
+    return figure.update_layout(
+        title="What the settings of the sweep change", height=180 + 260 * len(measures), scattermode="group"
+    )

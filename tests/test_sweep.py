@@ -19,7 +19,7 @@ from mi_multilingual.experiments.cells import Cell, Inputs, cells_of, tokenizer_
 from mi_multilingual.experiments.config import Study
 from mi_multilingual.experiments.context import Context
 from mi_multilingual.experiments.detectors import DETECTORS, chosen, collect, evidence_of, load, needs, save
-from mi_multilingual.experiments.measures import matched_share_interval, questions
+from mi_multilingual.experiments.measures import drawn, matched_share_interval
 from mi_multilingual.experiments.planning import plan
 from mi_multilingual.experiments.store import Store
 from mi_multilingual.patching.interventions import Intervention, ablate, add_mean, steer
@@ -122,7 +122,7 @@ def test_interventions_of_every_kind_write_what_they_say(home, tmp_path):
     assert (both > 0).all(axis=None)
     context = Context(study)
     cell = next(c for c in cells_of(study, context.inputs()) if c.intervention == "set -1.5" and c.site == "gate")
-    model, neurons = context.model(cell.model), sweep.own_neurons(cell, context)
+    model, (neurons,) = context.model(cell.model), sweep.own_neurons(cell, context)
     corpus = context.corpus("evaluate")
     base = perplexity(model, corpus, window=WINDOW, layout="documents", progress=False).nll
     with steer(model, Intervention("set", neurons, -1.5, "gate")):
@@ -156,10 +156,10 @@ def test_generated_text_is_counted_by_its_language(home, tmp_path):
 
 def test_the_questions_of_all_languages_are_the_same():
     items = [Item(f"{i}", k, "t", "p", ("a", "b"), 0) for k in ("en", "fr") for i in range(30)]
-    few = questions(items, 7)
-    assert [i.id for i in few["en"]] == [i.id for i in few["fr"]]
-    assert len({i.id for i in few["en"]}) == 7
-    assert len(questions(items, 99)["en"]) == 30
+    few = drawn(items, 7)
+    assert [i.id for i in few if i.language == "en"] == [i.id for i in few if i.language == "fr"]
+    assert len({i.id for i in few}) == 7
+    assert len(drawn(items, 99)) == 60
 
 
 @pytest.mark.parametrize("n", [5, 40])
@@ -292,7 +292,7 @@ def test_the_folder_says_how_it_was_made(home, tmp_path):
     assert made["seeds"]["random neurons"] == [0]
     assert {"commit", "processors", "gpus", "started"} <= set(made)
     fingerprints = json.loads((tmp_path / "fingerprints.json").read_text())
-    assert set(fingerprints) == {"models", "identify", "evaluate", "facts", "languages"}
+    assert set(fingerprints) == {"models", "identify", "evaluate", "questions", "languages"}
     (tmp_path / "environment.json").write_text("[")
     (tmp_path / "cells.json").write_text("[")
     assert run(study, tmp_path).complete
@@ -406,7 +406,7 @@ def test_the_default_folder_is_named_by_the_study(home, tmp_path, monkeypatch, c
 
 
 def test_inputs_hold_what_the_cells_are_made_of():
-    inputs = Inputs({"m": ("w", "t")}, "i", "e", "", ("en", "fr"))
+    inputs = Inputs({"m": ("w", "t")}, "i", "e", {}, ("en", "fr"))
     cells = cells_of(Study(model=("m",), seeds=()), inputs)
     assert [(c.ablated, c.model_fingerprint, c.identified_on, c.evaluated_on) for c in cells] == [
         ("en", "w", "i", "e"),

@@ -4,7 +4,7 @@ import hashlib
 import itertools
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -12,11 +12,15 @@ from transformers import PreTrainedTokenizerBase
 
 from ..analysis.sharing import TYPES
 from ..models import HookedModel
-from .config import InterventionSettings, Study
+from ..neurons import PARTS
+from .config import DetectorSettings, InterventionSettings, SharingSettings, Study
 
-SCHEMA = "sweep result/1"
+SCHEMA = "sweep result/2"
 """Another one makes all cells anew: raise it when the same cell would give other numbers or columns."""
 NOT_RANDOM = -1
+THIRDS = {"all": (0, 3), "first": (0, 1), "middle": (1, 2), "last": (2, 3)}
+PARTS_OF = {"mlp": ("mlp",), "attention": ("q", "k", "v"), "all": PARTS}
+"""What `NeuronSet.part` is, for every part of a study."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +32,7 @@ class Cell:
     tokenizer_fingerprint: str
     dtype: str
     identified_on: str
-    """Fingerprint of the corpus that neurons are found on."""
+    """Fingerprint of the corpus, or of the questions, that neurons are found on."""
     layout: str
     window: int | None
     detector: str
@@ -38,6 +42,7 @@ class Cell:
     """None where the detector takes no rate."""
     site: str
     layers: str
+    part: str
     kind: str
     """Of the intervention, as are value and strength."""
     value: float | str | None
@@ -56,6 +61,11 @@ class Cell:
     def key(self) -> str:
         """32 hex digits of all fields and of the version of the results."""
         return hashed({"schema": SCHEMA, **asdict(self)})
+
+    @property
+    def by_input(self) -> bool:
+        """Whether every question loses neurons of its own."""
+        return json.loads(self.parameters).get("scope") == "input"
 
     @property
     def intervention(self) -> str:
@@ -78,30 +88,44 @@ class Inputs:
     """Name -> fingerprints of weights and tokenizer."""
     identify: str
     evaluate: str
-    facts: str
-    """Empty where no fact is asked."""
+    questions: Mapping[str, str]
+    """Of every measure that asks questions."""
     languages: tuple[str, ...]
 
 
 def cells_of(study: Study, inputs: Inputs) -> tuple[Cell, ...]:
     """All cells, always in the same order; the random controls of a cell come right after it."""
-    axes = itertools.product(study.model, study.detector, study.rate, study.site, study.layers, study.intervention)
+    axes = itertools.product(
+        study.model, study.detector, study.rate, study.site, study.layers, study.part, study.intervention
+    )
     found = []
-    for model, detector, rate, site, layers, intervention in axes:
-        parameters = detector.model_dump(exclude={"name"})
-        chosen = {
-            "detector": detector.name,
-            "parameters": json.dumps(parameters, sort_keys=True),
-            "rate": None if takes_no_rate(detector.name, parameters) else rate,
-            "site": site,
-            "layers": layers,
-            **changed(intervention),
-        }
+    for model, detector, rate, site, layers, part, intervention in axes:
+        place = {"site": site, "layers": layers, "part": part, **changed(intervention)}
         groups = groups_of(study, detector.name, inputs.languages)
         for evaluation, group, seed in itertools.product(study.evaluate, groups, (NOT_RANDOM, *study.seeds)):
-            place = {**chosen, "ablated": group, "seed": seed}
-            found.append(Cell(**origin(study, inputs, model), **place, **evaluated(study, inputs, evaluation)))
+            cell = Cell(
+                **origin(study, inputs, model),
+                **found_by(detector, rate, evaluation),
+                **place,
+                ablated=group,
+                seed=seed,
+                **evaluated(study, inputs, evaluation),
+            )
+            # Where every question has neurons of its own, the corpus makes no difference.
+            found.append(replace(cell, identified_on=cell.evaluated_on) if cell.by_input else cell)
     return tuple(dict.fromkeys(found))
+
+
+def found_by(detector: DetectorSettings, rate: float, evaluation: str) -> dict[str, Any]:
+    """Detector, parameters and rate of a cell that measures this."""
+    parameters = detector.model_dump(exclude={"name"})
+    if isinstance(detector, SharingSettings):
+        parameters["scope"] = detector.scope_for(evaluation)
+    return {
+        "detector": detector.name,
+        "parameters": json.dumps(parameters, sort_keys=True),
+        "rate": None if takes_no_rate(detector.name, parameters) else rate,
+    }
 
 
 def origin(study: Study, inputs: Inputs, model: str) -> dict[str, Any]:
@@ -120,16 +144,24 @@ def origin(study: Study, inputs: Inputs, model: str) -> dict[str, Any]:
 
 def evaluated(study: Study, inputs: Inputs, evaluation: str) -> dict[str, str]:
     """What a cell measures, with the options that bear on it."""
-    options = {"language": {}, "facts": {"n": study.facts}, "generation": study.generation.model_dump()}[evaluation]
+    asked = {"facts": study.facts, **{name: task.n for name, task in study.tasks.given.items()}}
+    options = study.generation.model_dump() if evaluation == "generation" else {}
+    options = {"n": asked[evaluation]} if evaluation in asked else options
     return {
         "evaluation": evaluation,
-        "evaluated_on": inputs.facts if evaluation == "facts" else inputs.evaluate,
+        "evaluated_on": inputs.questions.get(evaluation, inputs.evaluate),
         "options": json.dumps(options, sort_keys=True),
     }
 
 
 def changed(intervention: InterventionSettings) -> dict[str, Any]:
     return {name: getattr(intervention, name) for name in ("kind", "value", "strength")}
+
+
+def region(layers: str, n_layers: int) -> range:
+    """The layers that a study calls "first" and so on."""
+    first, end = (round(n_layers * third / 3) for third in THIRDS[layers])
+    return range(first, end)
 
 
 def takes_no_rate(detector: str, parameters: Mapping[str, Any]) -> bool:

@@ -11,7 +11,12 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 Site = Literal["gate", "post", "up"]
 Layers = Literal["all", "first", "middle", "last"]
 """All layers, or a third of them: in MWork's words understanding, reasoning and generation."""
-Measure = Literal["language", "facts", "generation"]
+Part = Literal["mlp", "attention", "all"]
+"""Neurons of the MLP, columns of W_Q, W_K and W_V together, or all of them."""
+Measure = Literal["language", "facts", "generation", "xcopa", "mgsm", "mpararel"]
+TASKS = ("xcopa", "mgsm", "mpararel")
+BY_CHOICE = ("facts", "xcopa", "mpararel")
+"""Measures of questions with choices."""
 Named = Literal["mean", "median", "mean-difference"]
 Share = Annotated[float, Field(gt=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
@@ -114,11 +119,20 @@ class PlndSettings(Settings):
 
 
 class SharingSettings(Settings):
-    """The type (all-shared, partial-shared, specific, non-activated) a neuron has most often; takes no rate."""
+    """Neurons of a type: all-shared, partial-shared, specific or non-activated; takes no rate."""
 
     name: Literal["sharing"]
     threshold: float = 0.0
+    scope: Literal["input", "corpus"] | None = None
+    """Every question's own neurons of the type, as in the paper; or those that have it most often in the corpus.
+
+    By default the question's own where questions with choices are measured, and the corpus's elsewhere.
+    """
     tokens: Literal["last", "any"] = "last"
+
+    def scope_for(self, measure: str) -> str:
+        """The scope where this is measured."""
+        return self.scope or ("input" if measure in BY_CHOICE else "corpus")
 
 
 DetectorSettings = Annotated[
@@ -174,6 +188,30 @@ class GenerationSettings(Settings):
     seed: int = 0
 
 
+class TaskSettings(Settings):
+    """Questions from files."""
+
+    folder: str
+    """With the files as they are published (`mi_multilingual.evaluation.readers`)."""
+    languages: tuple[Plain, ...] | None = None
+    """Those of the corpus that the folder has, where none is named."""
+    n: Count = 20
+    """Questions a language, the same in every language."""
+
+
+class TasksSettings(Settings):
+    """Where the files of task sets are."""
+
+    xcopa: Annotated[TaskSettings, short_form("folder")] | None = None
+    mgsm: Annotated[TaskSettings, short_form("folder")] | None = None
+    mpararel: Annotated[TaskSettings, short_form("folder")] | None = None
+
+    @property
+    def given(self) -> dict[str, TaskSettings]:
+        """The tasks whose files were named."""
+        return {name: task for name in TASKS if (task := getattr(self, name)) is not None}
+
+
 class Study(Settings):
     """What a sweep measures; a list where one value could stand is an axis of the grid."""
 
@@ -185,15 +223,18 @@ class Study(Settings):
     rate: Annotated[tuple[Share, ...], *Several] = (0.01,)
     site: Annotated[tuple[Site, ...], *Several] = ("gate",)
     layers: Annotated[tuple[Layers, ...], *Several] = ("all",)
+    part: Annotated[tuple[Part, ...], *Several] = ("mlp",)
+    """Other than "mlp" with detector plnd only, which alone ranks attention columns."""
     intervention: Annotated[tuple[Annotated[InterventionSettings, short_form("kind")], ...], *Several] = (
         InterventionSettings(),
     )
     ablated: Annotated[tuple[Plain, ...], *Several] = ("each",)
     """Languages (of the detector sharing: types) whose neurons are changed, or "each" of them."""
     evaluate: Annotated[tuple[Measure, ...], *Several] = ("language",)
-    """Loss of every language, accuracy on the demo's facts, language of generated text."""
+    """Loss of every language, answers to the demo's facts or to `tasks`, language of generated text."""
     facts: Count = 12
     """Questions a language, spread over the countries and relations."""
+    tasks: TasksSettings = TasksSettings()
     generation: GenerationSettings = GenerationSettings()
     seeds: Annotated[tuple[int, ...], AfterValidator(no_repeats)] = (0, 1, 2)
     """Of the random neurons, as many a layer, that every effect is measured against."""
@@ -211,4 +252,30 @@ class Study(Settings):
             )
         if self.generation.prompts == "none" and "generation" in self.evaluate and not self.generation.temperature:
             raise ValueError("generation without prompts gives one text again and again; set generation.temperature")
+        self.attention_can_be_done()
+        self.inputs_can_be_done()
+        if unlike := set(TASKS) & set(self.evaluate) ^ set(self.tasks.given):
+            raise ValueError(f"{min(unlike)} has to be named by both or neither of evaluate and tasks")
         return self
+
+    def attention_can_be_done(self) -> None:
+        """Raise where attention columns are asked for, and no such cell could run."""
+        parts = [p for p in self.part if p != "mlp"]
+        others = [d.name for d in self.detector if d.name != "plnd"]
+        writes = [i.kind for i in self.intervention if i.kind not in ("zero", "scale")]
+        if parts and others:
+            raise ValueError(f"detector {others[0]} finds neurons of the MLP only, so no part {parts[0]}; use plnd")
+        if parts and writes:
+            raise ValueError(f"attention columns can be zero or scaled, and intervention has {writes[0]}")
+
+    def inputs_can_be_done(self) -> None:
+        """Raise where every question is to lose neurons of its own, and no such cell could run."""
+        own = {(d, m) for d in self.detector if d.name == "sharing" for m in self.evaluate if d.scope_for(m) == "input"}
+        for detector, measure in own:
+            if measure not in BY_CHOICE:
+                raise ValueError(f"scope input needs questions with choices, and {measure} has none; use scope corpus")
+            if detector.tokens != "last" or self.site != ("post",) or {i.kind for i in self.intervention} != {"zero"}:
+                raise ValueError(
+                    "a question's own neurons are read at its last token and site post, and switched off: "
+                    "set site: post, tokens: last, intervention: zero, or give detector sharing scope: corpus"
+                )

@@ -8,17 +8,24 @@ from typing import Any
 import torch
 
 from ..corpora import Corpus, load_corpus
+from ..evaluation.deactivation import checked_questions
 from ..evaluation.language_id import check_known
-from ..evaluation.tasks import load_facts
+from ..evaluation.readers import load_mgsm, load_mpararel, load_xcopa
+from ..evaluation.tasks import Item, in_every_language, load_facts
 from ..models import HookedModel, load_model
 from ..models import site as site_of
 from ..neurons import NeuronSet
-from .cells import Cell, Inputs, hashed, tokenizer_fingerprint, weights_fingerprint
-from .config import Study
-from .detectors import Evidence, Recorded, chosen, collect, evidence_of, load, neurons_key, save
-from .measures import Observations, Texts, observe
+from .cells import Cell, Inputs, hashed, region, tokenizer_fingerprint, weights_fingerprint
+from .config import BY_CHOICE, Study, TaskSettings
+from .detectors import Evidence, Recorded, chosen, collect, evidence_of, load, neurons_key, parts_of, save
+from .measures import Observations, Texts, drawn, observe
 
 KEPT = 4  # recordings in memory at once
+READERS: dict[str, Callable[[TaskSettings], list[Item]]] = {
+    "xcopa": lambda task: load_xcopa(task.folder, languages=task.languages),
+    "mgsm": lambda task: load_mgsm(task.folder, languages=task.languages),
+    "mpararel": lambda task: load_mpararel(task.folder, languages=task.languages)[0],
+}
 
 
 class Context:
@@ -72,14 +79,26 @@ class Context:
         return self.once(("corpus", split, most), read)
 
     def texts(self) -> Texts:
-        """What effects are measured on: the corpus, and the facts in its languages."""
-        corpus = self.corpus("evaluate")
+        """What effects are measured on: the corpus, and the questions."""
+        asked = [name for name in self.study.evaluate if name in ("facts", *self.study.tasks.given)]
+        return self.once(
+            ("texts",), lambda: Texts(self.corpus("evaluate"), {name: self.questions(name) for name in asked})
+        )
 
-        def read() -> Texts:
-            facts = load_facts(wordings=(0,)) if "facts" in self.study.evaluate else []
-            return Texts(corpus, tuple(item for item in facts if item.language in corpus.languages))
+    def questions(self, name: str) -> tuple[Item, ...]:
+        """The facts, or the questions of a task set: the same in every language.
 
-        return self.once(("texts",), read)
+        Raises:
+            ValueError: there are none, or files that cannot be read.
+        """
+        languages = self.corpus("evaluate").languages
+        task = self.study.tasks.given.get(name)
+        items = load_facts(wordings=(0,)) if task is None else READERS[name](task)
+        if task is None or task.languages is None:
+            items = [item for item in items if item.language in languages]
+        if not items:
+            raise ValueError(f"there are no {name} in {', '.join(languages)}; take {name} out of evaluate")
+        return drawn(in_every_language(items), self.study.facts if task is None else task.n)
 
     def inputs(self) -> Inputs:
         """Fingerprints of all that goes in, read from what is there now.
@@ -90,41 +109,50 @@ class Context:
         identify, evaluate = self.corpus("identify"), self.corpus("evaluate")
         if apart := set(identify.languages) ^ set(evaluate.languages):
             raise ValueError(f"{min(apart)!r} is in one of the two texts only; set corpus.languages to what both have")
-        facts = self.texts().facts
-        if "facts" in self.study.evaluate and not facts:
-            raise ValueError(f"there are no facts in {', '.join(evaluate.languages)}; take facts out of evaluate")
+        texts = self.texts()
         if "generation" in self.study.evaluate:
             check_known(evaluate.languages)
         models = {}
         for name in self.study.model:
             models[name] = self.fingerprints(name)
-            for site in self.study.site:
-                site_of(self.model(name), site)
+            self.check_model(name, texts)
         return Inputs(models, **self.texts_read(), languages=identify.languages)
+
+    def check_model(self, name: str, texts: Texts) -> None:
+        """Raise where a site, a region or a question cannot be had with the model."""
+        model = self.model(name)
+        for site in self.study.site:
+            site_of(model, site)
+        for layers in self.study.layers:
+            if not region(layers, model.cfg.n_layers):
+                raise ValueError(f"{name!r} has {model.cfg.n_layers} layers, none of them {layers}; take other layers")
+        for measure in set(BY_CHOICE) & set(texts.questions):
+            checked_questions(model, texts.questions[measure])
 
     def check(self, cell: Cell) -> None:
         """Raise where model or text are no longer those that the cell was planned for."""
         weights, tokenizer = self.fingerprints(cell.model)
         texts = self.texts_read()
+        evaluated = texts["questions"].get(cell.evaluation, texts["evaluate"])
         pairs = {
             "weights of the model": (weights, cell.model_fingerprint),
             "tokenizer": (tokenizer, cell.tokenizer_fingerprint),
-            "text that neurons are found on": (texts["identify"], cell.identified_on),
-            "text that is evaluated": (texts["facts" if cell.evaluation == "facts" else "evaluate"], cell.evaluated_on),
+            "text that neurons are found on": (evaluated if cell.by_input else texts["identify"], cell.identified_on),
+            "text that is evaluated": (evaluated, cell.evaluated_on),
         }
         for name, (now, planned) in pairs.items():
             if now != planned:
                 raise ValueError(f"the {name} changed while the sweep was running; start it again")
 
-    def texts_read(self) -> dict[str, str]:
+    def texts_read(self) -> dict[str, Any]:
         """Fingerprints of the texts and of the questions, as this process read them."""
 
-        def read() -> dict[str, str]:
-            facts = self.texts().facts
+        def read() -> dict[str, Any]:
+            asked = self.texts().questions
             return {
                 "identify": self.corpus("identify").fingerprint,
                 "evaluate": self.corpus("evaluate").fingerprint,
-                "facts": hashed([repr(item) for item in facts]) if facts else "",
+                "questions": {name: hashed([repr(item) for item in items]) for name, items in asked.items()},
             }
 
         return self.once(("texts read",), read)
@@ -150,9 +178,13 @@ class Context:
 
         return self.once(("recorded", evidence), make)
 
-    def neurons(self, cell: Cell) -> NeuronSet:
-        """The neurons that the cell's detector finds, for all groups."""
-        key = neurons_key(cell)
+    def neurons(self, cell: Cell) -> tuple[NeuronSet, ...]:
+        """The neurons that the cell's detector finds, for all groups, a set a part."""
+        return tuple(self.neurons_of(cell, part) for part in parts_of(cell))
+
+    def neurons_of(self, cell: Cell, part: str) -> NeuronSet:
+        """Those of one part."""
+        key = neurons_key(cell, part)
         path = self.cached("neurons", key)
 
         def make() -> NeuronSet:
@@ -161,7 +193,7 @@ class Context:
                     return NeuronSet.load(path)
                 except ValueError:
                     path.unlink(missing_ok=True)
-            made = chosen(cell, self.recorded(evidence_of(cell), cell.model))
+            made = chosen(cell, self.recorded(evidence_of(cell), cell.model), part)
             if path is not None:
                 made.save(path)
             return made

@@ -23,10 +23,10 @@ from ..neurons import NeuronScores, NeuronSet
 from ..recording import ActivationStats, record
 from ..storage import load_record, save_record
 from ..text_activations import TextActivations, record_texts
-from .cells import Cell, hashed
+from .cells import PARTS_OF, Cell, hashed
 
-SCHEMA = "sweep evidence/1"
-Recorded = ActivationStats | TextActivations | Impact | NeuronScores | Sharing
+SCHEMA = "sweep evidence/2"
+Recorded = ActivationStats | TextActivations | dict[str, Impact] | NeuronScores | Sharing
 
 
 @dataclass(frozen=True)
@@ -64,8 +64,8 @@ def texts(model: HookedModel, corpus: Corpus, e: Evidence, options: Mapping[str,
     return record_texts(model, corpus, site=e.site, window=e.window, progress=False)["mean"]
 
 
-def impact(model: HookedModel, corpus: Corpus, e: Evidence, options: Mapping[str, Any]) -> Impact:
-    return record_impact(model, corpus, window=e.window, progress=False, **options)["mlp"]
+def impact(model: HookedModel, corpus: Corpus, e: Evidence, options: Mapping[str, Any]) -> dict[str, Impact]:
+    return record_impact(model, corpus, window=e.window, progress=False, **options)
 
 
 def gradients(model: HookedModel, corpus: Corpus, e: Evidence, options: Mapping[str, Any]) -> NeuronScores:
@@ -101,7 +101,7 @@ class Detector:
 
     evidence: str
     choose: Callable[..., NeuronSet]
-    """Of the recording, the rate and the detector's parameters."""
+    """Of the recording (of the part, where it has several), the rate and the detector's parameters."""
     recorded_with: tuple[str, ...] = ()
     """Parameters that the recording needs already."""
 
@@ -126,7 +126,7 @@ def important(recorded: Impact, rate: float | None, *, score: str, epsilon: floa
     return plnd(recorded, epsilon=epsilon) if epsilon is not None else plnd(recorded, rate=rate or 0.0)
 
 
-def modal_types(recorded: Sharing, rate: None, **parameters: Any) -> NeuronSet:
+def modal_types(recorded: Sharing, rate: float | None, **parameters: Any) -> NeuronSet:
     """A group a type: the neurons that have it for most inputs, of equals the first in `TYPES`."""
     most = recorded.counts.sum(dim=(0, 1)).argmax(dim=-1)
     masks = torch.stack([most == i for i in range(len(TYPES))])
@@ -179,6 +179,8 @@ def evidence_of(cell: Cell, kind: str | None = None) -> Evidence:
 
 def needs(cell: Cell) -> tuple[Evidence, ...]:
     """Everything that has to be recorded before the cell can run."""
+    if cell.by_input:
+        return ()
     found = [evidence_of(cell)]
     if cell.value in ("mean", "mean-difference"):
         found.append(evidence_of(cell, "stats"))
@@ -187,26 +189,42 @@ def needs(cell: Cell) -> tuple[Evidence, ...]:
     return tuple(dict.fromkeys(found))
 
 
-def neurons_key(cell: Cell) -> str:
-    """32 hex digits of everything that decides which neurons the cell's detector finds."""
-    return hashed([SCHEMA, evidence_of(cell).key, cell.detector, cell.parameters, cell.rate])
+def parts_of(cell: Cell) -> tuple[str, ...]:
+    """What the cell's neurons are (`NeuronSet.part`)."""
+    return PARTS_OF[cell.part]
 
 
-def chosen(cell: Cell, recorded: Recorded) -> NeuronSet:
-    """The neurons that the cell's detector finds, in all layers and for all groups."""
-    return DETECTORS[cell.detector].choose(recorded, cell.rate, **json.loads(cell.parameters))
+def neurons_key(cell: Cell, part: str) -> str:
+    """32 hex digits of everything that decides which neurons of a part the cell's detector finds."""
+    return hashed([SCHEMA, evidence_of(cell).key, cell.detector, cell.parameters, cell.rate, part])
+
+
+def chosen(cell: Cell, recorded: Recorded, part: str = "mlp") -> NeuronSet:
+    """The neurons of a part that the cell's detector finds, in all layers and for all groups."""
+    found = recorded[part] if isinstance(recorded, dict) else recorded
+    return DETECTORS[cell.detector].choose(found, cell.rate, **json.loads(cell.parameters))
 
 
 def save(path: Path, recorded: Recorded) -> None:
     """Write any recording as one safetensors file."""
-    parts = {f.name: getattr(recorded, f.name) for f in fields(recorded)}
-    tensors = {name: value for name, value in parts.items() if isinstance(value, Tensor)}
-    rest = {name: value for name, value in parts.items() if name not in tensors}
-    save_record(path, f"{SCHEMA} {type(recorded).__name__}", tensors, rest)
+    records = recorded if isinstance(recorded, dict) else {"": recorded}
+    kind = type(next(iter(records.values()))).__name__
+    tensors, rest = {}, {}
+    for part, one in records.items():
+        values = {f.name: getattr(one, f.name) for f in fields(one)}
+        own = {name: value for name, value in values.items() if isinstance(value, Tensor)}
+        tensors |= {f"{part}/{name}": value for name, value in own.items()}
+        rest[part] = {name: value for name, value in values.items() if name not in own}
+    save_record(path, f"{SCHEMA} {kind}", tensors, rest)
 
 
 def load(path: Path, evidence: Evidence) -> Recorded:
     """Read what `save` wrote."""
     record_type = RECORDS[evidence.kind]
     tensors, rest = load_record(path, f"{SCHEMA} {record_type.__name__}")
-    return record_type(**tensors, **{k: tuple(v) if isinstance(v, list) else v for k, v in rest.items()})
+    found = {}
+    for part, values in rest.items():
+        own = {name.partition("/")[2]: value for name, value in tensors.items() if name.partition("/")[0] == part}
+        own |= {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+        found[part] = record_type(**own)
+    return found if len(found) > 1 else found[""]

@@ -25,6 +25,9 @@ def preset_names() -> tuple[str, ...]:
 def load_study(path: Path | str, overrides: Sequence[str] = ()) -> Study:
     """The study of a YAML file: defaults, under the preset it names, under its own keys, under the overrides.
 
+    Folders of models, texts and tasks are looked for beside the file, then in the working folder, and stand in the
+    study with their whole path. A preset's sizes for the demo count where the text is the demo's.
+
     Args:
         path: the file; `preset: kojima` in it takes over a published protocol.
         overrides: "key=value" with a dotted key and YAML for the value, e.g. "corpus.languages=[en, fr]".
@@ -39,17 +42,40 @@ def load_study(path: Path | str, overrides: Sequence[str] = ()) -> Study:
     for override in overrides:
         override_value(given, override, places)
     preset = given.pop("preset", None)
-    base = {}
-    if preset is not None:
-        if preset not in preset_names():
-            where = place_of(("preset",), root, str(path), places)
-            raise ValueError(f"{where}: preset {preset!r} is unknown; {choice(str(preset), preset_names())}")
-        base, _ = read_yaml(Path(str(files("mi_multilingual").joinpath("experiments", "presets", f"{preset}.yaml"))))
+    if preset not in (None, *preset_names()):
+        where = place_of(("preset",), root, str(path), places)
+        raise ValueError(f"{where}: preset {preset!r} is unknown; {choice(str(preset), preset_names())}")
+    base = {} if preset is None else preset_for(preset, given.get("corpus", "demo"))
     try:
-        return Study.model_validate(merged(base, given))
+        return placed(Study.model_validate(merged(base, given)), path.parent)
     except ValidationError as error:
         first = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
         raise ValueError(f"{place_of(first['loc'], root, str(path), places)}: {in_words(first)}") from error
+
+
+def preset_for(name: str, corpus: Any) -> dict[str, Any]:
+    """The preset's keys, with its sizes for the demo where the study's corpus is that."""
+    base, _ = read_yaml(Path(str(files("mi_multilingual").joinpath("experiments", "presets", f"{name}.yaml"))))
+    small = base.pop("demo", {})
+    source = corpus.get("source", "demo") if isinstance(corpus, dict) else corpus
+    return merged(base, small) if source == "demo" else base
+
+
+def placed(study: Study, folder: Path) -> Study:
+    """The study with whole paths for the folders that are in `folder`, or else in the working folder."""
+
+    def place(name: str) -> str:
+        here = [p.resolve() for p in (folder / name, Path(name)) if name != "demo" and p.is_dir()]
+        return str(here[0]) if here else name
+
+    tasks = {name: task.model_copy(update={"folder": place(task.folder)}) for name, task in study.tasks.given.items()}
+    return study.model_copy(
+        update={
+            "model": tuple(place(name) for name in study.model),
+            "corpus": study.corpus.model_copy(update={"source": place(study.corpus.source)}),
+            "tasks": study.tasks.model_copy(update=tasks),
+        }
+    )
 
 
 def read_yaml(path: Path) -> tuple[dict[str, Any], yaml.Node | None]:

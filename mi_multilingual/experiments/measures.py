@@ -8,15 +8,19 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from ..analysis.random_control import layer_matched_random
 from ..corpora import Corpus
+from ..evaluation.deactivation import Question, checked_questions, margins, own_neurons
 from ..evaluation.generation import generate
 from ..evaluation.language_id import identify_language
 from ..evaluation.perplexity import RESAMPLES, corpus_losses, corpus_rows
-from ..evaluation.tasks import Item, choice_log_likelihoods, opening
+from ..evaluation.tasks import Item, last_number, opening, written_accuracy
 from ..models import HookedModel
-from .cells import Cell
+from .cells import NOT_RANDOM, Cell, region
 
 NO_PROMPT = "none"
+SUM_TOKENS = 30
+"""Longest answer to a sum."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,9 +30,9 @@ class Observations:
     evaluated: str
     """The language; "none" for text generated without a prompt."""
     measure: str
-    """"loss" (nats a token), "accuracy", "target share" or "own share" (of generated texts)."""
+    """"loss" (nats a token), "accuracy", "margin" (nats), "target share" or "own share" (of generated texts)."""
     total: np.ndarray
-    """Summed loss, or 0 and 1."""
+    """Summed loss, margins, or 0 and 1."""
     weight: np.ndarray
     """Tokens, or ones: the measure is sum of `total` over sum of `weight`."""
 
@@ -38,7 +42,8 @@ class Texts:
     """What effects are measured on."""
 
     corpus: Corpus
-    facts: tuple[Item, ...]
+    questions: Mapping[str, tuple[Item, ...]]
+    """By measure; every question in the same languages."""
 
 
 def observe(model: HookedModel, cell: Cell, texts: Texts) -> list[Observations]:
@@ -54,21 +59,55 @@ def language_losses(model: HookedModel, cell: Cell, texts: Texts, options: Mappi
 
 
 def answers(model: HookedModel, cell: Cell, texts: Texts, options: Mapping[str, Any]) -> list[Observations]:
-    """Which questions of every language are answered right."""
+    """Which questions of every language are answered right, and by how much."""
+    asked = [question for same in checked_questions(model, texts.questions[cell.evaluation]) for question in same]
+    return by_language(asked, margins(model, asked))
+
+
+def answers_without_own(model: HookedModel, cell: Cell, texts: Texts) -> tuple[list[Observations], int]:
+    """`answers` where every question loses its own neurons of a type, or as many random ones; and how many, on average.
+
+    The same numbers as `deactivation_study`, which takes all types and seeds at once.
+    """
+    questions = checked_questions(model, texts.questions[cell.evaluation])
+    threshold = json.loads(cell.parameters)["threshold"]
+    scores, sizes = [], []
+    for number, (same, types) in enumerate(own_neurons(model, questions, threshold)):
+        off = types.in_layers(region(cell.layers, types.masks.shape[1]))
+        if cell.seed != NOT_RANDOM:
+            off = layer_matched_random(off, seed=cell.seed * len(questions) + number)
+        off = off[cell.ablated]
+        sizes.append(int(off.union().sum()))
+        scores += margins(model, same, off if sizes[-1] else None)
+    asked = [question for same in questions for question in same]
+    return by_language(asked, scores), round(float(np.mean(sizes)))
+
+
+def by_language(asked: Sequence[Question], scores: Sequence[float]) -> list[Observations]:
+    """Share of right answers, and how far they lead, in every language."""
     found = []
-    for language, items in questions(texts.facts, options["n"]).items():
-        right = [int(choice_log_likelihoods(model, i.prompt, i.choices).argmax()) == i.answer for i in items]
-        found.append(Observations(language, "accuracy", np.array(right, float), np.ones(len(items))))
+    for language in dict.fromkeys(question.item.language for question in asked):
+        own = np.array([s for question, s in zip(asked, scores, strict=True) if question.item.language == language])
+        found.append(Observations(language, "accuracy", (own > 0).astype(float), np.ones(len(own))))
+        found.append(Observations(language, "margin", own, np.ones(len(own))))
     return found
 
 
-def questions(items: Sequence[Item], n: int) -> dict[str, list[Item]]:
-    """At most `n` questions a language, drawn once for all: languages with parallel questions get the same."""
-    found: dict[str, list[Item]] = {}
-    for item in items:
-        found.setdefault(item.language, []).append(item)
-    drawn = {size: np.random.default_rng(0).permutation(size)[:n] for size in {len(own) for own in found.values()}}
-    return {k: [own[i] for i in sorted(drawn[len(own)])] for k, own in found.items()}
+def sums(model: HookedModel, cell: Cell, texts: Texts, options: Mapping[str, Any]) -> list[Observations]:
+    """Which sums of every language are answered with the right number."""
+    items = texts.questions[cell.evaluation]
+    table = written_accuracy(model, items, extract=last_number, max_new_tokens=SUM_TOKENS, progress=False)
+    return [
+        Observations(str(k), "accuracy", own.correct.to_numpy(float), np.ones(len(own)))
+        for k, own in table.groupby("language", sort=False)
+    ]
+
+
+def drawn(items: Sequence[Item], n: int) -> tuple[Item, ...]:
+    """At most `n` questions, the same in every language; `items` are parallel."""
+    names = list(dict.fromkeys(item.id for item in items))
+    kept = {names[i] for i in np.random.default_rng(0).permutation(len(names))[:n]}
+    return tuple(item for item in items if item.id in kept)
 
 
 def generated(model: HookedModel, cell: Cell, texts: Texts, options: Mapping[str, Any]) -> list[Observations]:
@@ -98,6 +137,9 @@ def prompts_of(corpus: Corpus, kind: str, n: int) -> list[tuple[str, str]]:
 MEASURES: Mapping[str, Callable[[HookedModel, Cell, Texts, Mapping[str, Any]], list[Observations]]] = {
     "language": language_losses,
     "facts": answers,
+    "xcopa": answers,
+    "mpararel": answers,
+    "mgsm": sums,
     "generation": generated,
 }
 
@@ -112,7 +154,7 @@ def compared(changed: Sequence[Observations], base: Sequence[Observations]) -> p
         assert (now.evaluated, now.measure) == (before.evaluated, before.measure)
         weight = before.weight.sum()
         value, whole = now.total.sum() / weight, before.total.sum() / weight
-        between = bootstrap_interval if now.measure == "loss" else matched_share_interval
+        between = bootstrap_interval if now.measure in ("loss", "margin") else matched_share_interval
         low, high = between(now.total - before.total, before.weight)
         table.append((now.evaluated, now.measure, len(now.total), whole, value, value - whole, low, high))
     return pd.DataFrame(table, columns=["evaluated", "measure", "n", "base", "value", "change", "low", "high"])

@@ -4,24 +4,25 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pandas as pd
 
 from ..corpora import Corpus, TokenRows
+from ..evaluation.deactivation import checked_questions, margins
 from ..evaluation.generation import generate
 from ..evaluation.perplexity import TOKENS_A_BATCH, corpus_losses, corpus_rows
-from ..evaluation.tasks import choice_log_likelihoods
 from ..models import HookedModel
 from ..models import site as site_of
 from ..recording import ActivationStats, batch_stats
 from .cells import NOT_RANDOM, Cell, cells_of
-from .config import Study
+from .config import BY_CHOICE, TASKS, Study
 from .context import Context
 from .detectors import Evidence, needs
-from .measures import prompts_of, questions
+from .measures import SUM_TOKENS, prompts_of
 
-PROBED_TOKENS, PROBED_STEPS = 1024, 4
+PROBED_TOKENS, PROBED_STEPS, PROBED_PROMPTS = 1024, 4, 8
 PASSES = {"stats": 1, "texts": 1, "impact": 2, "relevance": 4, "sharing": 1}
 """Cost of a recording a token, in recordings of statistics; a backward pass counts two passes, and needs the logits."""
 NUMBERS_A_NEURON = {"stats": 4, "impact": 2, "relevance": 1, "sharing": 5}
@@ -93,8 +94,9 @@ def measurements(
     """A row a measure: its cells, and once the unchanged model."""
     costs: dict[str, Callable[[], tuple[int, float]]] = {
         "language": lambda: language_cost(model, study, context, seconds),
-        "facts": lambda: facts_cost(model, study, context),
         "generation": lambda: generation_cost(model, study, context),
+        "mgsm": lambda: sums_cost(model, context),
+        **{name: partial(choices_cost, model, context, name) for name in BY_CHOICE},
     }
     rows = []
     for measure in study.evaluate:
@@ -111,16 +113,23 @@ def language_cost(model: HookedModel, study: Study, context: Context, seconds: f
     return tokens, tokens * seconds
 
 
-def facts_cost(model: HookedModel, study: Study, context: Context) -> tuple[int, float]:
-    """Tokens and seconds of one cell, by timing its first questions of every language."""
-    asked = questions(context.texts().facts, study.facts)
-    whole = [item.prompt + choice for items in asked.values() for item in items for choice in item.choices]
-    tokens = sum(map(len, model.tokenizer(whole, add_special_tokens=False)["input_ids"]))
+def choices_cost(model: HookedModel, context: Context, measure: str) -> tuple[int, float]:
+    """Tokens and seconds of one cell, by timing its first question in every language."""
+    asked = checked_questions(model, context.texts().questions[measure])
+    tokens = [sum(len(c.ids) for question in same for c in question.choices) for same in asked]
     started = time.perf_counter()
-    for items in asked.values():
-        choice_log_likelihoods(model, items[0].prompt, items[0].choices)
-    taken = (time.perf_counter() - started) / len(asked)
-    return tokens, taken * sum(map(len, asked.values()))
+    margins(model, asked[0])
+    return sum(tokens), (time.perf_counter() - started) / tokens[0] * sum(tokens)
+
+
+def sums_cost(model: HookedModel, context: Context) -> tuple[int, float]:
+    """Tokens and seconds of one cell, by a few timed steps of its first questions."""
+    prompts = [item.prompt for item in context.texts().questions["mgsm"]]
+    few = prompts[:PROBED_PROMPTS]
+    started = time.perf_counter()
+    generate(model, few, max_new_tokens=PROBED_STEPS, progress=False)
+    taken = (time.perf_counter() - started) / PROBED_STEPS / len(few)
+    return len(prompts) * SUM_TOKENS, taken * SUM_TOKENS * len(prompts)
 
 
 def generation_cost(model: HookedModel, study: Study, context: Context) -> tuple[int, float]:
@@ -189,7 +198,8 @@ def notes_of(study: Study, cells: tuple[Cell, ...], context: Context) -> tuple[s
         notes.append("neurons are found and measured on the same text; give corpus.identify and corpus.evaluate")
     if all(cell.seed == NOT_RANDOM for cell in cells):
         notes.append("there are no seeds, so no random neurons to compare an effect with")
-    few = {json.loads(cell.options)["n"] for cell in cells if cell.evaluation in ("facts", "generation")}
+    asking = ("facts", "generation", *TASKS)
+    few = {json.loads(cell.options)["n"] for cell in cells if cell.evaluation in asking}
     if few and min(few) < 10:
         notes.append(f"{min(few)} questions or texts a language give intervals of half a share; ask for more")
     return tuple(notes)

@@ -5,6 +5,7 @@ study.yaml             the settings as they were given, with defaults and preset
 cells.json             the cells of the study, in the order of the table
 environment.json       versions, git commit, hardware and seeds of every start
 fingerprints.json      of models, tokenizers, corpora and questions
+sweep.parquet          all rows of results/, in that order, and sweep_effects.parquet, their means by setting
 results/*.parquet      one file a cell, named by the cell's key and the digest of the file's content
 failed/*.json          the error of each cell that failed
 damaged/               files that were found broken, set aside

@@ -8,7 +8,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +19,20 @@ from tqdm.auto import tqdm
 from ..analysis.average_precision import medians
 from ..analysis.random_control import layer_matched_random
 from ..models import HookedModel, is_gated
-from ..neurons import NeuronSet
+from ..neurons import PARTS, NeuronSet
 from ..patching.interventions import Intervention, add_mean, add_mean_difference, check_fits, set_to_mean, steer
 from ..patching.weights import rewritten
-from .cells import NOT_RANDOM, Cell, cells_of
+from .cells import NOT_RANDOM, Cell, cells_of, region
 from .config import Study
 from .context import Context
 from .detectors import evidence_of
-from .measures import compared, observe
+from .measures import answers_without_own, compared, observe
 from .store import Store, Unwritable
+from .summary import effects
 
 PACKAGES = ("mi_multilingual", "transformer-lens", "torch", "transformers", "numpy", "pandas", "pyarrow", "pydantic")
-COLUMNS = ("model", "detector", "parameters", "rate", "site", "layers", "intervention", "ablated", "seed")
+COLUMNS = ("model", "detector", "parameters", "rate", "site", "layers", "part", "intervention", "ablated", "seed")
+ANOTHER_DRAW = 1_000_003  # between the seeds of parts: q and k columns drawn alike would undo each other's effect
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,6 +90,9 @@ def run(study: Study, folder: Path | str, *, runner: Runner | None = None, progr
         ValueError: before anything runs: an input that cannot be loaded, or a folder that another process holds.
         Unwritable: the disk is full or the folder read-only; what is done is safe.
     """
+    from .loading import placed
+
+    study = placed(study, Path.cwd())
     store = Store(Path(folder))
     with store.locked():
         store.sweep_up()
@@ -96,6 +101,7 @@ def run(study: Study, folder: Path | str, *, runner: Runner | None = None, progr
         cells = cells_of(study, inputs)
         write_plan(store, study, cells, asdict(inputs))
         complete(store, cells, lambda todo: (runner or serial)(todo, context), progress=progress)
+        write_tables(store, cells)
     return status(folder)
 
 
@@ -139,14 +145,14 @@ def results(folder: Path | str) -> pd.DataFrame:
     =============  ====================================================================================================
     cell           key of the cell, the name of its file in results/
     model          as the study names it
-    detector       and parameters (JSON), rate (NaN where the detector takes none), site, layers
+    detector       and parameters (JSON), rate (NaN where the detector takes none), site, layers, part
     intervention   in words: zero, set -1.5, set mean, add 2 x mean-difference ...
     ablated        the language (of detector sharing: the type) whose neurons are changed
     seed           of random neurons in their place, as many a layer; -1: the detected neurons themselves
-    n_neurons      changed
-    evaluation     language, facts or generation
+    n_neurons      changed; where every question loses neurons of its own, on average
+    evaluation     language, facts, generation, or the name of a task set
     evaluated      language of the text, question or prompt; "none" for text without a prompt
-    measure        loss (nats a token), accuracy, target share, own share
+    measure        loss (nats a token), accuracy, margin (the right answer's lead, nats), target share, own share
     n              rows of text, questions or texts
     base, value    the measure of the model as it is, and as it was changed
     change         value - base, with low and high, its 95 % bootstrap interval
@@ -177,6 +183,17 @@ def write_plan(store: Store, study: Study, cells: Sequence[Cell], inputs: dict[s
     store.write_json("fingerprints.json", inputs)
     store.write_json("environment.json", [*earlier_starts(store), environment(study)])
     store.write_json("cells.json", [asdict(cell) for cell in cells])
+
+
+def write_tables(store: Store, cells: Sequence[Cell]) -> None:
+    """The results in one table, and what they say of each setting; both can be made again from results/."""
+    table = store.table([cell.key for cell in cells])
+    made = {} if table.empty else {"sweep.parquet": table, "sweep_effects.parquet": effects(table)}
+    for name in ("sweep.parquet", "sweep_effects.parquet"):
+        if name in made:
+            store.write(store.path(name), made[name].to_parquet(index=False))
+        else:
+            store.path(name).unlink(missing_ok=True)
 
 
 def earlier_starts(store: Store) -> list[dict[str, Any]]:
@@ -269,40 +286,43 @@ def attempt(cell: Cell, context: Context) -> Attempt:
 def run_cell(cell: Cell, context: Context) -> pd.DataFrame:
     """The rows of one cell (see `results`); needs nothing but its arguments and leaves the model as it was."""
     context.check(cell)
-    model = context.model(cell.model)
-    neurons = own_neurons(cell, context)
-    base = context.base(cell)
-    with applied(model, cell, neurons, context):
-        now = observe(model, cell, context.texts())
+    model, base = context.model(cell.model), context.base(cell)
+    if cell.by_input:
+        now, n_neurons = answers_without_own(model, cell, context.texts())
+    else:
+        neurons = own_neurons(cell, context)
+        n_neurons = sum(int(one.union().sum()) for one in neurons)
+        with applied(model, cell, neurons, context):
+            now = observe(model, cell, context.texts())
     table = compared(now, base)
     own = {"cell": cell.key} | {name: getattr(cell, name) for name in COLUMNS}
-    own |= {"rate": float("nan") if cell.rate is None else cell.rate, "n_neurons": int(neurons.union().sum())}
+    own |= {"rate": float("nan") if cell.rate is None else cell.rate, "n_neurons": n_neurons}
     own |= {"evaluation": cell.evaluation}
     return pd.concat([pd.DataFrame([own] * len(table)), table], axis=1)
 
 
-def own_neurons(cell: Cell, context: Context) -> NeuronSet:
-    """The neurons the cell changes: of one group, in its layers, or random ones in their place."""
-    neurons = context.neurons(cell)
-    n_layers = neurons.masks.shape[1]
-    thirds = {"all": (0, 3), "first": (0, 1), "middle": (1, 2), "last": (2, 3)}
-    first, end = (round(n_layers * i / 3) for i in thirds[cell.layers])
-    inside = torch.zeros(n_layers, 1, dtype=torch.bool)
-    inside[first:end] = True
-    neurons = replace(neurons, masks=neurons.masks & inside)
-    if cell.seed != NOT_RANDOM:
-        neurons = layer_matched_random(neurons, seed=cell.seed)
-    return neurons[cell.ablated]
+def own_neurons(cell: Cell, context: Context) -> tuple[NeuronSet, ...]:
+    """The neurons the cell changes: of one group, in its layers, or random ones in their place; a set a part."""
+    found = []
+    for neurons in context.neurons(cell):
+        inside = neurons.in_layers(region(cell.layers, neurons.masks.shape[1]))
+        if cell.seed != NOT_RANDOM:
+            inside = layer_matched_random(inside, seed=cell.seed + ANOTHER_DRAW * PARTS.index(neurons.part))
+        found.append(inside[cell.ablated])
+    return tuple(found)
 
 
-def applied(model: HookedModel, cell: Cell, neurons: NeuronSet, context: Context) -> AbstractContextManager[Any]:
+def applied(
+    model: HookedModel, cell: Cell, neurons: Sequence[NeuronSet], context: Context
+) -> AbstractContextManager[Any]:
     """The model with the cell's neurons changed: in its weights where they can carry it, by hooks elsewhere."""
-    check_fits(model, neurons)
-    if not neurons.union().any():
+    for one in neurons:
+        check_fits(model, one)
+    interventions = [intervention_of(cell, one, context) for one in neurons if one.union().any()]
+    if not interventions:
         return nullcontext()
-    intervention = intervention_of(cell, neurons, context)
-    by_hook = is_gated(model) and intervention.site == "gate" and cell.kind in ("set", "add")
-    return steer(model, intervention) if by_hook else rewritten(model, [intervention])
+    by_hook = is_gated(model) and interventions[0].site == "gate" and cell.kind in ("set", "add")
+    return steer(model, *interventions) if by_hook else rewritten(model, interventions)
 
 
 def intervention_of(cell: Cell, neurons: NeuronSet, context: Context) -> Intervention:

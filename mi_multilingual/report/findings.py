@@ -201,6 +201,46 @@ def deactivation(table: pd.DataFrame) -> list[str]:
     return sentences
 
 
+def sweep(table: pd.DataFrame) -> list[str]:
+    """Of the `effects` of a sweep, measure by measure: the largest change, and how many differ from random neurons'."""
+    sentences = []
+    for evaluation, measure in table[["evaluation", "measure"]].drop_duplicates().itertuples(index=False, name=None):
+        part = table[(table.evaluation == evaluation) & (table.measure == measure)]
+        here = part[part["where"] != "others"]
+        found, random = here[here.neurons == "detected"], here[here.neurons == "random"]
+        both = found.merge(random, how="left", on=["setting", "where"], suffixes=("", "_random"))
+        if both.empty:
+            continue
+        others = part[(part["where"] == "others") & (part.neurons == "detected")].set_index("setting")["change"]
+        best = both.loc[both.change.abs().idxmax()]
+        name = f"{measure.capitalize()} ({evaluation})"
+        among = f", largest change of {len(both)}" if len(both) > 1 else ""
+        sentences.append(f"{name}{among}: {largest(best, others, CHANGE_UNITS.get(measure, ''))}.")
+        compared = both[both.change_random.notna()]
+        clear = sum(apart(r.low, r.high, r.low_random, r.high_random) for r in compared.itertuples())
+        if len(compared):
+            sentences.append(
+                f"{name}: {clear} of {len(compared)} changes have an interval apart from that of random neurons."
+            )
+    return sentences
+
+
+CHANGE_UNITS = {"loss": " nats a token", "margin": " nats"}
+PLACES = {"own": "text in the neurons' own language", "no prompt": "text without a prompt"}
+
+
+def largest(best: pd.Series, others: pd.Series, unit: str) -> str:
+    """One change of a sweep beside those of other languages and of random neurons."""
+    place = PLACES.get(best["where"], f"without {best['where']} neurons")
+    said = f"{best.change:+.4f}{unit} for {place} ({best.setting}"
+    said += f"; 95 % interval over {best.n} languages {best.low:+.4f} to {best.high:+.4f})" if best.n > 1 else ")"
+    if best.setting in others.index:
+        said += f", {others[best.setting]:+.4f} for other languages"
+    if not pd.isna(best.change_random):
+        said += f", {best.change_random:+.4f} with as many random neurons"
+    return said
+
+
 def facts(table: pd.DataFrame) -> list[str]:
     """Of a table of accuracies by language, relation and wording."""
     by_language = table.groupby("language", sort=False)["accuracy"].mean()

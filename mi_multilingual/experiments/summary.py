@@ -1,0 +1,90 @@
+"""A sweep in few numbers: what every setting does to the language whose neurons it changes, and to the others."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from ..analysis.sharing import TYPES
+from .cells import NOT_RANDOM
+from .measures import NO_PROMPT, bootstrap_interval
+
+VARIED = ("model", "detector", "parameters", "rate", "site", "layers", "part", "intervention")
+MEASURED = ("evaluation", "measure")
+PARTS_IN_WORDS = {"mlp": "MLP", "attention": "attention", "all": "MLP and attention"}
+
+
+def effects(results: pd.DataFrame) -> pd.DataFrame:
+    """Mean change of every setting, by the detected neurons and by random ones in their place.
+
+    The mean is over languages, those whose neurons are changed (of detector sharing, those evaluated): changes that
+    have it in common, of several seeds or evaluated languages, are averaged first, as they are not independent.
+
+    Args:
+        results: of a sweep (`mi_multilingual.experiments.sweep.results`).
+
+    Returns:
+        a row a setting, measure, `neurons` ("detected" or "random") and `where`: "own" (text of the language whose
+        neurons are changed), "others", "no prompt", or of detector sharing the type that is changed. The setting in
+        its own columns and as `setting` in the words that tell it from the others; n (languages), base and value
+        (means), change and its 95 % bootstrap interval over languages low, high (NaN of a single language).
+    """
+    table = results.assign(
+        neurons=np.where(results.seed == NOT_RANDOM, "detected", "random"),
+        where=[place(a, e) for a, e in zip(results.ablated, results.evaluated, strict=True)],
+        unit=results.ablated.where(~results.ablated.isin(TYPES), results.evaluated),
+    )
+    rows, by = [], [*VARIED, *MEASURED, "neurons", "where"]
+    for key, part in table.groupby(by, sort=False, dropna=False):
+        assert isinstance(key, tuple)
+        units = part.groupby("unit", sort=False)[["base", "value", "change"]].mean()
+        low, high = (np.nan, np.nan)
+        if len(units) > 1:
+            low, high = bootstrap_interval(units.change.to_numpy(float), np.ones(len(units)))
+        rows.append((*key, len(units), *units.mean(), low, high))
+    found = pd.DataFrame(rows, columns=[*by, "n", "base", "value", "change", "low", "high"])
+    found.insert(0, "setting", in_words(found))
+    return found
+
+
+def in_words(effects: pd.DataFrame) -> list[str]:
+    """What tells each row's setting from the others."""
+    varied = [name for name in VARIED if effects[name].nunique(dropna=False) > 1]
+    names = {model: Path(model).name for model in effects.model}  # of a checkpoint's folder, unless two are alike
+    if len(set(names.values())) == len(names):
+        effects = effects.assign(model=effects.model.map(names))
+    parameters = effects.parameters.map(json.loads)
+    # A parameter is worth a word where settings of the same detector differ in it.
+    worth = {}
+    for detector, own in parameters.groupby(effects.detector):
+        seen = [(name, json.dumps(value)) for one in own for name, value in one.items()]
+        worth[detector] = [name for name in dict(seen) if len({v for n, v in seen if n == name}) > 1]
+    return [
+        ", ".join(word for name in varied for word in words(name, row[name], worth[row["detector"]]))
+        or "the only setting"
+        for row in effects[[*VARIED]].to_dict("records")
+    ]
+
+
+def words(name: str, value: Any, parameters: Sequence[str]) -> list[str]:
+    """One part of a setting; nothing where it has none."""
+    if name == "parameters":
+        given = json.loads(value)
+        return [f"{p.replace('_', ' ')} {given[p]}" for p in parameters if given.get(p) is not None]
+    if name == "rate":
+        return [] if value is None or math.isnan(value) else [f"rate {value:g}"]
+    if name == "part":
+        return [PARTS_IN_WORDS[value]]
+    return [f"{value} layers" if name == "layers" else str(value)]
+
+
+def place(ablated: str, evaluated: str) -> str:
+    """How the text measured stands to the neurons changed."""
+    if ablated in TYPES:
+        return ablated
+    if evaluated == NO_PROMPT:
+        return "no prompt"
+    return "own" if ablated == evaluated else "others"

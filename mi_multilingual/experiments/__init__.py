@@ -4,6 +4,7 @@ from .cluster import on_ray
 from .config import Study
 from .loading import load_study
 from .planning import Plan, plan
+from .summary import effects
 from .sweep import Progress, results, resume, run, status
 
-__all__ = ["Plan", "Progress", "Study", "load_study", "on_ray", "plan", "results", "resume", "run", "status"]
+__all__ = ["Plan", "Progress", "Study", "effects", "load_study", "on_ray", "plan", "results", "resume", "run", "status"]

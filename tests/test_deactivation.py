@@ -154,9 +154,10 @@ def test_with_two_languages_nothing_is_partly_shared_and_nothing_changes(model):
 
 def test_the_model_is_left_as_it_was(model):
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    n_hooks = sum(len(point.fwd_hooks) for point in model.hook_dict.values())  # a bridge has some of its own
     study(model, questions(1), groups_of(model))
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
-    assert not any(hook for hooks in model.hook_dict.values() for hook in hooks.fwd_hooks)
+    assert sum(len(point.fwd_hooks) for point in model.hook_dict.values()) == n_hooks
 
 
 @pytest.mark.filterwarnings("ignore:.*has no HookedTransformer")

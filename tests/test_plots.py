@@ -334,13 +334,14 @@ def test_sweep_effects_has_a_panel_a_measure_and_crosses_for_random_neurons():
     figure = plots.sweep_effects(pd.DataFrame(rows, columns=names))
     assert figure.layout.title.text
     assert [a.text for a in figure.layout.annotations] == ["loss (language)", "accuracy (facts)"]
-    assert (figure.layout.yaxis.title.text, figure.layout.yaxis2.title.text) == ("nats a token", "share")
+    assert figure.layout.xaxis.title.text == "change, nats a token"
+    assert figure.layout.xaxis2.title.text == "change, share"
     assert len(figure.data) == 6
     own, random, others = figure.data[:3]
-    assert list(own.x) == ["rate 0.1", "rate 0.2"]
-    assert list(own.y) == [0.5, 1.5]
-    np.testing.assert_allclose(own.error_y.arrayminus, [0.1, 0.1])
-    np.testing.assert_allclose(own.error_y.array, [0.2, 0.2])
+    assert list(own.y) == ["rate 0.1", "rate 0.2"]
+    assert list(own.x) == [0.5, 1.5]
+    np.testing.assert_allclose(own.error_x.arrayminus, [0.1, 0.1])
+    np.testing.assert_allclose(own.error_x.array, [0.2, 0.2])
     assert own.marker.color == random.marker.color != others.marker.color
     assert own.marker.symbol == others.marker.symbol != random.marker.symbol
     assert [trace.showlegend for trace in figure.data] == [True] * 3 + [False] * 3

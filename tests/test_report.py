@@ -393,8 +393,8 @@ def test_a_sweep_has_its_sections(tmp_path):
     cells |= {"measure": "loss", "change": 0.5, "low": 0.4, "high": 0.6, "n_neurons": 5, "parameters": "{}"}
     pd.DataFrame(cells).to_parquet(tmp_path / "sweep.parquet")
     text = report(tmp_path).read_text(encoding="utf-8")
-    assert 'id="sweep-effects"' in text
-    assert 'id="sweep-cells"' in text
+    assert 'id="section-sweep-effects"' in text
+    assert 'id="section-sweep-cells"' in text
     assert "largest change of 2" in text
     assert "What the settings of the sweep change" in text
 

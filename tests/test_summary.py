@@ -91,5 +91,6 @@ def test_settings_are_called_by_what_tells_them_apart():
 
 
 def test_measures_of_the_same_name_stay_apart():
-    rows = [row_of("lape", 0.1, "en", "en", -1, c, evaluation=e, measure="accuracy") for e, c in (("facts", 0.1), ("xcopa", 0.3))]  # fmt: skip
+    changes = {"facts": 0.1, "xcopa": 0.3}
+    rows = [row_of("lape", 0.1, "en", "en", -1, c, evaluation=e, measure="accuracy") for e, c in changes.items()]
     assert list(effects(pd.DataFrame(rows)).change) == [0.1, 0.3]

@@ -345,3 +345,22 @@ def steering_counts(rows, by):
         place = 1 if row["found"] == row["target"] else 2 if row["found"] == row["source"] else 3
         cell[place] += 1
     return {key: tuple(cell) for key, cell in counts.items()}
+
+
+def sweep_means(rows):
+    """{(detector, rate, neurons, where): (languages, mean change)} of rows (dicts) of a sweep, one row at a time."""
+    types = ("all-shared", "partial-shared", "specific", "non-activated")
+    cells = {}
+    for row in rows:
+        ablated, evaluated = row["ablated"], row["evaluated"]
+        if ablated in types:
+            where, unit = ablated, evaluated
+        elif evaluated == "none":
+            where, unit = "no prompt", ablated
+        else:
+            where, unit = "own" if ablated == evaluated else "others", ablated
+        rate = None if math.isnan(row["rate"]) else row["rate"]
+        key = (row["detector"], rate, "detected" if row["seed"] == -1 else "random", where)
+        cells.setdefault(key, {}).setdefault(unit, []).append(row["change"])
+    means = {key: [math.fsum(c) / len(c) for c in units.values()] for key, units in cells.items()}
+    return {key: (len(m), math.fsum(m) / len(m)) for key, m in means.items()}

@@ -321,3 +321,30 @@ def test_fallback_shows_every_step():
     assert plots.fallback(table, condition="random").data[0].y == ("none", "+ en")
     with pytest.raises(ValueError, match="no condition 'off' in this table; it has unsteered, steered, random"):
         plots.fallback(table, condition="off")
+
+
+def test_sweep_effects_has_a_panel_a_measure_and_crosses_for_random_neurons():
+    rows = [
+        (setting, evaluation, measure, where, neurons, 3, 2.0, 2.0 + y, y, y - 0.1, y + 0.2)
+        for evaluation, measure in (("language", "loss"), ("facts", "accuracy"))
+        for i, setting in enumerate(("rate 0.1", "rate 0.2"))
+        for where, neurons, y in (("own", "detected", 0.5 + i), ("own", "random", 0.1), ("others", "detected", 0.2))
+    ]
+    names = ["setting", "evaluation", "measure", "where", "neurons", "n", "base", "value", "change", "low", "high"]
+    figure = plots.sweep_effects(pd.DataFrame(rows, columns=names))
+    assert figure.layout.title.text
+    assert [a.text for a in figure.layout.annotations] == ["loss (language)", "accuracy (facts)"]
+    assert figure.layout.xaxis.title.text == "change, nats a token"
+    assert figure.layout.xaxis2.title.text == "change, share"
+    assert len(figure.data) == 6
+    own, random, others = figure.data[:3]
+    assert list(own.y) == ["rate 0.1", "rate 0.2"]
+    assert list(own.x) == [0.5, 1.5]
+    np.testing.assert_allclose(own.error_x.arrayminus, [0.1, 0.1])
+    np.testing.assert_allclose(own.error_x.array, [0.2, 0.2])
+    assert own.marker.color == random.marker.color != others.marker.color
+    assert own.marker.symbol == others.marker.symbol != random.marker.symbol
+    assert [trace.showlegend for trace in figure.data] == [True] * 3 + [False] * 3
+    assert all(trace.hovertemplate for trace in figure.data)
+    one = plots.sweep_effects(pd.DataFrame(rows[:1], columns=names))
+    assert len(one.data) == 1

@@ -359,6 +359,46 @@ def test_deactivation_has_its_sections(tmp_path):
 ANSWERS = [("none", None, True), ("all-shared", None, False), ("all-shared", 0, True)]
 
 
+def sweep_table(own=0.5, random=0.1, others=0.01, half=0.05):
+    names = ["setting", "evaluation", "measure", "where", "neurons", "n", "base", "change", "low", "high"]
+    rows = [
+        (f"rate {rate}", "language", "loss", where, neurons, 3, 2.0, rate * y, rate * y - half, rate * y + half)
+        for rate in (1, 2)
+        for where, neurons, y in (("own", "detected", own), ("own", "random", random), ("others", "detected", others))
+    ]
+    table = pd.DataFrame(rows, columns=names)
+    return table.assign(value=table.base + table.change)
+
+
+def test_a_sweep_is_told_by_its_largest_change_and_against_random_neurons():
+    said = findings.sweep(sweep_table())
+    assert said == [
+        "Loss (language), largest change of 2: +1.0000 nats a token for text in the neurons' own language (rate 2; "
+        "95 % interval over 3 languages +0.9500 to +1.0500), +0.0200 for other languages, +0.2000 with as many random "
+        "neurons.",
+        "Loss (language): 2 of 2 changes have an interval apart from that of random neurons.",
+    ]
+    assert findings.sweep(sweep_table(own=0.12))[1].startswith("Loss (language): 0 of 2 changes")
+    one = sweep_table().query("setting == 'rate 1' and neurons == 'detected' and where == 'own'")
+    types = one.assign(where="all-shared", measure="accuracy", n=1, low=float("nan"), high=float("nan"))
+    assert findings.sweep(types) == [
+        "Accuracy (language): +0.5000 for questions without their all-shared neurons (rate 1)."
+    ]
+    assert findings.sweep(one.assign(where="others")) == []
+
+
+def test_a_sweep_has_its_sections(tmp_path):
+    sweep_table().to_parquet(tmp_path / "sweep_effects.parquet")
+    cells = {"model": "demo", "detector": "lape", "rate": [0.1, float("nan")], "ablated": "en", "evaluated": "fr"}
+    cells |= {"measure": "loss", "change": 0.5, "low": 0.4, "high": 0.6, "n_neurons": 5, "parameters": "{}"}
+    pd.DataFrame(cells).to_parquet(tmp_path / "sweep.parquet")
+    text = report(tmp_path).read_text(encoding="utf-8")
+    assert 'id="section-sweep-effects"' in text
+    assert 'id="section-sweep-cells"' in text
+    assert "largest change of 2" in text
+    assert "What the settings of the sweep change" in text
+
+
 def test_long_tables_are_cut_and_empty_ones_left_out(tmp_path, monkeypatch):
     sections = tuple(Section(name, name, (f"{name}.parquet",)) for name in ("long", "empty"))
     monkeypatch.setattr(sys.modules["mi_multilingual.report"], "SECTIONS", sections)

@@ -127,7 +127,10 @@ class Context:
             if not region(layers, model.cfg.n_layers):
                 raise ValueError(f"{name!r} has {model.cfg.n_layers} layers, none of them {layers}; take other layers")
         for measure in set(BY_CHOICE) & set(texts.questions):
-            checked_questions(model, texts.questions[measure])
+            languages = {question.item.language for question in checked_questions(model, texts.questions[measure])[0]}
+            own = [d for d in self.study.detector if d.name == "sharing" and d.scope_for(measure) == "input"]
+            if own and len(languages) < 2:
+                raise ValueError(f"the {measure} are in {min(languages)!r} alone; ask in at least two languages")
 
     def check(self, cell: Cell) -> None:
         """Raise where model or text are no longer those that the cell was planned for."""

@@ -1,6 +1,7 @@
 """A sweep in few numbers: what every setting does to the language whose neurons it changes, and to the others."""
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any

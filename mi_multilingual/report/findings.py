@@ -231,7 +231,7 @@ PLACES = {"own": "text in the neurons' own language", "no prompt": "text without
 
 def largest(best: pd.Series, others: pd.Series, unit: str) -> str:
     """One change of a sweep beside those of other languages and of random neurons."""
-    place = PLACES.get(best["where"], f"without {best['where']} neurons")
+    place = PLACES.get(best["where"], f"questions without their {best['where']} neurons")
     said = f"{best.change:+.4f}{unit} for {place} ({best.setting}"
     said += f"; 95 % interval over {best.n} languages {best.low:+.4f} to {best.high:+.4f})" if best.n > 1 else ")"
     if best.setting in others.index:

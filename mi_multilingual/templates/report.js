@@ -21,10 +21,10 @@ function themed(figure) {
     modebar: {bgcolor: "rgba(0,0,0,0)", color: line, activecolor: ink},
   });
   if (narrow.matches) layout.legend = {...layout.legend, orientation: "h", y: -0.22, x: 0};
-  for (const axis of ["xaxis", "yaxis"]) Object.assign(layout[axis] ??= {}, {gridcolor: line, zerolinecolor: line, automargin: true});
+  for (const axis of new Set(["xaxis", "yaxis", ...Object.keys(layout).filter(name => /^[xy]axis\d/.test(name))])) Object.assign(layout[axis] ??= {}, {gridcolor: line, zerolinecolor: line, automargin: true});
   const traces = structuredClone(figure.data);
   for (const trace of traces) {
-    for (const bar of ["error_x", "error_y"]) if (trace[bar]) trace[bar].color = ink;
+    for (const bar of ["error_x", "error_y"]) if (trace[bar]) trace[bar].color ??= ink;
     if (wanted() && neurons.languages.includes(trace.name)) trace.visible = trace.name === wanted() || "legendonly";
     if (narrow.matches && trace.type === "heatmap") {
       delete trace.texttemplate;
@@ -36,6 +36,7 @@ function themed(figure) {
 
 function draw(id, figure) {
   const {traces, layout} = themed(figure), place = document.getElementById(id);
+  if (layout.height) place.style.height = `${layout.height}px`;
   Plotly.react(place, traces, layout, {responsive: true, displaylogo: false, displayModeBar: narrow.matches ? false : "hover", toImageButtonOptions: {filename: id}});
   if (!place.clickable) {
     place.clickable = true;

@@ -61,7 +61,7 @@ def in_words(effects: pd.DataFrame) -> list[str]:
     # A parameter is worth a word where settings of the same detector differ in it.
     worth = {}
     for detector, own in parameters.groupby(effects.detector):
-        seen = [(name, json.dumps(value)) for one in own for name, value in one.items()]
+        seen = [(str(name), json.dumps(value)) for one in own for name, value in one.items()]
         worth[detector] = [name for name in dict(seen) if len({v for n, v in seen if n == name}) > 1]
     return [
         ", ".join(word for name in varied for word in words(name, row[name], worth[row["detector"]]))

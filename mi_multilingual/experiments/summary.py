@@ -53,7 +53,8 @@ def effects(results: pd.DataFrame) -> pd.DataFrame:
 
 def in_words(effects: pd.DataFrame) -> list[str]:
     """What tells each row's setting from the others."""
-    varied = [name for name in VARIED if effects[name].nunique(dropna=False) > 1]
+    counts = effects[[*VARIED]].nunique(dropna=False)
+    varied = list(counts[counts > 1].index)
     names = {model: Path(model).name for model in effects.model}  # of a checkpoint's folder, unless two are alike
     if len(set(names.values())) == len(names):
         effects = effects.assign(model=effects.model.map(names))

@@ -1,6 +1,8 @@
 """What a study will cost, before anything of it runs."""
 
 import json
+import resource
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,6 +10,7 @@ from functools import partial
 from typing import Any
 
 import pandas as pd
+import torch
 
 from ..corpora import Corpus, TokenRows
 from ..evaluation.deactivation import checked_questions, margins
@@ -37,7 +40,7 @@ class Plan:
     steps: pd.DataFrame
     """A row a kind of work: model, work, times (that it is done), tokens (in all), seconds (in all)."""
     memory: int
-    """Bytes at least, by formula: weights, logits of a batch, and the largest recording, of the largest model."""
+    """Bytes, for the largest model: what planning took (of a GPU, the weights), a batch's logits, largest recording."""
     basis: str
     """Where the seconds come from."""
     notes: tuple[str, ...]
@@ -177,12 +180,19 @@ def n_tokens(model: HookedModel, corpus: Corpus, window: int | None, layout: str
 
 
 def memory_of(model: HookedModel, cells: list[Cell], corpus: Corpus) -> int:
-    """Bytes of the weights, of one batch of logits (twice in float32), and of the largest recording."""
+    """Bytes of process or weights, of one batch of logits (twice in float32), and of the largest recording."""
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
     logits = 2 * 4 * TOKENS_A_BATCH * int(model.cfg.d_vocab)
     neurons = model.cfg.n_layers * model.cfg.d_mlp
     kept = [recording_bytes(e, neurons, corpus) for cell in cells for e in needs(cell)]
-    return weights + logits + max(kept, default=0)
+    held = weights if torch.device(model.cfg.device).type == "cuda" else max(weights, used_so_far())
+    return held + logits + max(kept, default=0)
+
+
+def used_so_far() -> int:
+    """Bytes of this process at most, libraries and the loading of models included."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def recording_bytes(evidence: Evidence, neurons: int, corpus: Corpus) -> int:

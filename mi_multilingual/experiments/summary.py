@@ -53,7 +53,8 @@ def effects(results: pd.DataFrame) -> pd.DataFrame:
 
 def in_words(effects: pd.DataFrame) -> list[str]:
     """What tells each row's setting from the others."""
-    varied = [name for name in VARIED if len(effects[name].unique()) > 1]
+    counts = effects[[*VARIED]].nunique(dropna=False)
+    varied = list(counts[counts > 1].index)
     names = {model: Path(model).name for model in effects.model}  # of a checkpoint's folder, unless two are alike
     if len(set(names.values())) == len(names):
         effects = effects.assign(model=effects.model.map(names))
@@ -61,7 +62,7 @@ def in_words(effects: pd.DataFrame) -> list[str]:
     # A parameter is worth a word where settings of the same detector differ in it.
     worth = {}
     for detector, own in parameters.groupby(effects.detector):
-        seen = [(str(name), json.dumps(value)) for one in own for name, value in one.items()]
+        seen = [(name, json.dumps(value)) for one in own for name, value in one.items()]
         worth[detector] = [name for name in dict(seen) if len({v for n, v in seen if n == name}) > 1]
     return [
         ", ".join(word for name in varied for word in words(name, row[name], worth[row["detector"]]))

@@ -167,8 +167,10 @@ def leaderboard(table: pd.DataFrame) -> go.Figure:
         ),
     )
     figure = go.Figure(bars).update_layout(title="Whose neurons matter to their language alone")
-    figure.update_layout(xaxis_title="own loss less mean loss of the others, nats a token", yaxis_title="detector")
-    return figure.update_yaxes(autorange="reversed", type="category")
+    figure.update_layout(xaxis_title="own loss less mean loss of the others, nats a token")
+    # The names of detectors are long; without a distance the title would stand on them.
+    title = {"text": "detector", "standoff": 12}
+    return figure.update_yaxes(autorange="reversed", type="category", title=title, automargin=True)
 
 
 def sharing_by_layer(shares: pd.DataFrame, *, threshold: float = 0.0) -> go.Figure:
@@ -505,7 +507,11 @@ def steering_curve(
         )
     figure.update_layout(title=title, height=560)
     figure.update_yaxes(title_text="in the target language", tickformat=".0%", range=[-0.03, 1.05], row=1, col=1)
-    figure.update_yaxes(title_text="perplexity a token", type="log", dtick="D2", row=2, col=1)
+    ticks = [digit * 10**power for power in range(7) for digit in (1, 2, 5)]  # plotly writes only a digit by default
+    names_of_ticks = [f"{tick:,}" for tick in ticks]
+    figure.update_yaxes(
+        title_text="perplexity a token", type="log", tickvals=ticks, ticktext=names_of_ticks, row=2, col=1
+    )
     return figure.update_xaxes(title_text=x, row=2, col=1)
 
 

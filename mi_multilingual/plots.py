@@ -1,5 +1,6 @@
 """Interactive figures: a table or a noun in, a plotly Figure out; nothing is shown or written."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -8,7 +9,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from .analysis.lape import lape_entropy
-from .evaluation.quality import wilson_interval
+from .evaluation.intervals import wilson_interval
 from .neurons import NeuronScores, NeuronSet
 from .recording import ActivationStats
 
@@ -422,6 +423,22 @@ def effects_of(effects: pd.DataFrame, measure: str) -> pd.DataFrame:
     return effects.loc[effects.measure == measure]
 
 
+def share_heatmap(share: pd.DataFrame, further: Sequence[pd.DataFrame], hover: str, colorbar: str) -> go.Heatmap:
+    """Shares as colours from 0 to 1, with further tables of the same shape for the hover text."""
+    return go.Heatmap(
+        z=share.to_numpy(),
+        x=list(share.columns),
+        y=list(share.index),
+        customdata=np.stack([table.to_numpy() for table in further], axis=-1),
+        colorscale=AMOUNTS,
+        zmin=0,
+        zmax=1,
+        colorbar={"title": {"text": colorbar}, "tickformat": ".0%"},
+        texttemplate="%{z:.0%}",
+        hovertemplate=hover,
+    )
+
+
 def steering_matrix(table: pd.DataFrame, *, title: str = "Which language a steered model answers in") -> go.Figure:
     """Heatmap of `steering_shares` by source, target and condition: share of steered outputs in the target language.
 
@@ -436,24 +453,13 @@ def steering_matrix(table: pd.DataFrame, *, title: str = "Which language a steer
         else grids[0] * np.nan
         for c in ("unsteered", "random")
     ]
-    share = grids[0]
-    heat = go.Heatmap(
-        z=share.to_numpy(),
-        x=list(share.columns),
-        y=list(share.index),
-        customdata=np.stack([g.to_numpy() for g in [*grids[1:], *others]], axis=-1),
-        colorscale=AMOUNTS,
-        zmin=0,
-        zmax=1,
-        colorbar={"title": {"text": "share in the<br>target language"}, "tickformat": ".0%"},
-        texttemplate="%{z:.0%}",
-        hovertemplate=(
-            "prompt: %{y}<br>steered to: %{x}<br>%{z:.0%} of %{customdata[4]} outputs in %{x}<br>"
-            "95 % interval %{customdata[0]:.0%} to %{customdata[1]:.0%}<br>in the prompt's language "
-            "%{customdata[2]:.0%}, elsewhere %{customdata[3]:.0%}<br>unsteered %{customdata[5]:.0%}, "
-            "random neurons %{customdata[6]:.0%}<extra></extra>"
-        ),
+    hover = (
+        "prompt: %{y}<br>steered to: %{x}<br>%{z:.0%} of %{customdata[4]} outputs in %{x}<br>"
+        "95 % interval %{customdata[0]:.0%} to %{customdata[1]:.0%}<br>in the prompt's language "
+        "%{customdata[2]:.0%}, elsewhere %{customdata[3]:.0%}<br>unsteered %{customdata[5]:.0%}, "
+        "random neurons %{customdata[6]:.0%}<extra></extra>"
     )
+    heat = share_heatmap(grids[0], [*grids[1:], *others], hover, "share in the<br>target language")
     figure = go.Figure(heat).update_layout(
         title=title, xaxis_title="language steered to", yaxis_title="language of the prompt"
     )
@@ -539,21 +545,11 @@ def fallback(
     step = np.where(part.n_off == 0, "none", "+ " + part.off)
     part = part.assign(step=step, found=part.found.replace("", "none found"))
     grids = [grid(part, "step", "found", name) for name in ("share", "low", "high", "n", "n_off")]
-    heat = go.Heatmap(
-        z=grids[0].to_numpy(),
-        x=list(grids[0].columns),
-        y=list(grids[0].index),
-        customdata=np.stack([g.to_numpy() for g in grids[1:]], axis=-1),
-        colorscale=AMOUNTS,
-        zmin=0,
-        zmax=1,
-        colorbar={"title": {"text": "share of<br>outputs"}, "tickformat": ".0%"},
-        texttemplate="%{z:.0%}",
-        hovertemplate=(
-            "%{y} (%{customdata[3]} languages off)<br>%{z:.0%} of %{customdata[2]} outputs in %{x}<br>"
-            "95 % interval %{customdata[0]:.0%} to %{customdata[1]:.0%}<extra></extra>"
-        ),
+    hover = (
+        "%{y} (%{customdata[3]} languages off)<br>%{z:.0%} of %{customdata[2]} outputs in %{x}<br>"
+        "95 % interval %{customdata[0]:.0%} to %{customdata[1]:.0%}<extra></extra>"
     )
+    heat = share_heatmap(grids[0], grids[1:], hover, "share of<br>outputs")
     figure = go.Figure(heat).update_layout(
         title=title, xaxis_title="language of the output", yaxis_title="switched off, one after another"
     )

@@ -18,7 +18,7 @@ from mi_multilingual import (
     deactivation_study,
     load_model,
 )
-from mi_multilingual.evaluation.perplexity import RESAMPLES
+from mi_multilingual.evaluation.intervals import RESAMPLES
 from mi_multilingual.evaluation.tasks import choice_log_likelihoods
 from mi_multilingual.models import fingerprint
 

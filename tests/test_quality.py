@@ -16,7 +16,8 @@ from mi_multilingual import (
     language_accuracy,
     language_distribution,
 )
-from mi_multilingual.evaluation.quality import sentences, wilson_interval
+from mi_multilingual.evaluation.intervals import wilson_interval
+from mi_multilingual.evaluation.quality import sentences
 
 codes = st.sampled_from(["en", "fr", "ja", ""])
 pairs = st.lists(st.tuples(codes, codes.filter(bool)), max_size=20)

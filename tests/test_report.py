@@ -583,7 +583,7 @@ def test_a_neuron_page_opens_by_search(opened, run_folder):
     assert opened.find_elements("css selector", "#profile svg.main-svg")
     active, n = int(stats.active[layer, j, 1]), int(stats.n_tokens[1])
     assert column_of(opened, "table-neuron", 3)[1] == f"{active / n:.4f}"
-    from mi_multilingual.evaluation.quality import wilson_interval
+    from mi_multilingual.evaluation.intervals import wilson_interval
 
     low, high = wilson_interval(active / n, n)
     assert column_of(opened, "table-neuron", 4)[1] == f"{low:.4f} to {high:.4f}"

@@ -40,7 +40,7 @@ from mi_multilingual import (
 )
 from mi_multilingual.demo.job import LAYOUT, write_steering
 from mi_multilingual.evaluation.steering import RAISING
-from mi_multilingual.evaluation.steering_tables import mean_interval
+from mi_multilingual.evaluation.steering_tables import loss_interval
 from mi_multilingual.models import fingerprint
 
 LANGUAGES = ("en", "fr", "ja")
@@ -298,7 +298,7 @@ def test_the_interval_of_a_mean_covers_it():
     for seed in range(60):
         n_tokens = random.integers(5, 15, 40)
         total = n_tokens * random.normal(3, 1, 40)
-        mean, low, high = mean_interval(total, n_tokens, seed=seed)
+        mean, low, high = loss_interval(total, n_tokens, seed=seed)
         assert mean == pytest.approx(total.sum() / n_tokens.sum())
         covered += low < 3 < high
     assert 50 <= covered <= 60

@@ -19,8 +19,8 @@ from ..analysis.significance import half_agreement, lape_membership, lape_of_tex
 from ..corpora import Corpus, load_corpus
 from ..evaluation.deactivation import deactivation_effects, deactivation_study
 from ..evaluation.generation import generate
+from ..evaluation.intervals import wilson_interval
 from ..evaluation.perplexity import perplexity_matrix
-from ..evaluation.quality import wilson_interval
 from ..evaluation.specificity import leaderboard
 from ..evaluation.steering import equal_openings, steering_matrix, strength_curve
 from ..evaluation.steering_tables import best_strength, steering_quality, steering_shares

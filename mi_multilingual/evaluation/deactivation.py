@@ -17,8 +17,8 @@ from ..corpora import Corpus
 from ..models import HookedModel, site
 from ..neurons import NeuronSet
 from ..patching.interventions import ablate, check_fits
+from .intervals import mean_interval
 from .likelihood import Continuation, continuations, log_likelihoods
-from .perplexity import RESAMPLES
 from .tasks import Item, parallel_items
 
 INTACT, ALL = "none", "all"
@@ -238,11 +238,3 @@ def effect(wide: pd.DataFrame, off: str) -> dict[str, float]:
         found |= {name.rstrip("_") if name == "beyond_" else f"{name}change": difference.mean()}
         found |= {f"{name}low": low, f"{name}high": high}
     return found
-
-
-def mean_interval(values: Float[np.ndarray, " item"], *, seed: int = 0) -> tuple[float, float]:
-    """95 % bootstrap interval of the mean, items drawn with replacement."""
-    n = len(values)
-    weights = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=RESAMPLES)
-    low, high = np.quantile(weights @ values / n, [0.025, 0.975])
-    return float(low), float(high)

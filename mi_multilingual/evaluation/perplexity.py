@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 
-import numpy as np
 import pandas as pd
 import torch
 from einops import rearrange
@@ -20,9 +19,9 @@ from ..models import HookedModel, max_window
 from ..neurons import NeuronSet
 from ..patching.interventions import Intervention, check_fits
 from ..patching.weights import rewritten
+from .intervals import ratio_interval
 
 TOKENS_A_BATCH = 1024  # of logits, which are vocabulary times as many numbers
-RESAMPLES = 1000
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,8 +152,5 @@ def corpus_losses(model: HookedModel, rows: Mapping[str, TokenRows]) -> dict[str
 def change_interval(loss: RowLosses, base: RowLosses, *, seed: int = 0) -> tuple[float, float, float]:
     """Change of the loss a token, nats, and its 95 % bootstrap interval over rows (rows drawn with replacement)."""
     difference, n_tokens = (loss.nll - base.nll).numpy(), base.n_tokens.numpy()
-    n_rows = len(difference)
-    weights = np.random.default_rng(seed).multinomial(n_rows, np.full(n_rows, 1 / n_rows), size=RESAMPLES)
-    resampled = (weights @ difference) / (weights @ n_tokens)
-    low, high = np.quantile(resampled, [0.025, 0.975])
-    return float(difference.sum() / n_tokens.sum()), float(low), float(high)
+    low, high = ratio_interval(difference, n_tokens, seed=seed)
+    return float(difference.sum() / n_tokens.sum()), low, high

@@ -5,7 +5,6 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 
-import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float
@@ -13,10 +12,10 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..models import HookedModel, max_window
+from .intervals import wilson_interval
 from .language_id import identify_language
 from .likelihood import common_prefix
 
-TOKENS_A_BATCH = 2048
 CLOSING = "」』”’）)»\"'"
 SENTENCE_END = re.compile(
     rf"(?<=[.!?…])(?=\s)|(?<=[.!?…][{CLOSING}])(?=\s)|(?<=[。！？｡؟۔।॥።])(?![。！？｡؟۔।॥።{CLOSING}])|\n"
@@ -41,16 +40,6 @@ def language_accuracy(found: Sequence[str], wanted: Sequence[str]) -> pd.DataFra
     table = hits.groupby("language", sort=False)["hit"].agg(n="size", accuracy="mean").reset_index()
     low, high = wilson_interval(table.accuracy.to_numpy(float), table.n.to_numpy(float))
     return table.assign(low=low, high=high)
-
-
-def wilson_interval(
-    share: np.ndarray | float, n: np.ndarray | int | float
-) -> tuple[np.ndarray | float, np.ndarray | float]:
-    """95 % interval of a share of `n` by E. B. Wilson (1927); within [0, 1] also for shares of 0 and 1."""
-    z = 1.96
-    centre = (share + z**2 / (2 * n)) / (1 + z**2 / n)
-    half = z * np.sqrt(share * (1 - share) / n + z**2 / (4 * n**2)) / (1 + z**2 / n)
-    return np.maximum(centre - half, 0.0), np.minimum(centre + half, 1.0)
 
 
 def language_distribution(found: Sequence[str], wanted: Sequence[str]) -> pd.DataFrame:

@@ -12,7 +12,8 @@ from ..models import HookedModel
 from ..neurons import NeuronSet
 from ..patching.interventions import Intervention, check_fits
 from ..patching.weights import rewritten
-from .perplexity import RESAMPLES, RowLosses, corpus_losses, corpus_rows
+from .intervals import RESAMPLES
+from .perplexity import RowLosses, corpus_losses, corpus_rows
 
 RANDOM = "layer-matched random"
 

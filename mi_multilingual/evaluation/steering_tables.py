@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 
 from ..models import HookedModel
-from .perplexity import RESAMPLES
-from .quality import continuation_perplexity, distinct_n, wilson_interval
+from .intervals import ratio_interval, wilson_interval
+from .quality import continuation_perplexity, distinct_n
 
 
 def steering_shares(outputs: pd.DataFrame, by: Sequence[str] = ("target", "condition")) -> pd.DataFrame:
@@ -83,21 +83,17 @@ def steering_quality(
     rows = []
     for key, group in named_groups(scored, by):
         total, n_tokens = (group.nll * group.n_tokens).fillna(0.0).to_numpy(), group.n_tokens.to_numpy()
-        nll, low, high = mean_interval(total, n_tokens)
+        nll, low, high = loss_interval(total, n_tokens)
         distinct = pd.Series([distinct_n(list(p), 2) for _, p in group.groupby(["target", "seed"]).continuation])
         rows.append((*key, len(group), nll, low, high, math.exp(nll), distinct.mean()))
     return pd.DataFrame(rows, columns=[*by, "n", "nll", "nll_low", "nll_high", "ppl", "distinct_2"])
 
 
-def mean_interval(total: np.ndarray, n_tokens: np.ndarray, *, seed: int = 0) -> tuple[float, float, float]:
+def loss_interval(total: np.ndarray, n_tokens: np.ndarray, *, seed: int = 0) -> tuple[float, float, float]:
     """Sum of `total` a token, and its 95 % bootstrap interval over texts; NaN without tokens."""
     if not n_tokens.any():
         return math.nan, math.nan, math.nan
-    n = len(total)
-    weights = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=RESAMPLES)
-    drawn = weights @ n_tokens
-    low, high = np.quantile((weights @ total)[drawn > 0] / drawn[drawn > 0], [0.025, 0.975])
-    return float(total.sum() / n_tokens.sum()), float(low), float(high)
+    return float(total.sum() / n_tokens.sum()), *ratio_interval(total, n_tokens, seed=seed)
 
 
 def best_strength(outputs: pd.DataFrame) -> dict[str, float]:

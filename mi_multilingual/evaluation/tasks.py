@@ -15,8 +15,8 @@ from torch import Tensor
 from ..corpora import WITHOUT_SPACES
 from ..models import HookedModel
 from .generation import generate
+from .intervals import wilson_interval
 from .likelihood import Continuation, continuations, log_likelihoods
-from .quality import wilson_interval
 
 
 @dataclass(frozen=True)

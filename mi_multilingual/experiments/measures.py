@@ -12,8 +12,9 @@ from ..analysis.random_control import layer_matched_random
 from ..corpora import Corpus
 from ..evaluation.deactivation import Question, checked_questions, margins, own_neurons
 from ..evaluation.generation import generate
+from ..evaluation.intervals import ratio_interval
 from ..evaluation.language_id import identify_language
-from ..evaluation.perplexity import RESAMPLES, corpus_losses, corpus_rows
+from ..evaluation.perplexity import corpus_losses, corpus_rows
 from ..evaluation.tasks import Item, last_number, opening, written_accuracy
 from ..models import HookedModel
 from .cells import NOT_RANDOM, Cell, region
@@ -154,18 +155,10 @@ def compared(changed: Sequence[Observations], base: Sequence[Observations]) -> p
         assert (now.evaluated, now.measure) == (before.evaluated, before.measure)
         weight = before.weight.sum()
         value, whole = now.total.sum() / weight, before.total.sum() / weight
-        between = bootstrap_interval if now.measure in ("loss", "margin") else matched_share_interval
+        between = ratio_interval if now.measure in ("loss", "margin") else matched_share_interval
         low, high = between(now.total - before.total, before.weight)
         table.append((now.evaluated, now.measure, len(now.total), whole, value, value - whole, low, high))
     return pd.DataFrame(table, columns=["evaluated", "measure", "n", "base", "value", "change", "low", "high"])
-
-
-def bootstrap_interval(difference: np.ndarray, weight: np.ndarray, *, seed: int = 0) -> tuple[float, float]:
-    """95 % interval of sum(difference) / sum(weight), rows drawn with replacement."""
-    n = len(difference)
-    draws = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=RESAMPLES)
-    low, high = np.quantile((draws @ difference) / (draws @ weight), [0.025, 0.975])
-    return float(low), float(high)
 
 
 def matched_share_interval(difference: np.ndarray, weight: np.ndarray) -> tuple[float, float]:

@@ -10,8 +10,9 @@ import numpy as np
 import pandas as pd
 
 from ..analysis.sharing import TYPES
+from ..evaluation.intervals import mean_interval
 from .cells import NOT_RANDOM
-from .measures import NO_PROMPT, bootstrap_interval
+from .measures import NO_PROMPT
 
 VARIED = ("model", "detector", "parameters", "rate", "site", "layers", "part", "intervention")
 MEASURED = ("evaluation", "measure")
@@ -44,7 +45,7 @@ def effects(results: pd.DataFrame) -> pd.DataFrame:
         units = part.groupby("unit", sort=False)[["base", "value", "change"]].mean()
         low, high = (np.nan, np.nan)
         if len(units) > 1:
-            low, high = bootstrap_interval(units.change.to_numpy(float), np.ones(len(units)))
+            low, high = mean_interval(units.change.to_numpy(float))
         rows.append((*key, len(units), *units.mean(), low, high))
     found = pd.DataFrame(rows, columns=[*by, "n", "base", "value", "change", "low", "high"])
     found.insert(0, "setting", in_words(found))

@@ -4,10 +4,10 @@ from collections.abc import Callable
 
 import pandas as pd
 
-from ..evaluation.quality import wilson_interval
+from ..evaluation.intervals import mean_interval, wilson_interval
 from ..evaluation.specificity import RANDOM
 from ..neurons import NeuronSet
-from .intervals import apart, mean_interval
+from .intervals import apart
 
 
 def effects(matrix: pd.DataFrame) -> dict[str, float]:

@@ -2,14 +2,6 @@
 
 import numpy as np
 
-
-def mean_interval(values: np.ndarray, *, seed: int = 0, resamples: int = 2000) -> tuple[float, float]:
-    """95 % bootstrap interval of the mean."""
-    draws = np.random.default_rng(seed).integers(0, len(values), (resamples, len(values)))
-    low, high = np.quantile(values[draws].mean(axis=1), [0.025, 0.975])
-    return float(low), float(high)
-
-
 Measured = tuple[np.ndarray, np.ndarray, np.ndarray]
 """Numbers, and the lower and upper ends of their 95 % intervals."""
 

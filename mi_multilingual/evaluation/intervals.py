@@ -1,0 +1,30 @@
+"""95 % intervals of shares, means and sums a token."""
+
+import numpy as np
+
+RESAMPLES = 1000
+
+
+def wilson_interval(
+    share: np.ndarray | float, n: np.ndarray | int | float
+) -> tuple[np.ndarray | float, np.ndarray | float]:
+    """95 % interval of a share of `n` by E. B. Wilson (1927); within [0, 1] also for shares of 0 and 1."""
+    z = 1.96
+    centre = (share + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z * np.sqrt(share * (1 - share) / n + z**2 / (4 * n**2)) / (1 + z**2 / n)
+    return np.maximum(centre - half, 0.0), np.minimum(centre + half, 1.0)
+
+
+def ratio_interval(total: np.ndarray, weight: np.ndarray, *, seed: int = 0) -> tuple[float, float]:
+    """95 % bootstrap interval of sum(total) / sum(weight), rows drawn with replacement; draws without weight are left
+    out."""
+    n = len(total)
+    times = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=RESAMPLES)
+    drawn = times @ weight
+    low, high = np.quantile((times @ total)[drawn > 0] / drawn[drawn > 0], [0.025, 0.975])
+    return float(low), float(high)
+
+
+def mean_interval(values: np.ndarray, *, seed: int = 0) -> tuple[float, float]:
+    """95 % bootstrap interval of the mean, values drawn with replacement."""
+    return ratio_interval(values, np.ones(len(values)), seed=seed)

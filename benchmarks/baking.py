@@ -12,11 +12,12 @@ import torch
 from run import alternating, random_llama
 
 from mi_multilingual import NeuronSet, load_corpus, load_model, token_rows
-from mi_multilingual.corpora import TokenRows
 from mi_multilingual.evaluation.perplexity import row_losses
-from mi_multilingual.models import HookedModel
-from mi_multilingual.patching.interventions import Intervention, steer
+from mi_multilingual.models.hooked import HookedModel
+from mi_multilingual.patching.changes import Intervention
+from mi_multilingual.patching.hooks import steer
 from mi_multilingual.patching.weights import baked, rewritten
+from mi_multilingual.tokens import TokenRows
 
 
 def compare(name: str, model: HookedModel, rows: TokenRows, *, density: float = 0.02) -> str:

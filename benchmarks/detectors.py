@@ -13,7 +13,7 @@ import torch
 from sklearn.metrics import average_precision_score
 
 from mi_multilingual import TYPES, categories
-from mi_multilingual.analysis.average_precision import average_precisions
+from mi_multilingual.detectors.average_precision import average_precisions
 
 NEURONS, TEXTS, LANGUAGES = 5000, 600, 6
 LAYERS, WIDTH, INPUTS = 32, 4096, 4

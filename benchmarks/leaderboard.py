@@ -11,8 +11,8 @@ import copy
 import torch
 
 from mi_multilingual import leaderboard, load_corpus, load_model, parameter_variation_scores, rankings
-from mi_multilingual.corpora import token_rows
-from mi_multilingual.demo import LAPE
+from mi_multilingual.demo.job import LAPE
+from mi_multilingual.tokens import token_rows
 
 TUNING_STEPS, TUNING_RATE, ROWS = 10, 3e-4, 32
 SEEN, MEASURED = 120, 24  # sentences a language

@@ -27,8 +27,9 @@ from mi_multilingual import (
     rankings,
     record,
 )
-from mi_multilingual.corpora import Corpus, token_rows
-from mi_multilingual.demo.planted import Planted
+from mi_multilingual.corpora import Corpus
+from mi_multilingual.studies.planted import Planted
+from mi_multilingual.tokens import token_rows
 
 EFFECT, NOISE, TOKENS = 2.0, 0.4, 1000
 SWEEPS = {

@@ -19,9 +19,10 @@ import torch
 import transformers
 from transformers import AutoTokenizer
 
-from mi_multilingual import load_corpus, load_model, record, site
-from mi_multilingual.corpora import Corpus, token_rows
-from mi_multilingual.models import run_trunk
+from mi_multilingual import load_corpus, load_model, record, site_of
+from mi_multilingual.corpora import Corpus
+from mi_multilingual.models.hooked import run_trunk
+from mi_multilingual.tokens import token_rows
 
 ROUNDS, WARM_UP = 7, 1
 
@@ -67,7 +68,7 @@ def compare(name: str, model, window: int, n_rows: int, batch_size: int) -> str:
         """The text is turned into tokens in every measured call: whoever runs the model has to do it."""
         return token_rows(small, "en", tokenizer, window=window).batches(batch_size)
 
-    post = [site(model, "post").hook_name(layer) for layer in range(model.cfg.n_layers)]
+    post = [site_of(model, "post").hook_name(layer) for layer in range(model.cfg.n_layers)]
 
     @torch.no_grad()
     def forward() -> None:

@@ -17,8 +17,8 @@ from run import alternating, random_llama
 
 from mi_multilingual import load_corpus, load_model, record, token_rows
 from mi_multilingual.corpora import Corpus
-from mi_multilingual.models import HookedModel
-from mi_multilingual.recording import TENSORS
+from mi_multilingual.evidence.activations import TENSORS
+from mi_multilingual.models.hooked import HookedModel
 
 FIELDS = 4  # active, total, total_squares and maximum, 8 bytes each
 LLAMAS = {

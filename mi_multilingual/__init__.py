@@ -1,27 +1,24 @@
 """Mechanistic interpretability of multilingual language models at the level of neurons."""
 
 from . import demo, experiments, plots
-from .analysis.activation_percentile import activation_percentile, activation_percentile_scores
 from .analysis.attribution import answer_token, attribution, contribution_scores, effective_scores
-from .analysis.average_precision import average_precision, medians, top_and_bottom
 from .analysis.examples import logit_effects, top_examples
-from .analysis.lap import lap, lap_scores
-from .analysis.lape import lape, lape_entropy, lape_scores
-from .analysis.lave import lave, lave_scores
-from .analysis.parameter_variation import parameter_variation, parameter_variation_scores
-from .analysis.plnd import Impact, common_core, plnd, plnd_scores, record_impact
-from .analysis.random_control import layer_matched_random, uniform_random
-from .analysis.rankings import ranking_stability, rankings
-from .analysis.relevance import record_relevance, relevance, relevance_scores
-from .analysis.sharing import TYPES, Sharing, categories, sharing_categories
 from .analysis.significance import half_agreement, lape_membership, lape_of_texts, permutation_test
-from .corpora import Corpus, load_corpus, token_counts, token_rows
-from .demo import load_facts, planted_model, planted_text, run_demo
-from .evaluation.deactivation import deactivation_effects, deactivation_study
+from .corpora import Corpus, load_corpus
+from .demo.job import run_demo
+from .detectors.activation_percentile import activation_percentile, activation_percentile_scores
+from .detectors.average_precision import average_precision, medians, top_and_bottom
+from .detectors.lap import lap, lap_scores
+from .detectors.lape import lape, lape_entropy, lape_scores
+from .detectors.lave import lave, lave_scores
+from .detectors.parameter_variation import parameter_variation, parameter_variation_scores
+from .detectors.plnd import common_core, plnd, plnd_scores
+from .detectors.relevance import relevance, relevance_scores
 from .evaluation.generation import generate
 from .evaluation.judge import Endpoint, judge
 from .evaluation.language_id import identify_language
-from .evaluation.perplexity import perplexity, perplexity_matrix
+from .evaluation.numbers import last_number
+from .evaluation.perplexity import perplexity
 from .evaluation.quality import (
     code_switching,
     continuation_perplexity,
@@ -29,9 +26,35 @@ from .evaluation.quality import (
     language_accuracy,
     language_distribution,
 )
-from .evaluation.readers import load_belebele, load_mgsm, load_mpararel, load_xcopa, load_xnli
-from .evaluation.specificity import leaderboard
-from .evaluation.steering import (
+from .evaluation.readers import load_belebele, load_facts, load_mgsm, load_mpararel, load_xcopa, load_xnli
+from .evaluation.tasks import (
+    Item,
+    accuracy_by_language,
+    choice_accuracy,
+    in_every_language,
+    parallel_items,
+    written_accuracy,
+)
+from .evidence.activations import ActivationStats, record
+from .evidence.distributed import record_distributed
+from .evidence.impact import Impact, record_impact
+from .evidence.relevance import record_relevance
+from .evidence.sharing import TYPES, Sharing, categories, sharing_categories
+from .evidence.texts import TextActivations, record_texts
+from .models.hooked import site_of
+from .models.loading import load_model
+from .neurons import NeuronScores, NeuronSet
+from .patching.changes import Intervention, add_mean, add_mean_difference, set_to_mean
+from .patching.conditions import layer_matched_random, uniform_random
+from .patching.export import export
+from .patching.hooks import ablate, steer
+from .patching.weights import bake, baked
+from .report import report
+from .studies.ablation import perplexity_matrix
+from .studies.deactivation import deactivation_effects, deactivation_study
+from .studies.leaderboard import leaderboard, ranking_stability, rankings
+from .studies.planted import planted_model, planted_text
+from .studies.steering import (
     equal_openings,
     fallback_study,
     language_forcing,
@@ -40,23 +63,8 @@ from .evaluation.steering import (
     strength_curve,
     unconditional_study,
 )
-from .evaluation.steering_tables import best_strength, found_shares, steering_quality, steering_shares
-from .evaluation.tasks import (
-    Item,
-    accuracy_by_language,
-    choice_accuracy,
-    in_every_language,
-    last_number,
-    parallel_items,
-    written_accuracy,
-)
-from .models import load_model, site
-from .neurons import NeuronScores, NeuronSet
-from .patching.interventions import Intervention, ablate, add_mean, add_mean_difference, set_to_mean, steer
-from .patching.weights import bake, baked, export
-from .recording import ActivationStats, record, record_distributed
-from .report import report
-from .text_activations import TextActivations, record_texts
+from .studies.steering_tables import best_strength, found_shares, steering_quality, steering_shares
+from .tokens import token_counts, token_rows
 
 __all__ = [
     "TYPES",
@@ -153,7 +161,7 @@ __all__ = [
     "run_demo",
     "set_to_mean",
     "sharing_categories",
-    "site",
+    "site_of",
     "steer",
     "steering_matrix",
     "steering_quality",

@@ -58,7 +58,7 @@ def demo(
     out: Annotated[Path, typer.Option(help="run folder to write")] = Path("runs/demo"), quiet: Quiet = False
 ) -> None:
     """The main job on the embedded model and corpus: language neurons, their ablation, a report."""
-    from .demo import run_demo
+    from .demo.job import run_demo
 
     page = run_demo(out, progress=not quiet)
     console.print(f"open [bold]{page}[/bold] in a browser")
@@ -84,8 +84,8 @@ def record(
     Interrupted with Ctrl-C, the same command goes on where it stopped (from OUT.partial).
     """
     from .corpora import load_corpus
-    from .models import load_model
-    from .recording import record as record_stats
+    from .evidence.activations import record as record_stats
+    from .models.loading import load_model
 
     checkpoint = out.with_name(out.name + ".partial")
     stats = record_stats(
@@ -118,8 +118,8 @@ def identify(
     activation_bar_ratio: Annotated[float, typer.Option(help="quantile it must exceed to belong to a language")] = 0.95,
 ) -> None:
     """Choose language neurons by LAPE."""
-    from .analysis.lape import lape
-    from .recording import ActivationStats
+    from .detectors.lape import lape
+    from .evidence.activations import ActivationStats
 
     neurons = lape(
         ActivationStats.load(stats),
@@ -148,9 +148,9 @@ def ablate(
 ) -> None:
     """Switch off each language's neurons and measure the loss of every language, with random controls."""
     from .corpora import load_corpus
-    from .evaluation.perplexity import perplexity_matrix
-    from .models import load_model
+    from .models.loading import load_model
     from .neurons import NeuronSet
+    from .studies.ablation import perplexity_matrix
 
     chosen = NeuronSet.load(neurons)
     texts = load_corpus(corpus, languages=split_names(languages), split=split)
@@ -178,10 +178,9 @@ def compare(
     quiet: Quiet = False,
 ) -> None:
     """Rank detectors by what their neurons do when switched off, against random neurons in the same layers."""
-    from .analysis.rankings import ranking_stability, rankings
     from .corpora import load_corpus
-    from .evaluation.specificity import leaderboard
-    from .models import load_model
+    from .models.loading import load_model
+    from .studies.leaderboard import leaderboard, ranking_stability, rankings
 
     loaded, names = load_model(model), split_names(languages)
     identify, evaluate = (load_corpus(corpus, languages=names, split=s) for s in (identify_split, evaluate_split))

@@ -3,14 +3,14 @@ import torch
 
 from mi_multilingual import TYPES, answer_token, attribution, contribution_scores, effective_scores
 from mi_multilingual.analysis.attribution import final_residual
-from mi_multilingual.analysis.sharing import parallel_activations, token_ids
 from mi_multilingual.corpora import Corpus
-from mi_multilingual.models import site
+from mi_multilingual.evidence.sharing import parallel_activations, token_ids
+from mi_multilingual.models.hooked import site_of
 
 
 def activations(model, corpus, language):
     ids = token_ids(model, corpus, language)
-    return ids, parallel_activations(model, site(model, "post"), [ids], "last")[0]
+    return ids, parallel_activations(model, site_of(model, "post"), [ids], "last")[0]
 
 
 def test_contribution_is_activation_times_the_norm_of_the_output_row(model, corpus):

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 
 import checkpoints
 from mi_multilingual.cli import main
+from mi_multilingual.evidence.activations import TENSORS
 from mi_multilingual.experiments import cluster as module
 from mi_multilingual.experiments import workers as workers_module
 from mi_multilingual.experiments.cluster import on_ray
@@ -24,7 +25,6 @@ from mi_multilingual.experiments.detectors import load, needs
 from mi_multilingual.experiments.store import Store
 from mi_multilingual.experiments.sweep import planned, results, resume, run, serial
 from mi_multilingual.experiments.workers import Outcome, Pool
-from mi_multilingual.recording import TENSORS
 
 WINDOW = 8
 
@@ -90,7 +90,7 @@ def recorded(folder):
 
 @pytest.mark.parametrize("seed", range(2))
 def test_in_any_order_of_events_the_numbers_are_those_of_one_process(pretend, places, tmp_path, monkeypatch, seed):
-    monkeypatch.setattr("mi_multilingual.recording.TOKENS_A_BATCH", 2 * WINDOW)
+    monkeypatch.setattr("mi_multilingual.evidence.activations.TOKENS_A_BATCH", 2 * WINDOW)
     pretend(seed)
     study = study_of(places)
     assert run(study, tmp_path / "one", progress=False).complete

@@ -20,7 +20,7 @@ from mi_multilingual import (
 )
 from mi_multilingual.evaluation.intervals import RESAMPLES
 from mi_multilingual.evaluation.tasks import choice_log_likelihoods
-from mi_multilingual.models import fingerprint
+from mi_multilingual.models.hooked import fingerprint
 
 CHOICES = {"en": (" tree.", " river.", " boat"), "fr": (" arbre.", " chien", " thé."), "ja": ("木", "川を", "犬が")}
 LANGUAGES = tuple(CHOICES)
@@ -102,7 +102,7 @@ def test_intact_answers_are_those_of_the_task(model):
 
 
 def test_random_neurons_are_as_many_a_layer_and_others_for_every_question_and_seed(model, monkeypatch):
-    from mi_multilingual.evaluation import deactivation
+    from mi_multilingual.studies import deactivation
 
     drawn = []
     original = deactivation.layer_matched_random

@@ -6,10 +6,10 @@ import py3langid
 import pytest
 
 from mi_multilingual import choice_accuracy, generate, load_corpus, load_facts, run_demo
-from mi_multilingual.demo import CONTINUED
+from mi_multilingual.demo.job import CONTINUED
 from mi_multilingual.evaluation.tasks import opening
 from mi_multilingual.neurons import NeuronSet
-from mi_multilingual.report import effects
+from mi_multilingual.report.findings import effects
 
 pytestmark = pytest.mark.slow
 

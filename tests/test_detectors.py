@@ -21,8 +21,8 @@ from mi_multilingual import (
     parameter_variation,
     parameter_variation_scores,
 )
-from mi_multilingual.analysis.parameter_variation import relative_change
-from mi_multilingual.models import is_gated
+from mi_multilingual.evidence.weight_change import relative_change
+from mi_multilingual.models.hooked import is_gated
 from mi_multilingual.neurons import NeuronScores
 
 LANGUAGES = ("en", "fr", "ja", "ru", "tr")

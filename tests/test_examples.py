@@ -8,8 +8,8 @@ import oracles
 from mi_multilingual import NeuronSet, logit_effects, top_examples
 from mi_multilingual.analysis import examples
 from mi_multilingual.analysis.examples import AFTER, BEFORE, Highest, highest_tokens, text_reader, vocabulary_text
-from mi_multilingual.corpora import TokenRows, token_rows
-from mi_multilingual.models import fingerprint, run_trunk, site
+from mi_multilingual.models.hooked import fingerprint, run_trunk, site_of
+from mi_multilingual.tokens import TokenRows, token_rows
 
 LANGUAGES = ("en", "fr", "ja")
 WINDOW = 9
@@ -23,7 +23,7 @@ def chosen(model, rate=0.3):
 
 def whole_activations(model, rows, name, layer):
     """(row, position, neuron) of all rows at once."""
-    reader, seen = site(model, name), []
+    reader, seen = site_of(model, name), []
     run_trunk(model, rows.tokens, hooks=[(reader.hook_name(layer), lambda value, hook: seen.append(value.clone()))])
     return reader.value(seen[0])
 

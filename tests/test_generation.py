@@ -11,7 +11,8 @@ import checkpoints
 import oracles
 from mi_multilingual import NeuronSet, ablate, generate, load_model
 from mi_multilingual.evaluation.generation import Decoding, continuation_text, drawn, ended, penalised
-from mi_multilingual.models import HookedTransformer, next_token_logits
+from mi_multilingual.models.hooked import next_token_logits
+from mi_multilingual.models.loading import HookedTransformer
 
 PROMPTS = ["The dog", "We drink tea when it rains", "犬が", "The tea", ""]
 SETTINGS = {

@@ -12,7 +12,7 @@ import torch
 import checkpoints
 from mi_multilingual import Intervention, NeuronSet, export, load_model, steer
 from mi_multilingual.cli import main
-from mi_multilingual.models import fingerprint
+from mi_multilingual.models.hooked import fingerprint
 
 pytest.importorskip("lm_eval", reason="lm-eval is not installed; pip install mi_multilingual[harness]")
 from lm_eval.api.instance import Instance

@@ -12,14 +12,9 @@ from transformers.activations import ACT2FN
 import checkpoints
 import oracles
 from mi_multilingual import NeuronSet, ablate, generate, load_model, record
-from mi_multilingual.models import fingerprint, site
-from mi_multilingual.patching.interventions import (
-    Intervention,
-    add_mean,
-    add_mean_difference,
-    set_to_mean,
-    steer,
-)
+from mi_multilingual.models.hooked import fingerprint, site_of
+from mi_multilingual.patching.changes import Intervention, add_mean, add_mean_difference, set_to_mean
+from mi_multilingual.patching.hooks import steer
 
 TOKENS = torch.randint(3, 300, (2, 9), generator=torch.Generator().manual_seed(0))
 
@@ -91,7 +86,7 @@ def test_mean_ablation_holds_the_mean_of_the_language(model, corpus):
     stats = record(model, corpus, site="post", window=8, progress=False)
     seen = {}
     hooks = [
-        (site(model, "post").hook_name(layer), lambda x, hook, layer=layer: seen.__setitem__(layer, x))
+        (site_of(model, "post").hook_name(layer), lambda x, hook, layer=layer: seen.__setitem__(layer, x))
         for layer in range(model.cfg.n_layers)
     ]
     with torch.no_grad(), ablate(model, neurons, mean_of=(stats, "fr")):

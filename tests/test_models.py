@@ -6,8 +6,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.activations import ACT2FN
 
 import checkpoints
-from mi_multilingual import load_model, site
-from mi_multilingual.models import HookedTransformer, fingerprint, is_bridge, is_gated, max_window, run_trunk
+from mi_multilingual import load_model, site_of
+from mi_multilingual.models.hooked import fingerprint, is_bridge, is_gated, max_window, run_trunk
+from mi_multilingual.models.loading import HookedTransformer
 
 needs_hooked = pytest.mark.skipif(HookedTransformer is None, reason="TransformerLens 4 has no HookedTransformer")
 backends = pytest.mark.parametrize("backend", ["auto", "bridge"])
@@ -57,7 +58,7 @@ def test_logits_and_neurons_agree_with_transformers(kind, backend, folders):
         torch.testing.assert_close(model(TOKENS, return_type="logits"), logits, atol=1e-4, rtol=0)
     sites = ("gate", "post", "up") if is_gated(model) else ("gate", "post")
     for name in sites:
-        where, ours = site(model, name), {}
+        where, ours = site_of(model, name), {}
         hooks = [
             (
                 where.hook_name(layer),
@@ -144,9 +145,9 @@ def test_mistakes_are_told(folders, tmp_path):
     model = load_model(folders("opt"), device="cpu")
     assert max_window(model) == checkpoints.N_CTX
     with pytest.raises(ValueError, match="unknown site 'pre'; choose gate, post or up"):
-        site(model, "pre")
+        site_of(model, "pre")
     with pytest.raises(ValueError, match="needs a gated MLP"):
-        site(model, "up")
+        site_of(model, "up")
     with pytest.raises(ValueError, match="unknown backend 'fast'"):
         load_model(folders("opt"), backend="fast")
     with pytest.raises(ValueError, match="has no config.json"):

@@ -6,9 +6,9 @@ import torch
 
 import oracles
 from mi_multilingual import NeuronSet, ablate, layer_matched_random, perplexity, perplexity_matrix, token_rows
-from mi_multilingual.corpora import TokenRows
 from mi_multilingual.evaluation.perplexity import RowLosses, change_interval, corpus_losses, corpus_rows, row_losses
-from mi_multilingual.models import fingerprint
+from mi_multilingual.models.hooked import fingerprint
+from mi_multilingual.tokens import TokenRows
 
 WINDOW = 8
 

@@ -13,7 +13,7 @@ from mi_multilingual import (
     record_relevance,
     relevance_scores,
 )
-from mi_multilingual.demo.planted import CAUSAL, DECOYS, PAIRS
+from mi_multilingual.studies.planted import CAUSAL, DECOYS, PAIRS
 
 
 @pytest.fixture(scope="module")

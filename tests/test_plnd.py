@@ -2,8 +2,8 @@ import pytest
 import torch
 
 from mi_multilingual import common_core, plnd, plnd_scores, record_impact
-from mi_multilingual.analysis.plnd import Impact, ranks
-from mi_multilingual.models import is_gated
+from mi_multilingual.evidence.impact import Impact, ranks
+from mi_multilingual.models.hooked import is_gated
 
 PARTS = ("mlp", "q", "k", "v")
 

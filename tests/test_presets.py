@@ -9,10 +9,10 @@ import torch
 
 import checkpoints
 from mi_multilingual import layer_matched_random, load_model, perplexity, plnd
-from mi_multilingual.analysis.plnd import record_impact
-from mi_multilingual.evaluation.deactivation import deactivation_effects, deactivation_study
+from mi_multilingual.evaluation.numbers import last_number
 from mi_multilingual.evaluation.readers import load_mgsm, load_mpararel, load_xcopa
-from mi_multilingual.evaluation.tasks import choice_accuracy, in_every_language, last_number, written_accuracy
+from mi_multilingual.evaluation.tasks import choice_accuracy, in_every_language, written_accuracy
+from mi_multilingual.evidence.impact import record_impact
 from mi_multilingual.experiments import measures, sweep
 from mi_multilingual.experiments.cells import cells_of, region
 from mi_multilingual.experiments.config import Study
@@ -21,7 +21,9 @@ from mi_multilingual.experiments.detectors import needs
 from mi_multilingual.experiments.loading import load_study, preset_names
 from mi_multilingual.experiments.measures import drawn
 from mi_multilingual.experiments.planning import plan
-from mi_multilingual.patching.interventions import Intervention, steer
+from mi_multilingual.patching.changes import Intervention
+from mi_multilingual.patching.hooks import steer
+from mi_multilingual.studies.deactivation import deactivation_effects, deactivation_study
 
 WINDOW = 12
 PLND = {"detector": "plnd", "rate": 0.6, "ablated": "it"}

@@ -13,18 +13,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import checkpoints
-from mi_multilingual import ActivationStats, load_corpus, load_model, record, record_distributed, site, token_rows
+from mi_multilingual import ActivationStats, load_corpus, load_model, record, record_distributed, site_of, token_rows
 from mi_multilingual import recording as recording_module
 from mi_multilingual.corpora import Corpus
-from mi_multilingual.models import is_gated
-from mi_multilingual.recording import TENSORS, counted_pieces, reduced
+from mi_multilingual.evidence.activations import TENSORS, counted_pieces, reduced
+from mi_multilingual.models.hooked import is_gated
 
 WINDOW = 8
 
 
 def brute_force(model, corpus, site_name, bos="auto", layout="stream"):
     """Counts, sums, sums of squares and maxima by a loop over rows and positions of an all-activation cache."""
-    where = site(model, site_name)
+    where = site_of(model, site_name)
     shape = (model.cfg.n_layers, model.cfg.d_mlp, len(corpus.languages))
     active, total, squares = (torch.zeros(shape, dtype=torch.float64) for _ in range(3))
     maximum, n_tokens = torch.full(shape, -torch.inf, dtype=torch.float64), torch.zeros(len(corpus.languages))

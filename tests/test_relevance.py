@@ -2,9 +2,9 @@ import pytest
 import torch
 
 from mi_multilingual import ablate, record_relevance, relevance, relevance_scores
-from mi_multilingual.corpora import token_rows
-from mi_multilingual.models import fingerprint, site
+from mi_multilingual.models.hooked import fingerprint, site_of
 from mi_multilingual.neurons import NeuronScores, NeuronSet
+from mi_multilingual.tokens import token_rows
 
 
 def log_likelihood(model, tokens, hooks=()):
@@ -16,7 +16,7 @@ def test_relevance_is_the_slope_of_the_likelihood_when_a_neuron_is_scaled(model,
     """d/ds of the log-likelihood with the activation at (1 + s) times itself, by finite differences."""
     small = corpus.take(["en", "fr"])
     found = record_relevance(model, small, window=8, progress=False)
-    post = site(model, "post")
+    post = site_of(model, "post")
     step = 1e-2
     for k, language in enumerate(small.languages):
         rows = token_rows(small, language, model.tokenizer, window=8)
@@ -40,7 +40,7 @@ def test_relevance_is_the_slope_of_the_likelihood_when_a_neuron_is_scaled(model,
 
 def test_batching_and_padding_change_nothing(model, corpus, monkeypatch):
     together = record_relevance(model, corpus, layout="documents", progress=False)
-    monkeypatch.setattr("mi_multilingual.analysis.relevance.TOKENS_A_BATCH", 1)
+    monkeypatch.setattr("mi_multilingual.evidence.relevance.TOKENS_A_BATCH", 1)
     alone = record_relevance(model, corpus, layout="documents", progress=False)
     torch.testing.assert_close(together.values, alone.values, atol=1e-7, rtol=1e-4)
 

@@ -14,13 +14,13 @@ from hypothesis.extra import numpy as arrays
 
 from mi_multilingual import TYPES, ActivationStats, NeuronScores, NeuronSet, lape, report
 from mi_multilingual.demo.job import steering_examples
-from mi_multilingual.evaluation.deactivation import deactivation_effects
-from mi_multilingual.evaluation.steering_tables import steering_shares
 from mi_multilingual.report import findings, neuron_pages, script_json
 from mi_multilingual.report.intervals import difference, mean_of
 from mi_multilingual.report.run import Run
 from mi_multilingual.report.sections import SECTIONS, Section
 from mi_multilingual.report.tables import LONGEST, cells, column, described
+from mi_multilingual.studies.deactivation import deactivation_effects
+from mi_multilingual.studies.steering_tables import steering_shares
 
 EVIL = "<script>document.title='owned'</script>"
 NASTY = EVIL + "</script>\u2028\"'&<img src=x onerror=alert(1)>"

@@ -13,7 +13,7 @@ import torch
 import checkpoints
 import mi_multilingual
 from mi_multilingual import ActivationStats, NeuronSet, load_corpus, load_model
-from mi_multilingual.recording import record
+from mi_multilingual.evidence.activations import record
 
 SOURCES = sorted(Path(mi_multilingual.__file__).parent.rglob("*.py"))
 SCRIPT = "<script>document.title = 'executed'</script>"

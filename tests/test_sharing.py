@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 import oracles
 from mi_multilingual import TYPES, categories, sharing_categories
 from mi_multilingual.corpora import Corpus
-from mi_multilingual.models import run_trunk, site
+from mi_multilingual.models.hooked import run_trunk, site_of
 
 
 @given(st.integers(2, 6), st.integers(1, 40), st.integers(0, 2**20), st.sampled_from([0.05, 0.5, 0.95]))
@@ -20,7 +20,7 @@ def test_every_neuron_has_exactly_the_type_of_its_number_of_languages(k, n, seed
 @torch.no_grad()
 def activations_alone(model, text, tokens, name="post"):
     """Activation at the last token, or the largest, of one text without padding."""
-    reader, seen = site(model, name), {}
+    reader, seen = site_of(model, name), {}
     ids = [model.tokenizer.bos_token_id, *model.tokenizer(text, add_special_tokens=False)["input_ids"]]
     hooks = [
         (reader.hook_name(i), lambda x, hook, i=i: seen.__setitem__(i, reader.value(x)[0, 1:]))
@@ -96,7 +96,7 @@ def test_the_types_are_a_partition_of_all_neurons_for_each_input(model, corpus):
 
 def test_results_do_not_depend_on_the_size_of_a_batch(model, corpus, monkeypatch):
     together = sharing_categories(model, corpus, progress=False)
-    monkeypatch.setattr("mi_multilingual.analysis.sharing.TOKENS_A_BATCH", 1)
+    monkeypatch.setattr("mi_multilingual.evidence.sharing.TOKENS_A_BATCH", 1)
     alone = sharing_categories(model, corpus, progress=False)
     assert torch.equal(together.counts, alone.counts)
     torch.testing.assert_close(together.squares, alone.squares)

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 
 from mi_multilingual import leaderboard, perplexity_matrix, planted_model, planted_text
-from mi_multilingual.evaluation.specificity import RANDOM, specificity
 from mi_multilingual.neurons import NeuronSet
+from mi_multilingual.studies.leaderboard import RANDOM, specificity
 
 
 def test_specificity_is_the_diagonal_less_the_rest():

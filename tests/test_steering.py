@@ -39,9 +39,9 @@ from mi_multilingual import (
     unconditional_study,
 )
 from mi_multilingual.demo.job import LAYOUT, write_steering
-from mi_multilingual.evaluation.steering import RAISING
-from mi_multilingual.evaluation.steering_tables import loss_interval
-from mi_multilingual.models import fingerprint
+from mi_multilingual.models.hooked import fingerprint
+from mi_multilingual.studies.steering import RAISING
+from mi_multilingual.studies.steering_tables import loss_interval
 
 LANGUAGES = ("en", "fr", "ja")
 DECODING = {"max_new_tokens": 5, "repetition_penalty": 1.2}
@@ -334,7 +334,7 @@ def nothing_runs(monkeypatch):
     def fail(*arguments, **options):
         raise AssertionError("the model ran")
 
-    monkeypatch.setattr("mi_multilingual.evaluation.steering.generate", fail)
+    monkeypatch.setattr("mi_multilingual.studies.steering.generate", fail)
 
 
 @pytest.mark.usefixtures("nothing_runs")

@@ -23,7 +23,8 @@ from mi_multilingual.experiments.detectors import DETECTORS, chosen, collect, ev
 from mi_multilingual.experiments.measures import drawn, matched_share_interval
 from mi_multilingual.experiments.planning import plan
 from mi_multilingual.experiments.store import Store
-from mi_multilingual.patching.interventions import Intervention, ablate, add_mean, steer
+from mi_multilingual.patching.changes import Intervention, add_mean
+from mi_multilingual.patching.hooks import ablate, steer
 
 WINDOW = 12
 

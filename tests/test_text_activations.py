@@ -3,14 +3,14 @@ import torch
 
 from mi_multilingual import TextActivations, record, record_texts
 from mi_multilingual.corpora import Corpus
-from mi_multilingual.models import run_trunk, site
+from mi_multilingual.models.hooked import run_trunk, site_of
 
 ALL = ("mean", "max", "last", "active")
 
 
 def by_hand(model, text, name, window):
     """The four reductions of one document, read window by window without padding."""
-    reader = site(model, name)
+    reader = site_of(model, name)
     ids = model.tokenizer(text, add_special_tokens=False)["input_ids"]
     rows = []
     for start in range(0, len(ids), window - 1):

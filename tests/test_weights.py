@@ -12,9 +12,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import checkpoints
 from mi_multilingual import NeuronSet, ablate, load_model, perplexity, perplexity_matrix
 from mi_multilingual.evaluation import perplexity as perplexity_module
-from mi_multilingual.models import fingerprint, is_gated
-from mi_multilingual.patching.interventions import Intervention, steer
-from mi_multilingual.patching.weights import bake, baked, export
+from mi_multilingual.models.hooked import fingerprint, is_gated
+from mi_multilingual.patching.changes import Intervention
+from mi_multilingual.patching.export import export
+from mi_multilingual.patching.hooks import steer
+from mi_multilingual.patching.weights import bake, baked
 
 TOKENS = torch.randint(3, 300, (2, 9), generator=torch.Generator().manual_seed(0))
 BACKENDS = list(itertools.product(["opt", "gpt2", "llama-grouped"], ["auto", "bridge"]))

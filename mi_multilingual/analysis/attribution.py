@@ -10,10 +10,9 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..corpora import WITHOUT_SPACES, Corpus
-from ..models import HookedModel, run_trunk
-from ..models import site as site_of
-from .lape import rank
-from .sharing import TYPES, categories, check_arguments, check_finite, parallel_activations, token_ids
+from ..detectors.entropy import rank
+from ..evidence.sharing import TYPES, categories, check_arguments, check_finite, parallel_activations, token_ids
+from ..models.hooked import HookedModel, run_trunk, site_of
 
 INPUTS_AT_ONCE = 8
 

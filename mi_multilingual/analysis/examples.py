@@ -14,10 +14,10 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from ..corpora import Corpus, TokenRows, token_rows
-from ..models import HookedModel, Site, StopForward, fingerprint, max_window, run_trunk
-from ..models import site as site_of
+from ..corpora import Corpus
+from ..models.hooked import HookedModel, Site, StopForward, fingerprint, max_window, run_trunk, site_of
 from ..neurons import NeuronSet
+from ..tokens import TokenRows, token_rows
 from .attribution import norm_weight
 
 BEFORE, AFTER = 10, 5  # tokens of context

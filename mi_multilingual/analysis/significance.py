@@ -9,9 +9,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ..detectors.entropy import at_least_two, dismiss_rare, entropy_over_languages, select_by_entropy
+from ..evidence.texts import TextActivations
 from ..neurons import NeuronScores, NeuronSet
-from ..text_activations import TextActivations
-from .lape import at_least_two, dismiss_rare, entropy_over_languages, select_by_entropy
 
 Detector = Callable[[TextActivations], NeuronSet]
 

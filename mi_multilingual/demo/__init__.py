@@ -1,8 +1,8 @@
 """The embedded demo: a small multilingual model, ten languages of text, facts, and the main job on them."""
 
-from ..evaluation.tasks import load_facts
+from ..evaluation.readers import load_facts
+from ..studies.planted import Planted, planted_model, planted_text
 from .job import CONTINUED, LAPE, LAYOUT, fact_prompts, run_demo
-from .planted import Planted, planted_model, planted_text
 
 __all__ = [
     "CONTINUED",

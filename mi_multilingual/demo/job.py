@@ -12,24 +12,25 @@ import pandas as pd
 
 from ..analysis.attribution import attribution
 from ..analysis.examples import logit_effects, top_examples
-from ..analysis.lape import lape
-from ..analysis.rankings import ranking_stability, rankings
-from ..analysis.sharing import sharing_categories
 from ..analysis.significance import half_agreement, lape_membership, lape_of_texts, permutation_test
 from ..corpora import Corpus, load_corpus
-from ..evaluation.deactivation import deactivation_effects, deactivation_study
+from ..detectors.lape import lape
 from ..evaluation.generation import generate
 from ..evaluation.intervals import wilson_interval
-from ..evaluation.perplexity import perplexity_matrix
-from ..evaluation.specificity import leaderboard
-from ..evaluation.steering import equal_openings, steering_matrix, strength_curve
-from ..evaluation.steering_tables import best_strength, steering_quality, steering_shares
-from ..evaluation.tasks import Item, choice_accuracy, load_facts, opening
-from ..models import HookedModel, load_model
+from ..evaluation.readers import load_facts
+from ..evaluation.tasks import Item, choice_accuracy, opening
+from ..evidence.activations import ActivationStats, record
+from ..evidence.sharing import sharing_categories
+from ..evidence.texts import record_texts
+from ..models.hooked import HookedModel
+from ..models.loading import load_model
 from ..neurons import NeuronSet
-from ..recording import ActivationStats, record
 from ..report import report
-from ..text_activations import record_texts
+from ..studies.ablation import perplexity_matrix
+from ..studies.deactivation import deactivation_effects, deactivation_study
+from ..studies.leaderboard import leaderboard, ranking_stability, rankings
+from ..studies.steering import equal_openings, steering_matrix, strength_curve
+from ..studies.steering_tables import best_strength, steering_quality, steering_shares
 
 LAPE = {"top_rate": 0.05, "filter_rate": 0.985}
 """How LAPE is asked here. 1 % of all neurons, the paper's rate, would be six a language in so small a model; and where

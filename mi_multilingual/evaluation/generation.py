@@ -12,7 +12,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from ..models import HookedModel, max_window, next_token_logits
+from ..models.hooked import HookedModel, max_window, next_token_logits
 
 TOKENS_A_BATCH = 4096  # prompt and new ones; bounds the logits of a whole forward pass
 

@@ -32,10 +32,12 @@ except ImportError as error:
         f"tasks of the lm-evaluation-harness need lm-eval ({error}); pip install mi_multilingual[harness]"
     ) from error
 
-from ..models import checkpoint_place, load_model
+from ..models.loading import checkpoint_place, load_model
 from ..neurons import NeuronSet
-from ..patching.interventions import Intervention, steer
-from ..patching.weights import NotWritableError, edit_checkpoint
+from ..patching.changes import Intervention
+from ..patching.export import edit_checkpoint
+from ..patching.hooks import steer
+from ..patching.weights import NotWritableError
 
 MODEL_TYPE = "mi_multilingual"
 

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..models import HookedModel, logits_at, max_window
+from ..models.hooked import HookedModel, logits_at, max_window
 
 TOKENS_A_BATCH = 2048
 

@@ -1,8 +1,7 @@
-"""How well the model predicts each language, whole and with neurons switched off."""
+"""How well the model predicts each language."""
 
 import math
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import pandas as pd
@@ -13,12 +12,9 @@ from torch import Tensor
 from torch.nn.functional import pad
 from tqdm.auto import tqdm
 
-from ..analysis.random_control import layer_matched_random
-from ..corpora import Corpus, TokenRows, token_rows
-from ..models import HookedModel, max_window
-from ..neurons import NeuronSet
-from ..patching.interventions import Intervention, check_fits
-from ..patching.weights import rewritten
+from ..corpora import Corpus
+from ..models.hooked import HookedModel, max_window
+from ..tokens import TokenRows, token_rows
 from .intervals import ratio_interval
 
 TOKENS_A_BATCH = 1024  # of logits, which are vocabulary times as many numbers
@@ -62,52 +58,6 @@ def perplexity(
     rows = corpus_rows(model, corpus, window, layout)
     losses = {k: row_losses(model, r) for k, r in tqdm(rows.items(), desc="perplexity", disable=not progress)}
     return pd.DataFrame([{"language": k, **loss.summary()} for k, loss in losses.items()])
-
-
-def perplexity_matrix(
-    model: HookedModel,
-    corpus: Corpus,
-    neurons: NeuronSet,
-    *,
-    seeds: Sequence[int] = (0, 1, 2),
-    window: int | None = None,
-    layout: str = "stream",
-    progress: bool = True,
-) -> pd.DataFrame:
-    """Loss of every language with every group's neurons at zero, a row a cell.
-
-    Rows `ablated` are "none", every group of the set, and for each seed "random": each language's loss with random
-    neurons off, as many a layer as that language's own set has, the floor for the cell of a language on itself.
-    For each cell the neurons' output weights are zero for a while, which costs no more than a plain forward pass.
-
-    Returns:
-        columns ablated, evaluated, seed (-1 where none), n_neurons, change (nats a token against none), low, high
-        (95 % bootstrap interval of the change over rows), and those of `perplexity`.
-
-    Raises:
-        ValueError: neurons of another model.
-    """
-    check_fits(model, neurons)
-    rows = corpus_rows(model, corpus, window, layout)
-    controls = {seed: layer_matched_random(neurons, seed=seed) for seed in seeds}
-    runs: list[tuple[str, int, NeuronSet | None, list[str]]] = [("none", -1, None, list(rows))]
-    runs += [(group, -1, neurons[group], list(rows)) for group in neurons.groups]
-    runs += [("random", seed, c[k], [k]) for seed, c in controls.items() for k in rows if k in neurons.groups]
-    base: dict[str, RowLosses] = {}
-    table = []
-    cells = tqdm(total=sum(len(r[-1]) for r in runs), desc="perplexity matrix", unit="cell", disable=not progress)
-    for ablated, seed, off, languages in runs:
-        with rewritten(model, [Intervention("zero", off)]) if off is not None else nullcontext():
-            losses = corpus_losses(model, {k: rows[k] for k in languages})
-        base = base or losses
-        n_neurons = int(off.union().sum()) if off is not None else 0
-        for k, loss in losses.items():
-            change, low, high = change_interval(loss, base[k])
-            cell = {"ablated": ablated, "evaluated": k, "seed": seed, "n_neurons": n_neurons}
-            table.append({**cell, "change": change, "low": low, "high": high, **loss.summary()})
-        cells.update(len(languages))
-    cells.close()
-    return pd.DataFrame(table)
 
 
 def corpus_rows(model: HookedModel, corpus: Corpus, window: int | None, layout: str) -> dict[str, TokenRows]:

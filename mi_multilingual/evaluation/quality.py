@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..models import HookedModel, max_window
+from ..models.hooked import HookedModel, max_window
 from .intervals import wilson_interval
 from .language_id import identify_language
 from .likelihood import common_prefix

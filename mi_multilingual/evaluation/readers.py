@@ -3,13 +3,15 @@
 import json
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from importlib.resources import files
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
 
 from ..corpora import WITHOUT_SPACES
-from .tasks import Item, last_number
+from .numbers import last_number
+from .tasks import Item
 
 
 class Words(NamedTuple):
@@ -44,12 +46,16 @@ WORDS = {
     "vi": Words("Câu hỏi", "Trả lời", "bởi vì", "vì vậy", "vie_Latn"),
     "zh": Words("问题", "答案", "因为", "所以", "zho_Hans"),
 }
+
 TURKISH_LOWER = {"I": "ı", "İ": "i"}
+
 XNLI_PROMPT = (
     'Take the following as truth: {premise}\nThen the following statement: "{hypothesis}" is true, false, or '
     "inconclusive?\nAnswer:"
 )
+
 XNLI_LANGUAGES = ["ar", "bg", "de", "el", "en", "es", "fr", "hi", "ru", "sw", "th", "tr", "ur", "vi", "zh"]
+
 XNLI_CHOICES = (" true", " inconclusive", " false")
 
 
@@ -285,3 +291,29 @@ def check_columns(row: Any, columns: Sequence[str], place: str) -> None:
     missing = [name for name in columns if name not in row] if isinstance(row, dict) else columns
     if missing:
         raise ValueError(f"{place}: no {missing[0]!r}; give files of the published layout")
+
+
+def load_facts(*, wordings: tuple[int, ...] = (0, 1)) -> list[Item]:
+    """Capital, main language and continent of 40 countries as questions in ten languages.
+
+    The choices are all answers that occur for the relation in the language. Wordings 0 and 1 are part of the model's
+    training text, wording 2 is not.
+    """
+    lines = files("mi_multilingual").joinpath("demo", "facts.jsonl").read_text(encoding="utf-8").splitlines()
+    facts = pd.DataFrame([json.loads(line) for line in lines])
+    answers = facts.groupby(["relation", "lang"])["answer"].unique().map(sorted)
+    items = []
+    for fact in facts[facts.wording.isin(wordings)].itertuples():
+        gap = "" if fact.lang in WITHOUT_SPACES else " "
+        choices = answers[fact.relation, fact.lang]
+        items.append(
+            Item(
+                id=f"{fact.country}/{fact.relation}/{fact.wording}",
+                language=fact.lang,
+                task=fact.relation,
+                prompt=fact.prompt,
+                choices=tuple(f"{gap}{choice}{fact.tail}" for choice in choices),
+                answer=choices.index(fact.answer),
+            )
+        )
+    return items

@@ -1,11 +1,7 @@
 """Questions in several languages, asked of a model: which of the given answers is likeliest, or what it writes."""
 
-import json
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from decimal import Decimal
-from importlib.resources import files
 
 import pandas as pd
 import torch
@@ -13,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..corpora import WITHOUT_SPACES
-from ..models import HookedModel
+from ..models.hooked import HookedModel
 from .generation import generate
 from .intervals import wilson_interval
 from .likelihood import Continuation, continuations, log_likelihoods
@@ -178,25 +174,6 @@ def written_accuracy(
     return pd.DataFrame(rows, columns=["id", "language", "task", "written", "found", "correct"])
 
 
-SEPARATORS = ".,'’ \u00a0\u202f"
-NUMBER = re.compile(
-    rf"(?<!\d)(?:(?<![0-9A-Za-z)])[-−])?(?:[1-9]\d{{0,2}}([{SEPARATORS}])\d{{3}}(?:\1\d{{3}})*(?!\d)|\d+)(?:[.,]\d+)?"
-)
-"""Digits of any script; a mark or space before exactly three digits groups thousands, other marks are decimal."""
-
-
-def last_number(text: str) -> str:
-    """The last number of the text in plain digits, "" without one: 1,234.50 and 1.234,5 and 1 234,5 are all 1234.5."""
-    numbers = list(NUMBER.finditer(text))
-    if not numbers:
-        return ""
-    last = numbers[-1]
-    digits = last[0].replace("−", "-")
-    if last[1]:
-        digits = digits.replace(last[1], "")
-    return format(Decimal(digits.replace(",", ".")).normalize(), "f")
-
-
 def accuracy_by_language(answers: pd.DataFrame) -> pd.DataFrame:
     """Share of right answers of every language and task, from `choice_accuracy` or `written_accuracy`.
 
@@ -211,32 +188,6 @@ def accuracy_by_language(answers: pd.DataFrame) -> pd.DataFrame:
     table.insert(4, "low", low)
     table.insert(5, "high", high)
     return table
-
-
-def load_facts(*, wordings: tuple[int, ...] = (0, 1)) -> list[Item]:
-    """Capital, main language and continent of 40 countries as questions in ten languages.
-
-    The choices are all answers that occur for the relation in the language. Wordings 0 and 1 are part of the model's
-    training text, wording 2 is not.
-    """
-    lines = files("mi_multilingual").joinpath("demo", "facts.jsonl").read_text(encoding="utf-8").splitlines()
-    facts = pd.DataFrame([json.loads(line) for line in lines])
-    answers = facts.groupby(["relation", "lang"])["answer"].unique().map(sorted)
-    items = []
-    for fact in facts[facts.wording.isin(wordings)].itertuples():
-        gap = "" if fact.lang in WITHOUT_SPACES else " "
-        choices = answers[fact.relation, fact.lang]
-        items.append(
-            Item(
-                id=f"{fact.country}/{fact.relation}/{fact.wording}",
-                language=fact.lang,
-                task=fact.relation,
-                prompt=fact.prompt,
-                choices=tuple(f"{gap}{choice}{fact.tail}" for choice in choices),
-                answer=choices.index(fact.answer),
-            )
-        )
-    return items
 
 
 def opening(document: str, language: str) -> str:

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from ..analysis.sharing import TYPES
-from ..models import HookedModel
+from ..evidence.sharing import TYPES
+from ..models.hooked import HookedModel
 from ..neurons import PARTS
 from .config import DetectorSettings, InterventionSettings, SharingSettings, Study
 

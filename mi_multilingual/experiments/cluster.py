@@ -12,9 +12,7 @@ from typing import Any
 import pandas as pd
 import torch
 
-from ..corpora import TokenRows
-from ..models import site as site_of
-from ..recording import (
+from ..evidence.activations import (
     ActivationStats,
     batch_shape,
     batch_stats,
@@ -23,6 +21,8 @@ from ..recording import (
     joined,
     nothing_recorded,
 )
+from ..models.hooked import site_of
+from ..tokens import TokenRows
 from .cells import Cell
 from .context import Context, base_key
 from .detectors import Evidence, needs, save

@@ -8,13 +8,13 @@ from typing import Any
 import torch
 
 from ..corpora import Corpus, load_corpus
-from ..evaluation.deactivation import checked_questions
 from ..evaluation.language_id import check_known
-from ..evaluation.readers import load_mgsm, load_mpararel, load_xcopa
-from ..evaluation.tasks import Item, in_every_language, load_facts
-from ..models import HookedModel, load_model
-from ..models import site as site_of
+from ..evaluation.readers import load_facts, load_mgsm, load_mpararel, load_xcopa
+from ..evaluation.tasks import Item, in_every_language
+from ..models.hooked import HookedModel, site_of
+from ..models.loading import load_model
 from ..neurons import NeuronSet
+from ..studies.deactivation import checked_questions
 from .cells import Cell, Inputs, hashed, region, tokenizer_fingerprint, weights_fingerprint
 from .config import BY_CHOICE, Study, TaskSettings
 from .detectors import Evidence, Recorded, chosen, collect, evidence_of, load, neurons_key, parts_of, save

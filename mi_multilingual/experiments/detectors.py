@@ -9,20 +9,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..analysis.activation_percentile import activation_percentile
-from ..analysis.average_precision import average_precision, top_and_bottom
-from ..analysis.lap import lap, lap_scores
-from ..analysis.lape import lape, rank
-from ..analysis.lave import lave
-from ..analysis.plnd import Impact, plnd, record_impact
-from ..analysis.relevance import record_relevance, relevance
-from ..analysis.sharing import TYPES, Sharing, sharing_categories
 from ..corpora import Corpus
-from ..models import HookedModel
+from ..detectors.activation_percentile import activation_percentile
+from ..detectors.average_precision import average_precision, top_and_bottom
+from ..detectors.entropy import rank
+from ..detectors.lap import lap, lap_scores
+from ..detectors.lape import lape
+from ..detectors.lave import lave
+from ..detectors.plnd import plnd
+from ..detectors.relevance import relevance
+from ..evidence.activations import ActivationStats, record
+from ..evidence.impact import Impact, record_impact
+from ..evidence.relevance import record_relevance
+from ..evidence.sharing import TYPES, Sharing, sharing_categories
+from ..evidence.texts import TextActivations, record_texts
+from ..models.hooked import HookedModel
 from ..neurons import NeuronScores, NeuronSet
-from ..recording import ActivationStats, record
 from ..storage import load_record, save_record
-from ..text_activations import TextActivations, record_texts
 from .cells import PARTS_OF, Cell, hashed
 
 SCHEMA = "sweep evidence/2"

@@ -8,15 +8,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ..analysis.random_control import layer_matched_random
 from ..corpora import Corpus
-from ..evaluation.deactivation import Question, checked_questions, margins, own_neurons
 from ..evaluation.generation import generate
 from ..evaluation.intervals import ratio_interval
 from ..evaluation.language_id import identify_language
+from ..evaluation.numbers import last_number
 from ..evaluation.perplexity import corpus_losses, corpus_rows
-from ..evaluation.tasks import Item, last_number, opening, written_accuracy
-from ..models import HookedModel
+from ..evaluation.tasks import Item, opening, written_accuracy
+from ..models.hooked import HookedModel
+from ..patching.conditions import layer_matched_random
+from ..studies.deactivation import Question, checked_questions, margins, own_neurons
 from .cells import NOT_RANDOM, Cell, region
 
 NO_PROMPT = "none"

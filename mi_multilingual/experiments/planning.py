@@ -12,13 +12,13 @@ from typing import Any
 import pandas as pd
 import torch
 
-from ..corpora import Corpus, TokenRows
-from ..evaluation.deactivation import checked_questions, margins
+from ..corpora import Corpus
 from ..evaluation.generation import generate
 from ..evaluation.perplexity import TOKENS_A_BATCH, corpus_losses, corpus_rows
-from ..models import HookedModel
-from ..models import site as site_of
-from ..recording import ActivationStats, batch_stats
+from ..evidence.activations import ActivationStats, batch_stats
+from ..models.hooked import HookedModel, site_of
+from ..studies.deactivation import checked_questions, margins
+from ..tokens import TokenRows
 from .cells import NOT_RANDOM, Cell, cells_of
 from .config import BY_CHOICE, TASKS, Study
 from .context import Context

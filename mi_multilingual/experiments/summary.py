@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ..analysis.sharing import TYPES
 from ..evaluation.intervals import mean_interval
+from ..evidence.sharing import TYPES
 from .cells import NOT_RANDOM
 from .measures import NO_PROMPT
 

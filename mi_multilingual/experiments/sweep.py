@@ -16,11 +16,12 @@ import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
-from ..analysis.average_precision import medians
-from ..analysis.random_control import layer_matched_random
-from ..models import HookedModel, is_gated
+from ..detectors.average_precision import medians
+from ..models.hooked import HookedModel, is_gated
 from ..neurons import PARTS, NeuronSet
-from ..patching.interventions import Intervention, add_mean, add_mean_difference, check_fits, set_to_mean, steer
+from ..patching.changes import Intervention, add_mean, add_mean_difference, check_fits, set_to_mean
+from ..patching.conditions import layer_matched_random
+from ..patching.hooks import steer
 from ..patching.weights import rewritten
 from .cells import NOT_RANDOM, Cell, cells_of, region
 from .config import Study

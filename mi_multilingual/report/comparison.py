@@ -9,7 +9,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from ..neurons import NeuronSet
-from ..plots import COLOURS
+from ..plots.style import COLOURS
 from .intervals import difference, mean_of
 from .run import MATRIX, NEURONS, Run
 from .sections import SIGNED, Figure, Section, Shown, drawing, filled

@@ -5,8 +5,8 @@ from collections.abc import Callable
 import pandas as pd
 
 from ..evaluation.intervals import mean_interval, wilson_interval
-from ..evaluation.specificity import RANDOM
 from ..neurons import NeuronSet
+from ..studies.leaderboard import RANDOM
 from .intervals import apart
 
 

@@ -9,7 +9,7 @@ import pandas as pd
 import torch
 
 from ..analysis.examples import BROKEN
-from ..analysis.lape import lape_entropy
+from ..detectors.lape import lape_entropy
 from ..neurons import NeuronSet
 from .run import NEURONS, STATS, Run
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import pandas as pd
 
+from ..evidence.activations import ActivationStats
 from ..neurons import NeuronScores, NeuronSet
-from ..recording import ActivationStats
 
 STATS, NEURONS, MATRIX = "stats.safetensors", "neurons.safetensors", "matrix.parquet"
 

@@ -10,9 +10,9 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from .. import plots
-from ..analysis.lape import lape_entropy
+from ..detectors.lape import lape_entropy
+from ..evidence.activations import ActivationStats
 from ..neurons import NeuronSet
-from ..recording import ActivationStats
 from . import findings
 from .run import MATRIX, NEURONS, STATS, Run
 from .tables import LONGEST, NEURON, Column, cells, column, described, interval, style

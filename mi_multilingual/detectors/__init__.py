@@ -1,0 +1,1 @@
+"""Evidence in, scores and sets of neurons out; no model."""

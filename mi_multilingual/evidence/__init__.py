@@ -1,0 +1,1 @@
+"""What one pass over a corpus leaves behind, per neuron and language."""

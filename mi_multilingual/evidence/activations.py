@@ -1,0 +1,379 @@
+"""One pass of the model over a corpus, reduced on the fly to small statistics per layer, neuron and language."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from tqdm.auto import tqdm
+from transformers import PreTrainedTokenizerBase
+
+from ..corpora import Corpus
+from ..models.hooked import HookedModel, Site, StopForward, fingerprint, max_window, model_name, run_trunk, site_of
+from ..storage import load_record, save_record
+from ..tokens import TokenRows, token_rows
+
+SCHEMA, CHECKPOINT_SCHEMA = "ActivationStats/1", "ActivationStats checkpoint/1"
+
+# Reduced in pieces of this many tokens, so that a piece stays in the processor's cache between the five reductions.
+CPU_PIECE = 128
+
+SHORTEST_SLICE = 48  # tokens on average, below which many short slices cost more than one copy
+
+TOKENS_A_BATCH = 4096
+
+TOKENS_A_BATCH_ON_ACCELERATORS = 32768
+
+SECONDS_BETWEEN_CHECKPOINTS = 60.0
+
+
+@dataclass(frozen=True, eq=False)
+class ActivationStats:
+    """Sufficient statistics of neuron activations over the counted tokens of each language.
+
+    A monoid: `a + b` are the statistics of both recordings together, counts bit for bit.
+    """
+
+    languages: tuple[str, ...]
+    n_tokens: Int[Tensor, " language"]
+    """Tokens counted; padding and added BOS are not."""
+    active: Int[Tensor, "layer neuron language"]
+    """Tokens at which the activation exceeded `threshold`."""
+    total: Float[Tensor, "layer neuron language"]
+    """Sum of activations."""
+    total_squares: Float[Tensor, "layer neuron language"]
+    """Sum of squared activations."""
+    maximum: Float[Tensor, "layer neuron language"]
+    """Largest activation; -inf before the first token."""
+    site: str
+    threshold: float
+    model: str
+    model_fingerprint: str
+    corpus_fingerprint: str
+
+    def __post_init__(self) -> None:
+        shapes = {tuple(t.shape) for t in (self.active, self.total, self.total_squares, self.maximum)}
+        if (
+            len(shapes) != 1
+            or self.active.shape[-1] != len(self.languages)
+            or len(self.n_tokens) != len(self.languages)
+        ):
+            raise ValueError(f"statistics of shapes {sorted(shapes)} do not fit the languages {self.languages}")
+
+    @classmethod
+    def zeros(cls, languages: Sequence[str], n_layers: int, n_neurons: int, **origin: Any) -> ActivationStats:
+        """Statistics of nothing; `origin` are site, threshold, model, model_fingerprint and corpus_fingerprint."""
+        shape = (n_layers, n_neurons, len(languages))
+        return cls(
+            tuple(languages),
+            torch.zeros(len(languages), dtype=torch.int64),
+            torch.zeros(shape, dtype=torch.int64),
+            torch.zeros(shape, dtype=torch.float64),
+            torch.zeros(shape, dtype=torch.float64),
+            torch.full(shape, -torch.inf, dtype=torch.float64),
+            **origin,
+        )
+
+    def __add__(self, other: ActivationStats) -> ActivationStats:
+        for name in ("model_fingerprint", "site", "threshold", "languages"):
+            mine, theirs = getattr(self, name), getattr(other, name)
+            if mine != theirs:
+                hint = "; take(...) the same languages in the same order first" if name == "languages" else ""
+                raise ValueError(f"cannot add statistics whose {name} differ: {mine!r} and {theirs!r}{hint}")
+        same_corpus = self.corpus_fingerprint == other.corpus_fingerprint
+        return replace(
+            self,
+            n_tokens=self.n_tokens + other.n_tokens,
+            active=self.active + other.active,
+            total=self.total + other.total,
+            total_squares=self.total_squares + other.total_squares,
+            maximum=torch.maximum(self.maximum, other.maximum),
+            corpus_fingerprint=self.corpus_fingerprint if same_corpus else "several corpora",
+        )
+
+    def take(self, languages: Sequence[str]) -> ActivationStats:
+        """The same statistics for these languages only, in this order."""
+        missing = [k for k in languages if k not in self.languages]
+        if missing:
+            raise ValueError(
+                f"nothing was recorded for {missing[0]!r}; these statistics cover {', '.join(self.languages)}"
+            )
+        index = [self.languages.index(k) for k in languages]
+        tensors = {name: getattr(self, name)[..., index] for name in TENSORS}
+        return replace(self, languages=tuple(languages), **tensors)
+
+    def activation_probability(self) -> Float[Tensor, "layer neuron language"]:
+        """Share of tokens at which the neuron was active, in float32 as the code released with LAPE computes it."""
+        self._check_counted()
+        return self.active / self.n_tokens
+
+    def mean(self) -> Float[Tensor, "layer neuron language"]:
+        """Mean activation, float64."""
+        self._check_counted()
+        return self.total / self.n_tokens
+
+    def std(self) -> Float[Tensor, "layer neuron language"]:
+        """Standard deviation of the activation over tokens (population), float64."""
+        return (self.total_squares / self.n_tokens - self.mean() ** 2).clamp(min=0).sqrt()
+
+    def _check_counted(self) -> None:
+        empty = [k for k, n in zip(self.languages, self.n_tokens.tolist(), strict=True) if n == 0]
+        if empty:
+            raise ValueError(
+                f"no token was counted for {', '.join(empty)}; record them or take(...) the other languages"
+            )
+
+    def save(self, path: Path | str) -> None:
+        """Write one safetensors file with a JSON header."""
+        save_record(path, SCHEMA, {name: getattr(self, name) for name in TENSORS}, self.header())
+
+    def header(self) -> dict[str, Any]:
+        """Everything but the tensors."""
+        return {name: getattr(self, name) for name in HEADER}
+
+    @classmethod
+    def load(cls, path: Path | str) -> ActivationStats:
+        """Read what `save` wrote."""
+        tensors, header = load_record(path, SCHEMA)
+        return cls(**tensors, **{**header, "languages": tuple(header["languages"])})
+
+
+TENSORS = ("n_tokens", "active", "total", "total_squares", "maximum")
+
+HEADER = ("languages", "site", "threshold", "model", "model_fingerprint", "corpus_fingerprint")
+
+
+def record(
+    model: HookedModel,
+    corpus: Corpus,
+    *,
+    site: str = "gate",
+    threshold: float = 0.0,
+    window: int | None = None,
+    batch_size: int | str = "auto",
+    layout: str = "stream",
+    bos: str = "auto",
+    shard: tuple[int, int] = (0, 1),
+    progress: bool = True,
+    checkpoint: Path | str | None = None,
+) -> ActivationStats:
+    """Statistics of every neuron's activations over every language of the corpus, in one pass without logits.
+
+    Memory does not depend on the number of tokens. With `checkpoint` (a file), an interrupted recording keeps what it
+    has, and the same call goes on from there to the same numbers. Several processes share the work by `shard`: each
+    runs every n-th of the very same batches, so that the shards add up to the whole: counts and maxima bit for bit,
+    sums but for the order of additions in float64.
+
+    Args:
+        site: where a neuron is read: "gate", "post" or "up" (see `mi_multilingual.models.site`).
+        threshold: a neuron is active at a token when its activation is strictly greater.
+        window: tokens a row, BOS included; the model's whole context by default.
+        batch_size: rows a forward pass.
+        layout, bos: how text becomes rows (see `mi_multilingual.corpora.token_rows`); an added BOS is not counted
+            unless bos="count".
+        shard: (index, number): batches index, index + number and so on, of all languages together.
+
+    Raises:
+        ValueError: text shorter than a window, a site the model does not have, activations that are not finite, a
+            shard that is none, or a checkpoint of another recording.
+    """
+    check_shard(shard)
+    window, batch_size = batch_shape(model, window, batch_size)
+    protocol = {"window": window, "batch_size": batch_size, "layout": layout, "bos": bos, "shard": shard}
+    empty = nothing_recorded(model, corpus, site=site, threshold=threshold)
+    start, done = (empty, 0) if checkpoint is None else resumed(Path(checkpoint), empty, protocol)
+    # An interrupt may come between any two steps: statistics and their number of batches change in one assignment.
+    state = ({language: start.take([language]) for language in corpus.languages}, done)
+
+    def keep() -> None:
+        if checkpoint is not None:
+            stats, n_batches = joined(state[0]), torch.tensor(state[1])
+            tensors = {name: getattr(stats, name) for name in TENSORS} | {"n_batches": n_batches}
+            save_record(checkpoint, CHECKPOINT_SCHEMA, tensors, {**stats.header(), "protocol": protocol})
+
+    batches = corpus_batches(corpus, model.tokenizer, window=window, batch_size=batch_size, layout=layout, bos=bos)
+    mine = itertools.islice(batches, shard[0], None, shard[1])
+    reader, saved = site_of(model, site), time.monotonic()
+    with tqdm(desc="recording", unit=" tokens", unit_scale=True, disable=not progress) as bar:
+        try:
+            for batch in itertools.islice(mine, done, None):
+                parts, n_batches = state
+                whole = parts[batch.language] + batch_stats(model, reader, batch, parts[batch.language])
+                state = (parts | {batch.language: whole}, n_batches + 1)
+                bar.set_postfix_str(batch.language, refresh=False)
+                bar.update(batch.n_tokens)
+                if time.monotonic() - saved > SECONDS_BETWEEN_CHECKPOINTS:
+                    keep()
+                    saved = time.monotonic()
+        finally:
+            keep()
+    return checked_finite(joined(state[0]))
+
+
+def check_shard(shard: tuple[int, int]) -> None:
+    index, number = shard
+    if not 0 <= index < number:
+        raise ValueError(f"shard={shard} is none of a recording; give (index, number) with 0 <= index < number")
+
+
+def batch_shape(model: HookedModel, window: int | None, batch_size: int | str) -> tuple[int, int]:
+    """Tokens a row and rows a batch, chosen for the model where they are not given."""
+    window = window or max_window(model)
+    if isinstance(batch_size, str):
+        if batch_size != "auto":
+            raise ValueError(f"batch_size={batch_size!r} is neither a number of rows nor 'auto'")
+        batch_size = max(1, (TOKENS_A_BATCH if on_cpu(model) else TOKENS_A_BATCH_ON_ACCELERATORS) // window)
+    return window, batch_size
+
+
+def nothing_recorded(
+    model: HookedModel, corpus: Corpus, *, site: str = "gate", threshold: float = 0.0
+) -> ActivationStats:
+    """What a recording begins with."""
+    origin = {
+        "site": site,
+        "threshold": threshold,
+        "model": model_name(model),
+        "model_fingerprint": fingerprint(model),
+        "corpus_fingerprint": corpus.fingerprint,
+    }
+    return ActivationStats.zeros(corpus.languages, model.cfg.n_layers, model.cfg.d_mlp, **origin)
+
+
+def corpus_batches(
+    corpus: Corpus, tokenizer: PreTrainedTokenizerBase, *, window: int, batch_size: int, layout: str, bos: str = "auto"
+) -> Iterator[TokenRows]:
+    """The batches of a recording in their order: one language after another, longest rows first."""
+    for language in corpus.languages:
+        rows = token_rows(corpus, language, tokenizer, window=window, layout=layout, bos=bos)
+        yield from rows.batches(batch_size)
+
+
+def joined(parts: dict[str, ActivationStats]) -> ActivationStats:
+    """Statistics of single languages side by side."""
+    first = next(iter(parts.values()))
+    tensors = {name: torch.cat([getattr(part, name) for part in parts.values()], dim=-1) for name in TENSORS}
+    return replace(first, languages=tuple(parts), **tensors)
+
+
+def resumed(checkpoint: Path, empty: ActivationStats, protocol: dict[str, Any]) -> tuple[ActivationStats, int]:
+    """What the checkpoint holds and the number of batches it covers; nothing and 0 where there is none.
+
+    Raises:
+        ValueError: it belongs to another recording.
+    """
+    if not checkpoint.exists():
+        return empty, 0
+    tensors, header = load_record(checkpoint, CHECKPOINT_SCHEMA)
+    expected = json.loads(json.dumps({**empty.header(), "protocol": protocol}))
+    differing = [name for name in expected if header.get(name) != expected[name]]
+    if differing:
+        raise ValueError(
+            f"checkpoint {checkpoint} was recorded with another {', '.join(differing)} "
+            f"({header.get(differing[0])!r}, now {expected[differing[0]]!r}); use another file or delete it"
+        )
+    n_batches = int(tensors.pop("n_batches"))
+    return replace(empty, **tensors), n_batches
+
+
+def on_cpu(model: HookedModel) -> bool:
+    return torch.device(model.cfg.device).type == "cpu"
+
+
+@torch.no_grad()
+def batch_stats(model: HookedModel, site: Site, batch: TokenRows, like: ActivationStats) -> ActivationStats:
+    """Statistics of one batch of one language, with the origin of `like`."""
+    device = model.cfg.device
+    pieces = counted_pieces(batch.valid, CPU_PIECE if on_cpu(model) else TOKENS_A_BATCH_ON_ACCELERATORS)
+    pieces = [p if isinstance(p, slice) else p.to(device) for p in pieces]
+    sums: dict[int, Sums] = {}
+    layers = range(model.cfg.n_layers)
+
+    def reduce(layer: int) -> Callable[[Tensor, object], None]:
+        def hook(carried: Float[Tensor, "batch pos neuron"], hook: object) -> None:
+            flat = carried.flatten(0, 1)
+            sums[layer] = reduced((site.value(flat[p]) for p in pieces), like.threshold, flat.shape[1], flat.device)
+            if layer == layers[-1]:
+                raise StopForward  # what comes after the last neuron is not needed
+
+        return hook
+
+    run_trunk(model, batch.tokens.to(device), hooks=[(site.hook_name(layer), reduce(layer)) for layer in layers])
+    stacked = (torch.stack([sums[layer][i] for layer in layers]).cpu()[..., None] for i in range(4))
+    active, total, squares, maximum = stacked
+    return replace(
+        like,
+        n_tokens=torch.tensor([batch.n_tokens]),
+        active=active,
+        total=total.double(),
+        total_squares=squares.double(),
+        maximum=maximum.double(),
+    )
+
+
+Piece = slice | Int[Tensor, " piece"]
+
+
+def counted_pieces(valid: Bool[Tensor, "row pos"], size: int) -> list[Piece]:
+    """Where the counted tokens stand among all, row after row, in pieces of at most `size`.
+
+    Slices, which need no copy, where the rows are long enough for it to matter; else indices.
+    """
+    index = valid.flatten().nonzero().flatten()
+    if not len(index):
+        return []
+    breaks = (index.diff() != 1).nonzero().flatten() + 1
+    if len(index) < (len(breaks) + 1) * SHORTEST_SLICE:
+        return list(index.split(size))
+    edges = [0, *breaks.tolist(), len(index)]
+    runs = [(int(index[a]), int(index[b - 1]) + 1) for a, b in itertools.pairwise(edges)]
+    return [slice(i, min(i + size, end)) for start, end in runs for i in range(start, end, size)]
+
+
+Sums = tuple[Int[Tensor, " neuron"], Float[Tensor, " neuron"], Float[Tensor, " neuron"], Float[Tensor, " neuron"]]
+
+
+def reduced(
+    pieces: Iterable[Float[Tensor, "_ neuron"]], threshold: float, n_neurons: int, device: torch.device
+) -> Sums:
+    """Number above `threshold`, sum, sum of squares and maximum over the tokens of all pieces.
+
+    Sums run over a piece in float32, over pieces in float64: float16 would overflow.
+    """
+    accurate = torch.float64 if device.type != "mps" else torch.float32
+    active = torch.zeros(n_neurons, dtype=torch.int64, device=device)
+    total = torch.zeros(n_neurons, dtype=accurate, device=device)
+    squares = torch.zeros(n_neurons, dtype=accurate, device=device)
+    maximum = torch.full((n_neurons,), -torch.inf, device=device)
+    scratch = torch.empty(0, n_neurons, device=device)
+    for part in pieces:
+        part = part.float()
+        if len(part) > len(scratch):
+            scratch = torch.empty(len(part), n_neurons, device=device)
+        room = scratch[: len(part)]
+        # Ones in float32 add up exactly to 2^24 and several times faster than booleans.
+        active += torch.gt(part, threshold, out=room).sum(dim=0).long()
+        total += part.sum(dim=0)
+        squares += torch.mul(part, part, out=room).sum(dim=0)
+        torch.maximum(maximum, part.amax(dim=0), out=maximum)
+    return active, total, squares, maximum
+
+
+def checked_finite(stats: ActivationStats) -> ActivationStats:
+    """`stats`, unless an activation was NaN or infinite, which the sum of squares cannot hide."""
+    bad = (~stats.total_squares.isfinite()).nonzero()
+    if len(bad):
+        layer, neuron, k = bad[0].tolist()
+        raise ValueError(
+            f"activations of neuron {neuron} in layer {layer} are not finite on {stats.languages[k]!r} "
+            f"({len(bad)} such sums); check the weights, or load the model with dtype=torch.float32"
+        )
+    return stats

@@ -1,0 +1,272 @@
+"""Which neurons all languages share for the same input, some share, one has alone, or none uses."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+from einops import rearrange
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from ..corpora import Corpus
+from ..detectors.entropy import at_least_two
+from ..models.hooked import HookedModel, Site, fingerprint, model_name, run_trunk, site_of
+
+TYPES = ("all-shared", "partial-shared", "specific", "non-activated")
+THRESHOLDS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)
+TOKENS_A_BATCH = 8192
+
+
+@dataclass(frozen=True, eq=False)
+class Sharing:
+    """How often every neuron had each type over parallel inputs, and how the shares varied over inputs."""
+
+    counts: Int[Tensor, "task threshold layer neuron type"]
+    """Inputs for which the neuron had the type (order of `TYPES`)."""
+    specific_to: Int[Tensor, "task threshold layer neuron language"]
+    """Inputs for which the neuron was active in this language alone."""
+    lowest: Float[Tensor, "task threshold layer type"]
+    """Smallest share of a layer's neurons that had the type, over inputs."""
+    highest: Float[Tensor, "task threshold layer type"]
+    squares: Float[Tensor, "task threshold layer type"]
+    """Sum over inputs of the squared share, float64."""
+    overlap_sum: Float[Tensor, "threshold language language"]
+    """Sum over inputs of the Jaccard overlap of the neurons active in two languages, float64."""
+    n_inputs: Int[Tensor, " task"]
+    tasks: tuple[str, ...]
+    thresholds: tuple[float, ...]
+    languages: tuple[str, ...]
+    tokens: str
+    site: str
+    model: str
+    model_fingerprint: str
+
+    def layer_shares(self) -> pd.DataFrame:
+        """Share of a layer's neurons of each type: columns task, threshold, layer, type, mean, low, high, min, max.
+
+        `mean`, `min` and `max` are over inputs; `low` and `high` are the 95 % normal interval of the mean.
+        """
+        n = self.n_inputs.double()[:, None, None, None]
+        mean = self.counts.double().mean(dim=3) / n
+        spread = (self.squares / n - mean.square()).clamp(min=0) * n / (n - 1).clamp(min=1)
+        half = 1.96 * (spread / n).sqrt()
+        columns = {"mean": mean, "low": mean - half, "high": mean + half, "min": self.lowest, "max": self.highest}
+        index = pd.MultiIndex.from_product(
+            [self.tasks, self.thresholds, range(self.counts.shape[2]), TYPES],
+            names=["task", "threshold", "layer", "type"],
+        )
+        return pd.DataFrame({k: v.double().flatten().numpy() for k, v in columns.items()}, index=index).reset_index()
+
+    def stability(self) -> pd.DataFrame:
+        """How much neurons keep their type over inputs: columns task, threshold, layer, type, n_neurons, stability.
+
+        A neuron's type is the one it has most often (of equals the first in `TYPES`); `stability` is the mean, over
+        neurons of the type, of the share of inputs for which they have it.
+        """
+        share = self.counts.double() / self.n_inputs.double()[:, None, None, None, None]
+        best = share.max(dim=-1)
+        rows = []
+        for t, task in enumerate(self.tasks):
+            for h, threshold in enumerate(self.thresholds):
+                for layer in range(share.shape[2]):
+                    kind, value = best.indices[t, h, layer], best.values[t, h, layer]
+                    for i, name in enumerate(TYPES):
+                        mine = value[kind == i]
+                        mean = mine.mean().item() if len(mine) else float("nan")
+                        rows.append((task, threshold, layer, name, len(mine), mean))
+        return pd.DataFrame(rows, columns=["task", "threshold", "layer", "type", "n_neurons", "stability"])
+
+    def overlap(self, threshold: float | None = None) -> pd.DataFrame:
+        """Mean Jaccard overlap of the active neurons of every two languages, languages ordered by similarity.
+
+        The order is that of the leaves of an average-linkage clustering of 1 - overlap.
+        """
+        from scipy.cluster.hierarchy import leaves_list, linkage, optimal_leaf_ordering
+        from scipy.spatial.distance import squareform
+
+        h = self.thresholds.index(self.thresholds[0] if threshold is None else threshold)
+        table = (self.overlap_sum[h] / self.n_inputs.sum()).numpy()
+        distance = squareform(1 - table, checks=False).clip(min=0)
+        order = range(len(table))
+        if len(table) > 2:
+            order = leaves_list(optimal_leaf_ordering(linkage(distance, "average"), distance))
+        names = [self.languages[i] for i in order]
+        return pd.DataFrame(table[np.ix_(order, order)], index=names, columns=names)
+
+
+def categories(active: Bool[Tensor, "language *rest"]) -> Int[Tensor, "*rest"]:
+    """Type of each neuron by the number of languages it is active in: an index into `TYPES`.
+
+    All languages: all-shared; none: non-activated; one: specific; else partial-shared.
+
+    Source: Wang et al. 2024, arXiv:2406.09265, section 3.
+    """
+    n_languages, n_active = len(active), active.sum(dim=0)
+    kind = torch.ones_like(n_active)
+    kind[n_active == 1] = TYPES.index("specific")
+    kind[n_active == 0] = TYPES.index("non-activated")
+    kind[n_active == n_languages] = TYPES.index("all-shared")
+    return kind
+
+
+@torch.no_grad()
+def sharing_categories(
+    model: HookedModel,
+    inputs: Corpus,
+    *,
+    thresholds: Sequence[float] = THRESHOLDS,
+    tokens: str = "last",
+    site: str = "post",
+    tasks: Sequence[str] | None = None,
+    progress: bool = True,
+) -> Sharing:
+    """The type of every neuron for every parallel input.
+
+    Memory does not depend on the number of inputs.
+
+    Args:
+        inputs: documents that are translations of each other, aligned by position.
+        thresholds: a neuron is active when its activation is strictly greater; one result a threshold.
+        tokens: "last": the activation at the last token decides; "any": the largest over all tokens (BOS excluded).
+        tasks: a name for each input, to be told apart in the tables; one task by default.
+
+    Raises:
+        ValueError: fewer than two languages, inputs that are not parallel, a text without tokens or too long for the
+            model, a threshold that is not finite, or activations that are not finite.
+
+    Source: Wang et al. 2024, arXiv:2406.09265, section 3.
+    """
+    check_arguments(inputs, thresholds, tokens, tasks)
+    n_inputs = len(next(iter(inputs.documents.values())))
+    tasks = ["all"] * n_inputs if tasks is None else list(tasks)
+    names = tuple(dict.fromkeys(tasks))
+    ids = {k: token_ids(model, inputs, k) for k in inputs.languages}
+    n_layers, n_neurons, n_languages = model.cfg.n_layers, model.cfg.d_mlp, len(inputs.languages)
+    shape = (len(names), len(thresholds), n_layers)
+    counts = torch.zeros(*shape, n_neurons, len(TYPES), dtype=torch.int32)
+    specific_to = torch.zeros(*shape, n_neurons, n_languages, dtype=torch.int32)
+    lowest, highest = torch.ones(*shape, len(TYPES)), torch.zeros(*shape, len(TYPES))
+    squares = torch.zeros(*shape, len(TYPES), dtype=torch.float64)
+    overlap_sum = torch.zeros(len(thresholds), n_languages, n_languages, dtype=torch.float64)
+    longest = max(len(row) for rows in ids.values() for row in rows)
+    a_batch = max(1, TOKENS_A_BATCH // (longest * n_languages))
+    reader = site_of(model, site)
+    for start in tqdm(range(0, n_inputs, a_batch), desc="sharing", disable=not progress):
+        chunk = range(start, min(start + a_batch, n_inputs))
+        values = parallel_activations(model, reader, [[ids[k][i] for i in chunk] for k in inputs.languages], tokens)
+        check_finite(values, inputs.languages, start)
+        of_task = torch.tensor([names.index(tasks[i]) for i in chunk])
+        for h, threshold in enumerate(thresholds):
+            active = values > threshold
+            kind = categories(active)
+            is_type = torch.stack([kind == i for i in range(len(TYPES))], dim=-1)
+            alone = rearrange(active & (kind == TYPES.index("specific")), "lang i l n -> i l n lang")
+            share = is_type.float().mean(dim=2)
+            for t in of_task.unique().tolist():
+                mine = of_task == t
+                counts[t, h] += is_type[mine].sum(dim=0, dtype=torch.int32)
+                specific_to[t, h] += alone[mine].sum(dim=0, dtype=torch.int32)
+                lowest[t, h] = torch.minimum(lowest[t, h], share[mine].amin(dim=0))
+                highest[t, h] = torch.maximum(highest[t, h], share[mine].amax(dim=0))
+                squares[t, h] += share[mine].double().square().sum(dim=0)
+            overlap_sum[h] += jaccard_overlaps(active).sum(dim=0)
+    return Sharing(
+        counts.long(),
+        specific_to.long(),
+        lowest,
+        highest,
+        squares,
+        overlap_sum,
+        torch.tensor([tasks.count(name) for name in names]),
+        names,
+        tuple(float(h) for h in thresholds),
+        inputs.languages,
+        tokens,
+        site,
+        model_name(model),
+        fingerprint(model),
+    )
+
+
+def check_arguments(inputs: Corpus, thresholds: Sequence[float], tokens: str, tasks: Sequence[str] | None) -> None:
+    at_least_two(inputs.languages)
+    lengths = {k: len(texts) for k, texts in inputs.documents.items()}
+    if len(set(lengths.values())) != 1:
+        raise ValueError(f"inputs are not parallel: {lengths} documents; give every language the same inputs in order")
+    if tokens not in ("last", "any"):
+        raise ValueError(f"unknown tokens={tokens!r}; choose 'last' or 'any'")
+    if not len(thresholds) or not all(np.isfinite(thresholds)):
+        raise ValueError(f"thresholds={tuple(thresholds)} must be finite numbers, at least one")
+    if tasks is not None and len(tasks) != next(iter(lengths.values())):
+        raise ValueError(f"{len(tasks)} tasks for {next(iter(lengths.values()))} inputs; name the task of each input")
+
+
+def token_ids(model: HookedModel, inputs: Corpus, language: str) -> list[list[int]]:
+    """The ids of every document, BOS first where the tokenizer has one.
+
+    Raises:
+        ValueError: a document without tokens, or with more than the model takes.
+    """
+    tokenizer = model.tokenizer
+    start = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+    rows = tokenizer(list(inputs.documents[language]), add_special_tokens=False, verbose=False)["input_ids"]
+    for i, row in enumerate(rows):
+        if not 0 < len(row) <= model.cfg.n_ctx - len(start):
+            raise ValueError(
+                f"input {i} has {len(row)} tokens in {language!r}; every input needs a text of 1 to "
+                f"{model.cfg.n_ctx - len(start)} tokens in every language"
+            )
+    return [start + list(row) for row in rows]
+
+
+def parallel_activations(
+    model: HookedModel, reader: Site, ids: list[list[list[int]]], tokens: str
+) -> Float[Tensor, "language input layer neuron"]:
+    """Each neuron's activation at the last token, or its largest, for every language and input.
+
+    Right padding: attention is causal, so it changes nothing at the text's own positions.
+    """
+    rows = [row for language in ids for row in language]
+    lengths = torch.tensor([len(row) for row in rows])
+    padded = torch.tensor([row + [row[-1]] * (int(lengths.max()) - len(row)) for row in rows])
+    positions = torch.arange(padded.shape[1])
+    counted = positions[None] < lengths[:, None]
+    if model.tokenizer.bos_token_id is not None:
+        counted[:, 0] = False
+    seen: dict[int, Tensor] = {}
+
+    def keep(layer: int) -> Callable[[Tensor, object], None]:
+        def hook(carried: Float[Tensor, "row pos neuron"], hook: object) -> None:
+            if tokens == "last":
+                value = reader.value(carried[torch.arange(len(rows)), (lengths - 1).to(carried.device)])
+            else:
+                value = reader.value(carried).masked_fill(~counted[..., None].to(carried.device), -torch.inf).amax(1)
+            seen[layer] = value.float().cpu()
+
+        return hook
+
+    layers = range(model.cfg.n_layers)
+    run_trunk(model, padded.to(model.cfg.device), hooks=[(reader.hook_name(layer), keep(layer)) for layer in layers])
+    return rearrange(torch.stack([seen[layer] for layer in layers]), "l (k i) n -> k i l n", k=len(ids))
+
+
+def jaccard_overlaps(active: Bool[Tensor, "language input layer neuron"]) -> Float[Tensor, "input language language"]:
+    """Jaccard overlap of the neurons active in every two languages, for each input; 0 where neither has one."""
+    flat = rearrange(active, "k i l n -> i k (l n)").float()
+    both = flat @ flat.transpose(1, 2)
+    size = flat.sum(dim=2)
+    either = size[:, :, None] + size[:, None, :] - both
+    return (both / either.clamp(min=1)).double()
+
+
+def check_finite(values: Float[Tensor, "language input layer neuron"], languages: Sequence[str], first: int) -> None:
+    bad = (~values.isfinite()).nonzero()
+    if len(bad):
+        k, i, layer, neuron = bad[0].tolist()
+        raise ValueError(
+            f"the activation of neuron {neuron} in layer {layer} is not finite for input {first + i} in "
+            f"{languages[k]!r}; check the weights, or load the model with dtype=torch.float32"
+        )

@@ -1,0 +1,1 @@
+"""Language models with hooks on every neuron."""

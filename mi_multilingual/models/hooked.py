@@ -1,0 +1,187 @@
+"""What this package uses of a hooked model: sites, forward passes, fingerprints.
+
+With `loading` the only module that knows that TransformerLens has two kinds of model: HookedTransformer (3.x) and
+TransformerBridge (3.x and 4.x).
+"""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+HookFunction = Callable[[Tensor, Any], Tensor | None]
+
+SAMPLED_NUMBERS = 2**16
+
+
+@runtime_checkable
+class HookedModel(Protocol):
+    """What this package uses of a model; HookedTransformer and TransformerBridge both fit."""
+
+    cfg: Any
+    tokenizer: Any
+
+    def run_with_hooks(self, *args: Any, **kwargs: Any) -> Any: ...
+    def hooks(self, *args: Any, **kwargs: Any) -> Any: ...
+    def __call__(self, *args: Any, **kwargs: Any) -> Any: ...
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where in the MLP a neuron's number is read: a hook, and the function to apply to what the hook carries."""
+
+    name: str
+    hook: str
+    activation: Callable[[Tensor], Tensor] | None = None
+    """None: the hook carries the number itself."""
+
+    def hook_name(self, layer: int) -> str:
+        return self.hook.format(layer=layer)
+
+    def value(self, carried: Tensor) -> Tensor:
+        """The site's value, same shape as `carried`."""
+        return carried if self.activation is None else self.activation(carried)
+
+
+def site_of(model: HookedModel, name: str) -> Site:
+    """The hook and activation function of a site for this model.
+
+    =======  ===========================  ==============================
+    site     ungated MLP                  gated MLP
+    =======  ===========================  ==============================
+    gate     hook_post                    activation of hook_pre
+    post     hook_post                    hook_post, the product
+    up       not there                    hook_pre_linear
+    =======  ===========================  ==============================
+
+    Raises:
+        ValueError: an unknown name, or "up" where the MLP has no gate.
+    """
+    if name not in ("gate", "post", "up"):
+        raise ValueError(f"unknown site {name!r}; choose gate, post or up")
+    if name == "up" and not is_gated(model):
+        raise ValueError(f"site 'up' needs a gated MLP, {model_name(model)!r} has none; use gate or post")
+    if name == "up":
+        return Site("up", "blocks.{layer}.mlp.hook_pre_linear")
+    if name == "gate" and is_gated(model):
+        return Site("gate", "blocks.{layer}.mlp.hook_pre", activation_function(model))
+    return Site(name, "blocks.{layer}.mlp.hook_post")
+
+
+def is_gated(model: HookedModel) -> bool:
+    """Whether a neuron is a product act(gate) * up, as in Llama, rather than act(in), as in GPT-2."""
+    return bool(model.cfg.gated_mlp)
+
+
+def activation_function(model: HookedModel) -> Callable[[Tensor], Tensor]:
+    """The MLP's activation function, from transformers' table by the configured name."""
+    from transformers.activations import ACT2FN
+
+    name = {"gelu_pytorch_tanh": "gelu_pytorch_tanh", "gelu_new": "gelu_new"}.get(model.cfg.act_fn, model.cfg.act_fn)
+    if name not in ACT2FN:
+        raise ValueError(
+            f"activation function {name!r} of {model_name(model)!r} is not known to transformers; use site 'post'"
+        )
+    return ACT2FN[name]
+
+
+def neurons_shape(model: HookedModel, part: str) -> tuple[int, int]:
+    """(layers, neurons a layer): hidden units of the MLP ("mlp"), or columns of W_Q, W_K or W_V ("q", "k", "v").
+
+    With grouped queries there are fewer keys and values than queries.
+    """
+    n_heads = model.cfg.n_heads
+    if part in ("k", "v"):
+        n_heads = getattr(model.cfg, "n_key_value_heads", None) or n_heads
+    return model.cfg.n_layers, model.cfg.d_mlp if part == "mlp" else n_heads * model.cfg.d_head
+
+
+def max_window(model: HookedModel) -> int:
+    """Tokens the model takes at once."""
+    return int(model.cfg.n_ctx)
+
+
+def model_name(model: HookedModel) -> str:
+    """The name the model was loaded by."""
+    return str(model.cfg.model_name)
+
+
+def fingerprint(model: HookedModel) -> str:
+    """16 hex digits that change with the shape, the activation function or the MLP weights.
+
+    Of every MLP matrix a regular sample of numbers is hashed, in float32, so the cost does not grow with the model.
+    """
+    digest = hashlib.sha256(repr((model.cfg.n_layers, model.cfg.d_model, model.cfg.d_mlp, model.cfg.act_fn)).encode())
+    for layer in range(model.cfg.n_layers):
+        for weight in (model.blocks[layer].mlp.W_in, model.blocks[layer].mlp.W_out):
+            flat = weight.detach().reshape(-1)
+            sample = flat[:: max(1, flat.numel() // SAMPLED_NUMBERS)]
+            digest.update(sample.float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+class StopForward(Exception):
+    """Raised by a hook that has all it wants: the forward pass ends there."""
+
+
+def run_trunk(
+    model: HookedModel, tokens: Int[Tensor, "batch pos"], *, hooks: Sequence[tuple[str, HookFunction]]
+) -> None:
+    """One forward pass without logits, with forward hooks that come off again; a hook ends it by `StopForward`.
+
+    Right padding needs no mask: attention is causal, so it changes nothing at the positions before it.
+    """
+    hooks = list(hooks)
+    with suppress(StopForward):
+        if is_bridge(model):
+            # stop_at_layer saves nothing on a bridge: it runs the whole Hugging Face model.
+            with model.hooks(fwd_hooks=hooks):
+                model.original_model.base_model(input_ids=tokens, use_cache=False)
+        else:
+            model.run_with_hooks(tokens, return_type=None, stop_at_layer=model.cfg.n_layers, fwd_hooks=hooks)
+
+
+def next_token_logits(
+    model: HookedModel, tokens: Int[Tensor, "batch pos"], cache: Any = None, *, use_cache: bool = True
+) -> tuple[Float[Tensor, "batch vocab"], Any]:
+    """Logits after the last token, float32, and the cache for the tokens that follow; every token is attended to.
+
+    Args:
+        tokens: all of them, or with a `cache` those that it does not hold yet.
+    """
+    if is_bridge(model):
+        logits, cache = model(tokens, return_type="logits_and_cache", use_cache=use_cache, past_key_values=cache)
+    else:
+        if use_cache and cache is None:
+            from transformer_lens.cache.key_value_cache import TransformerLensKeyValueCache
+
+            cache = TransformerLensKeyValueCache.init_cache(model.cfg, model.cfg.device, len(tokens))
+        # Without this mask a HookedTransformer hides tokens that equal the padding token, such as end of text.
+        seen = torch.ones_like(tokens)
+        logits = model(tokens, return_type="logits", attention_mask=seen, past_kv_cache=cache)
+    return logits[:, -1].float(), cache if use_cache else None
+
+
+def logits_at(
+    model: HookedModel, tokens: Int[Tensor, "batch pos"], rows: Int[Tensor, " place"], positions: Int[Tensor, " place"]
+) -> Float[Tensor, "place vocab"]:
+    """Logits after some of the tokens; right padding needs no mask, as in `run_trunk`.
+
+    A HookedTransformer makes the others' logits not at all, which for short answers are a third of the work.
+    """
+    if is_bridge(model):
+        return model(tokens, return_type="logits")[rows, positions]
+    residual = model(tokens, stop_at_layer=model.cfg.n_layers)[rows, positions][None]
+    logits = model.unembed(residual if model.cfg.normalization_type is None else model.ln_final(residual))[0]
+    cap = model.cfg.output_logits_soft_cap or 0
+    return cap * (logits / cap).tanh() if cap > 0 else logits
+
+
+def is_bridge(model: HookedModel) -> bool:
+    """Whether the model is a TransformerBridge around a Hugging Face model rather than a HookedTransformer."""
+    return hasattr(model, "original_model")

@@ -1,0 +1,55 @@
+"""Which tokens of a text a forward pass holds, so that interventions can tell prompt from generated text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+
+@dataclass
+class Place:
+    """Where in its text the forward pass stands that is running."""
+
+    start: int = 0
+    """Tokens before it, whose keys and values come from a cache."""
+    n_prompt: int = 0
+    embedded: Tensor | None = None
+    """What went into the first block."""
+
+    def enter(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Called before the first block, whose arguments hold the cache: no other place tells a step's position."""
+        given = (*args, *kwargs.values())
+        embedded = next(x for x in given if isinstance(x, Tensor) and x.ndim == 3).detach()
+        self.start = cached_length(given)
+        if self.start == 0 and not one_token_more(self.embedded, embedded):
+            self.n_prompt = embedded.shape[1]
+        self.embedded = embedded
+
+    def among(self, positions: str | tuple[int, ...], n_tokens: int) -> Bool[Tensor, " pos"]:
+        """Which of the tokens of this pass are meant."""
+        place = torch.arange(self.start, self.start + n_tokens)
+        if isinstance(positions, tuple):
+            return torch.isin(place, torch.tensor(positions))
+        return place < self.n_prompt if positions == "prompt" else place >= self.n_prompt
+
+
+def cached_length(arguments: Iterable[Any]) -> int:
+    """Tokens in the cache among the arguments of a block, of transformers or TransformerLens; 0 without one."""
+    for x in arguments:
+        if hasattr(x, "get_seq_length"):
+            return int(x.get_seq_length())
+        if hasattr(x, "past_keys"):
+            return int(x.past_keys.shape[1])
+    return 0
+
+
+def one_token_more(before: Tensor | None, now: Tensor) -> bool:
+    """Whether `now` (batch, pos, width) is `before` and one more token: a step of generation without a cache."""
+    if before is None or now.shape != (before.shape[0], before.shape[1] + 1, before.shape[2]):
+        return False
+    return torch.allclose(now[:, :-1], before, rtol=1e-4, atol=1e-6)

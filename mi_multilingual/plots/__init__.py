@@ -1,0 +1,31 @@
+"""Interactive figures: a table or a noun in, a plotly Figure out; nothing is shown or written."""
+
+from .ablation import perplexity_change
+from .deactivation import deactivation_bars, deactivation_matrix
+from .detectors import found_and_chance, leaderboard, membership, recovery
+from .neurons import entropy_histogram, layer_counts, neuron_map, neuron_profile, overlap
+from .sharing import activity_overlap, sharing_by_layer, type_contributions
+from .steering import fallback, steering_curve, steering_matrix
+from .sweeps import sweep_effects
+
+__all__ = [
+    "activity_overlap",
+    "deactivation_bars",
+    "deactivation_matrix",
+    "entropy_histogram",
+    "fallback",
+    "found_and_chance",
+    "layer_counts",
+    "leaderboard",
+    "membership",
+    "neuron_map",
+    "neuron_profile",
+    "overlap",
+    "perplexity_change",
+    "recovery",
+    "sharing_by_layer",
+    "steering_curve",
+    "steering_matrix",
+    "sweep_effects",
+    "type_contributions",
+]

@@ -1,0 +1,58 @@
+"""What the figures share: colours, error bars, heatmaps."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+
+CHANGES = "RdBu_r"
+
+AMOUNTS = "Viridis"
+
+COLOURS = ("#0b6e75", "#d1603d", "#5b7fd4", "#b8952d", "#7a5aa6", "#3f9b5f", "#c44d80", "#7d8590", "#8a6d3b", "#2aa1c0")
+
+
+def overlap_heatmap(table: pd.DataFrame, hover: str, title: str, **options: Any) -> go.Figure:
+    """Heatmap of a square table of Jaccard overlaps, its diagonal left blank."""
+    values = table.to_numpy(copy=True)
+    np.fill_diagonal(values, np.nan)
+    heat = go.Heatmap(
+        z=values,
+        x=list(table.columns),
+        y=list(table.index),
+        colorscale=AMOUNTS,
+        colorbar={"title": {"text": "Jaccard<br>overlap"}},
+        hovertemplate=hover,
+        **options,
+    )
+    figure = go.Figure(heat).update_layout(title=title, xaxis_title="language", yaxis_title="language")
+    return figure.update_yaxes(autorange="reversed", type="category").update_xaxes(type="category")
+
+
+def grid(table: pd.DataFrame, row: str, column: str, value: str) -> pd.DataFrame:
+    """`value` by `row` and `column`, both in order of first appearance."""
+    wide = table.pivot(index=row, columns=column, values=value)
+    return wide.loc[table[row].unique(), table[column].unique()]
+
+
+def share_heatmap(share: pd.DataFrame, further: Sequence[pd.DataFrame], hover: str, colorbar: str) -> go.Heatmap:
+    """Shares as colours from 0 to 1, with further tables of the same shape for the hover text."""
+    return go.Heatmap(
+        z=share.to_numpy(),
+        x=list(share.columns),
+        y=list(share.index),
+        customdata=np.stack([table.to_numpy() for table in further], axis=-1),
+        colorscale=AMOUNTS,
+        zmin=0,
+        zmax=1,
+        colorbar={"title": {"text": colorbar}, "tickformat": ".0%"},
+        texttemplate="%{z:.0%}",
+        hovertemplate=hover,
+    )
+
+
+def asymmetric(middle: pd.Series, low: pd.Series, high: pd.Series) -> dict[str, Any]:
+    """Error bars from an interval."""
+    return {"type": "data", "symmetric": False, "array": high - middle, "arrayminus": middle - low}

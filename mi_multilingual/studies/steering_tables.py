@@ -1,0 +1,126 @@
+"""Outputs of the steering studies made into tables with intervals."""
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from ..evaluation.intervals import ratio_interval, wilson_interval
+from ..evaluation.quality import continuation_perplexity, distinct_n
+from ..models.hooked import HookedModel
+
+
+def steering_shares(outputs: pd.DataFrame, by: Sequence[str] = ("target", "condition")) -> pd.DataFrame:
+    """How many outputs are in the target language, in the prompt's language, and in others, a row a group.
+
+    Args:
+        outputs: of a steering study.
+        by: columns whose values make a group; the outputs of all seeds of the control fall together unless seed is
+            one of them.
+
+    Returns:
+        the columns of `by`, n, in_target (language accuracy, share of n), low, high (its 95 % Wilson interval),
+        in_source, elsewhere (another language or none); the three add up to 1, and where source and target are one
+        in_source is 0.
+    """
+    check_columns(outputs, by)
+    hit = outputs.found == outputs.target
+    stayed = ~hit & (outputs.found == outputs.source)
+    flags = outputs[list(by)].assign(in_target=hit, in_source=stayed, elsewhere=~hit & ~stayed)
+    table = flags.groupby(list(by), sort=False).agg(
+        n=("in_target", "size"),
+        in_target=("in_target", "mean"),
+        in_source=("in_source", "mean"),
+        elsewhere=("elsewhere", "mean"),
+    )
+    table = table.reset_index()
+    low, high = wilson_interval(table.in_target.to_numpy(float), table.n.to_numpy(float))
+    return table.assign(low=low, high=high).reindex(
+        columns=[*by, "n", "in_target", "low", "high", "in_source", "elsewhere"]
+    )
+
+
+def found_shares(outputs: pd.DataFrame, by: Sequence[str] = ("n_off", "off", "condition")) -> pd.DataFrame:
+    """Which languages the outputs came out in: the columns of `by`, found, n (of the group), share, low, high.
+
+    Low and high are the 95 % Wilson interval. Every group has a row for every language found anywhere ("" for none),
+    so the table is a full matrix.
+    """
+    check_columns(outputs, by)
+    languages = sorted(outputs.found.unique())
+    rows = []
+    for key, group in named_groups(outputs, by):
+        counts, n = group.found.value_counts(), len(group)
+        for k in languages:
+            share = counts.get(k, 0) / n
+            low, high = wilson_interval(share, n)
+            rows.append((*key, k, n, share, low, high))
+    return pd.DataFrame(rows, columns=[*by, "found", "n", "share", "low", "high"])
+
+
+def steering_quality(
+    model: HookedModel,
+    outputs: pd.DataFrame,
+    by: Sequence[str] = ("strength", "condition"),
+    *,
+    progress: bool = True,
+) -> pd.DataFrame:
+    """How likely the model as it is finds the outputs after their prompts, and how much they repeat themselves.
+
+    Perplexity counts the change of language too: an output in another language than its prompt's is unlikely however
+    well it is written, so compare strengths at which as many outputs are in the target language.
+
+    Returns:
+        the columns of `by`, n, nll (nats a token, over all tokens of the group), nll_low, nll_high (95 % bootstrap
+        interval over outputs), ppl (a token), distinct_2 (`distinct_n`, mean over targets).
+    """
+    check_columns(outputs, by)
+    texts = outputs[["prompt", "continuation"]].drop_duplicates(ignore_index=True)
+    scores = continuation_perplexity(model, texts.prompt.tolist(), texts.continuation.tolist(), progress=progress)
+    scored = outputs.merge(pd.concat([texts, scores], axis=1), on=["prompt", "continuation"], validate="many_to_one")
+    rows = []
+    for key, group in named_groups(scored, by):
+        total, n_tokens = (group.nll * group.n_tokens).fillna(0.0).to_numpy(), group.n_tokens.to_numpy()
+        nll, low, high = loss_interval(total, n_tokens)
+        distinct = pd.Series([distinct_n(list(p), 2) for _, p in group.groupby(["target", "seed"]).continuation])
+        rows.append((*key, len(group), nll, low, high, math.exp(nll), distinct.mean()))
+    return pd.DataFrame(rows, columns=[*by, "n", "nll", "nll_low", "nll_high", "ppl", "distinct_2"])
+
+
+def loss_interval(total: np.ndarray, n_tokens: np.ndarray, *, seed: int = 0) -> tuple[float, float, float]:
+    """Sum of `total` a token, and its 95 % bootstrap interval over texts; NaN without tokens."""
+    if not n_tokens.any():
+        return math.nan, math.nan, math.nan
+    return float(total.sum() / n_tokens.sum()), *ratio_interval(total, n_tokens, seed=seed)
+
+
+def best_strength(outputs: pd.DataFrame) -> dict[str, float]:
+    """Of every target, the strength that gave most outputs in it; of several, the lowest, which changes least.
+
+    Args:
+        outputs: of a `strength_curve` on prompts that are not measured on later.
+
+    Raises:
+        ValueError: no steered outputs.
+    """
+    steered = outputs[outputs.condition == "steered"]
+    if steered.empty:
+        raise ValueError("no steered outputs to choose a strength by; give those of strength_curve")
+    table = steering_shares(steered, ["target", "strength"]).sort_values("strength")
+    best = table.loc[table.groupby("target", sort=False).in_target.idxmax()].set_index("target").strength
+    return {target: float(best[target]) for target in steered.target.unique()}
+
+
+def named_groups(outputs: pd.DataFrame, by: Sequence[str]) -> Iterator[tuple[Any, pd.DataFrame]]:
+    """The values of `by` and the rows that have them, in the order of appearance."""
+    yield from outputs.groupby(list(by), sort=False)
+
+
+def check_columns(outputs: pd.DataFrame, by: Sequence[str]) -> None:
+    """Raise unless the outputs have the columns they are to be grouped by, and there are some."""
+    if isinstance(by, str) or not by:
+        raise ValueError(f"by={by!r} is no list of columns; give some, such as ['target', 'condition']")
+    if missing := [name for name in by if name not in outputs.columns]:
+        raise ValueError(f"the outputs have no column {missing[0]!r}; they have {', '.join(outputs.columns)}")

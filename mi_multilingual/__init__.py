@@ -1,177 +1,114 @@
-"""Mechanistic interpretability of multilingual language models at the level of neurons."""
+"""Mechanistic interpretability of multilingual language models at the level of neurons.
 
-from . import demo, experiments, plots
-from .analysis.attribution import answer_token, attribution, contribution_scores, effective_scores
-from .analysis.examples import logit_effects, top_examples
-from .analysis.significance import half_agreement, lape_membership, lape_of_texts, permutation_test
-from .corpora import Corpus, load_corpus
-from .demo.job import run_demo
-from .detectors.activation_percentile import activation_percentile, activation_percentile_scores
-from .detectors.average_precision import average_precision, medians, top_and_bottom
-from .detectors.lap import lap, lap_scores
-from .detectors.lape import lape, lape_entropy, lape_scores
-from .detectors.lave import lave, lave_scores
-from .detectors.parameter_variation import parameter_variation, parameter_variation_scores
-from .detectors.plnd import common_core, plnd, plnd_scores
-from .detectors.relevance import relevance, relevance_scores
-from .evaluation.generation import generate
-from .evaluation.judge import Endpoint, judge
-from .evaluation.language_id import identify_language
-from .evaluation.numbers import last_number
-from .evaluation.perplexity import perplexity
-from .evaluation.quality import (
-    code_switching,
-    continuation_perplexity,
-    distinct_n,
-    language_accuracy,
-    language_distribution,
-)
-from .evaluation.readers import load_belebele, load_facts, load_mgsm, load_mpararel, load_xcopa, load_xnli
-from .evaluation.tasks import (
-    Item,
-    accuracy_by_language,
-    choice_accuracy,
-    in_every_language,
-    parallel_items,
-    written_accuracy,
-)
-from .evidence.activations import ActivationStats, record
-from .evidence.distributed import record_distributed
-from .evidence.impact import Impact, record_impact
-from .evidence.relevance import record_relevance
-from .evidence.sharing import TYPES, Sharing, categories, sharing_categories
-from .evidence.texts import TextActivations, record_texts
-from .models.hooked import site_of
-from .models.loading import load_model
-from .neurons import NeuronScores, NeuronSet
-from .patching.changes import Intervention, add_mean, add_mean_difference, set_to_mean
-from .patching.conditions import layer_matched_random, uniform_random
-from .patching.export import export
-from .patching.hooks import ablate, steer
-from .patching.weights import bake, baked
-from .report import report
-from .studies.ablation import perplexity_matrix
-from .studies.deactivation import deactivation_effects, deactivation_study
-from .studies.leaderboard import leaderboard, ranking_stability, rankings
-from .studies.planted import planted_model, planted_text
-from .studies.steering import (
-    equal_openings,
-    fallback_study,
-    language_forcing,
-    rate_curve,
-    steering_matrix,
-    strength_curve,
-    unconditional_study,
-)
-from .studies.steering_tables import best_strength, found_shares, steering_quality, steering_shares
-from .tokens import token_counts, token_rows
+Everything is imported when it is first asked for, so that importing the package costs nothing.
+"""
 
-__all__ = [
-    "TYPES",
-    "ActivationStats",
-    "Corpus",
-    "Endpoint",
-    "Impact",
-    "Intervention",
-    "Item",
-    "NeuronScores",
-    "NeuronSet",
-    "Sharing",
-    "TextActivations",
-    "ablate",
-    "accuracy_by_language",
-    "activation_percentile",
-    "activation_percentile_scores",
-    "add_mean",
-    "add_mean_difference",
-    "answer_token",
-    "attribution",
-    "average_precision",
-    "bake",
-    "baked",
-    "best_strength",
-    "categories",
-    "choice_accuracy",
-    "code_switching",
-    "common_core",
-    "continuation_perplexity",
-    "contribution_scores",
-    "deactivation_effects",
-    "deactivation_study",
-    "demo",
-    "distinct_n",
-    "effective_scores",
-    "equal_openings",
-    "experiments",
-    "export",
-    "fallback_study",
-    "found_shares",
-    "generate",
-    "half_agreement",
-    "identify_language",
-    "in_every_language",
-    "judge",
-    "language_accuracy",
-    "language_distribution",
-    "language_forcing",
-    "lap",
-    "lap_scores",
-    "lape",
-    "lape_entropy",
-    "lape_membership",
-    "lape_of_texts",
-    "lape_scores",
-    "last_number",
-    "lave",
-    "lave_scores",
-    "layer_matched_random",
-    "leaderboard",
-    "load_belebele",
-    "load_corpus",
-    "load_facts",
-    "load_mgsm",
-    "load_model",
-    "load_mpararel",
-    "load_xcopa",
-    "load_xnli",
-    "logit_effects",
-    "medians",
-    "parallel_items",
-    "parameter_variation",
-    "parameter_variation_scores",
-    "permutation_test",
-    "perplexity",
-    "perplexity_matrix",
-    "planted_model",
-    "planted_text",
-    "plnd",
-    "plnd_scores",
-    "plots",
-    "ranking_stability",
-    "rankings",
-    "rate_curve",
-    "record",
-    "record_distributed",
-    "record_impact",
-    "record_relevance",
-    "record_texts",
-    "relevance",
-    "relevance_scores",
-    "report",
-    "run_demo",
-    "set_to_mean",
-    "sharing_categories",
-    "site_of",
-    "steer",
-    "steering_matrix",
-    "steering_quality",
-    "steering_shares",
-    "strength_curve",
-    "token_counts",
-    "token_rows",
-    "top_and_bottom",
-    "top_examples",
-    "unconditional_study",
-    "uniform_random",
-    "written_accuracy",
-]
+from importlib import import_module
+from typing import Any
+
+MOST_USED = {
+    "models.loading": ["load_model"],
+    "corpora": ["Corpus", "load_corpus"],
+    "tokens": ["Reading"],
+    "storage": ["load", "save"],
+    "neurons": ["NeuronScores", "NeuronSet"],
+    "evidence.activations": ["ActivationStats", "record"],
+    "evidence.impact": ["record_impact"],
+    "evidence.relevance": ["record_relevance"],
+    "evidence.sharing": ["sharing_categories"],
+    "evidence.texts": ["record_texts"],
+    "detectors.average_precision": ["average_precision"],
+    "detectors.lap": ["lap"],
+    "detectors.lape": ["lape"],
+    "detectors.lave": ["lave"],
+    "detectors.plnd": ["plnd"],
+    "detectors.relevance": ["relevance"],
+    "detectors.table": ["identified"],
+    "patching.changes": ["Intervention", "add_mean", "add_mean_difference", "set_to_mean"],
+    "patching.conditions": ["Condition", "applied", "with_controls"],
+    "patching.export": ["export"],
+    "patching.hooks": ["ablate", "steer"],
+    "patching.weights": ["bake", "baked"],
+    "analysis.attribution": ["attribution"],
+    "analysis.examples": ["top_examples"],
+    "evaluation.generation": ["generate"],
+    "evaluation.language_id": ["identify_language"],
+    "evaluation.perplexity": ["perplexity"],
+    "evaluation.tasks": ["choice_accuracy"],
+    "studies.ablation": ["perplexity_matrix"],
+    "studies.deactivation": ["deactivation_study"],
+    "studies.leaderboard": ["leaderboard", "rankings"],
+    "studies.steering": ["steering_matrix"],
+    "report": ["write_report"],
+}
+"""Module -> the names that most users need; the documentation lists them first."""
+
+FURTHER = {
+    "tokens": ["token_counts", "token_rows"],
+    "models.hooked": ["site_of"],
+    "evidence.distributed": ["record_distributed"],
+    "evidence.impact": ["Impact"],
+    "evidence.relevance": ["Relevance"],
+    "evidence.sharing": ["TYPES", "Sharing", "categories"],
+    "evidence.texts": ["TextActivations"],
+    "evidence.weight_change": ["WeightChange", "record_weight_change"],
+    "detectors.activation_percentile": ["activation_percentile", "activation_percentile_scores"],
+    "detectors.average_precision": ["average_precision_scores", "medians", "top_and_bottom"],
+    "detectors.lap": ["lap_scores"],
+    "detectors.lape": ["lape_entropy", "lape_scores"],
+    "detectors.lave": ["lave_scores"],
+    "detectors.parameter_variation": ["parameter_variation", "parameter_variation_scores"],
+    "detectors.plnd": ["common_core", "plnd_scores"],
+    "detectors.relevance": ["relevance_scores"],
+    "detectors.sharing": ["sharing_scores"],
+    "detectors.table": ["DETECTORS", "Detector", "Setting"],
+    "patching.conditions": ["layer_matched_random", "uniform_random"],
+    "analysis.attribution": ["answer_token", "contribution_scores", "effective_scores"],
+    "analysis.examples": ["logit_effects"],
+    "analysis.significance": ["half_agreement", "lape_membership", "lape_of_texts", "permutation_test"],
+    "evaluation.judge": ["Endpoint", "judge"],
+    "evaluation.numbers": ["last_number"],
+    "evaluation.quality": [
+        "code_switching",
+        "continuation_perplexity",
+        "distinct_n",
+        "language_accuracy",
+        "language_distribution",
+    ],
+    "evaluation.readers": ["load_belebele", "load_facts", "load_mgsm", "load_mpararel", "load_xcopa", "load_xnli"],
+    "evaluation.tasks": ["Item", "accuracy_by_language", "in_every_language", "parallel_items", "written_accuracy"],
+    "studies.deactivation": ["deactivation_effects"],
+    "studies.leaderboard": ["ranking_stability"],
+    "studies.planted": ["planted_model", "planted_text"],
+    "studies.steering": [
+        "equal_openings",
+        "fallback_study",
+        "language_forcing",
+        "rate_curve",
+        "strength_curve",
+        "unconditional_study",
+    ],
+    "studies.steering_tables": ["best_strength", "found_shares", "steering_quality", "steering_shares"],
+    "demo.job": ["run_demo"],
+}
+"""Module -> further names that can be had here, too."""
+
+MODULES = ("analysis", "demo", "detectors", "evaluation", "evidence", "experiments", "patching", "plots", "report")
+MODULES += ("studies",)
+HOMES = {name: module for table in (MOST_USED, FURTHER) for module, names in table.items() for name in names}
+
+__all__ = sorted(name for names in MOST_USED.values() for name in names)
+
+
+def __getattr__(name: str) -> Any:
+    if name in MODULES:
+        return import_module(f"{__name__}.{name}")
+    if name not in HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, *MODULES])

@@ -206,9 +206,9 @@ def report(
     compare: Annotated[Path | None, typer.Option(help="another run folder to set beside it")] = None,
 ) -> None:
     """Make report.html from the files of a run folder."""
-    from .report import report as make
+    from .report import write_report
 
-    console.print(f"open [bold]{make(folder, compare=compare)}[/bold] in a browser")
+    console.print(f"open [bold]{write_report(folder, compare=compare)}[/bold] in a browser")
 
 
 @app.command()

@@ -10,6 +10,9 @@ from importlib.resources import files
 from itertools import islice
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
+
+from .display import Summarised
 
 ENDINGS = (".txt", ".txt.gz", ".jsonl", ".parquet")
 
@@ -19,8 +22,8 @@ WITHOUT_SPACES = ("ja", "km", "lo", "my", "th", "zh")
 DEMO_LANGUAGES = ("en", "de", "es", "fr", "id", "ja", "ru", "tr", "vi", "zh")
 
 
-@dataclass(frozen=True)
-class Corpus:
+@dataclass(frozen=True, repr=False)
+class Corpus(Summarised):
     """Documents of every language, in a fixed order of languages; text is taken as it is, not normalised."""
 
     documents: Mapping[str, tuple[str, ...]]
@@ -50,6 +53,9 @@ class Corpus:
                 encoded = text.encode()
                 digest.update(len(encoded).to_bytes(8, "little") + encoded)
         return digest.hexdigest()[:16]
+
+    def summary(self) -> tuple[str, Mapping[str, Sequence[Any]]]:
+        return self.source, {"language": self.languages, "documents": [len(d) for d in self.documents.values()]}
 
     def take(self, languages: Sequence[str]) -> "Corpus":
         """The same corpus in these languages only, in this order."""
@@ -222,3 +228,9 @@ def warn_of_shared_documents(corpus: Corpus) -> None:
                     f"e.g. {min(shared, key=len)[:40]!r}; remove them from one",
                     stacklevel=3,
                 )
+
+
+def at_least_two(languages: Sequence[str]) -> None:
+    """Raise unless there are languages to compare."""
+    if len(languages) < 2:
+        raise ValueError(f"there must be at least two languages to compare, got {tuple(languages)}; record more")

@@ -1,8 +1,8 @@
-"""Sets of neurons, one a language (or one a type of neuron)."""
+"""Sets of neurons, one for each language or type of neuron, and scores to choose them by."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from pickle import UnpicklingError
@@ -13,21 +13,26 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from .storage import load_record, save_record
+from .display import Summarised, size
 
-SCHEMA = "NeuronSet/1"
-SCORES_SCHEMA = "NeuronScores/1"
 PARTS = ("mlp", "q", "k", "v")
 PUBLISHED_LANGUAGES = ("en", "zh", "fr", "es", "vi", "id", "ja")
 
 
-@dataclass(frozen=True, eq=False)
-class NeuronSet:
-    """Which MLP neurons belong to which group; groups may overlap, and a neuron may be in none."""
+@dataclass(frozen=True, eq=False, repr=False)
+class NeuronSet(Summarised):
+    """Which neurons of one part of a model belong to which group; groups may overlap, and a neuron may be in none.
+
+    Example:
+        >>> import mi_multilingual as mm
+        >>> neurons = mm.NeuronSet.of({"fr": [(0, 3), (1, 5)], "ja": [(1, 5)]}, shape=(2, 8))
+        >>> "fr" in neurons, list(neurons), neurons["ja"].sizes().to_dict()
+        (True, ['fr', 'ja'], {'ja': 1})
+    """
 
     masks: Bool[Tensor, "group layer neuron"]
     groups: tuple[str, ...]
-    """One name a mask: a language, or a type such as "all-shared"."""
+    """One name per mask: a language, or a type such as "all-shared"."""
     method: str
     parameters: Mapping[str, Any] = field(default_factory=dict)
     model: str = ""
@@ -38,14 +43,50 @@ class NeuronSet:
 
     def __post_init__(self) -> None:
         if self.part not in PARTS:
-            raise ValueError(f"unknown part {self.part!r}; choose one of {', '.join(PARTS)}")
+            raise ValueError(f"part must be one of {', '.join(PARTS)}, got {self.part!r}")
         if self.masks.ndim != 3 or len(self.groups) != len(self.masks):
             raise ValueError(
-                f"masks of shape {tuple(self.masks.shape)} do not fit the {len(self.groups)} groups {self.groups}; "
-                "give one (layer, neuron) mask a group"
+                f"masks must be one (layer, neuron) mask for each of the {len(self.groups)} groups {self.groups}, got "
+                f"shape {tuple(self.masks.shape)}"
             )
         if len(set(self.groups)) != len(self.groups):
-            raise ValueError(f"groups {self.groups} repeat a name; every group needs its own")
+            raise ValueError(f"groups must have different names, got {self.groups}")
+
+    @classmethod
+    def of(
+        cls, neurons: Mapping[str, Sequence[tuple[int, int]]], *, shape: tuple[int, int], part: str = "mlp"
+    ) -> NeuronSet:
+        """A set from lists of (layer, neuron).
+
+        Args:
+            shape: layers, and neurons per layer.
+
+        Raises:
+            ValueError: a neuron outside that shape.
+        """
+        masks = torch.zeros(len(neurons), *shape, dtype=torch.bool)
+        for mask, (group, places) in zip(masks, neurons.items(), strict=True):
+            for layer, neuron in places:
+                if not (0 <= layer < shape[0] and 0 <= neuron < shape[1]):
+                    raise ValueError(f"neurons of {group!r} must lie within {shape}, got {(layer, neuron)}")
+                mask[layer, neuron] = True
+        return cls(masks, tuple(neurons), "", part=part)
+
+    def summary(self) -> tuple[str, Mapping[str, Sequence[Any]]]:
+        part = "" if self.part == "mlp" else f" of part {self.part}"
+        head = f"{self.method or 'unnamed method'}, {self.model or 'unknown model'}, {size(self.masks[0])}{part}"
+        return head, {"group": self.groups, "neurons": self.masks.sum(dim=(1, 2)).tolist()}
+
+    def __iter__(self) -> Iterator[str]:
+        """The names of the groups."""
+        return iter(self.groups)
+
+    def __contains__(self, group: object) -> bool:
+        return group in self.groups
+
+    def __len__(self) -> int:
+        """Number of groups."""
+        return len(self.groups)
 
     def __getitem__(self, group: str) -> NeuronSet:
         return self.take([group])
@@ -67,7 +108,7 @@ class NeuronSet:
         n_layers = self.masks.shape[1]
         outside = [layer for layer in layers if not 0 <= layer < n_layers]
         if outside or not len(layers):
-            raise ValueError(f"layers {list(layers)} are no region of this set, which has layers 0..{n_layers - 1}")
+            raise ValueError(f"layers must be some of 0..{n_layers - 1}, got {list(layers)}")
         inside = torch.zeros(n_layers, 1, dtype=torch.bool)
         inside[list(layers)] = True
         return replace(
@@ -137,24 +178,6 @@ class NeuronSet:
         """Same groups with the same neurons, whatever the method and parameters."""
         return self.groups == other.groups and torch.equal(self.masks, other.masks)
 
-    def save(self, path: Path | str) -> None:
-        """Write one safetensors file."""
-        header = {
-            "groups": self.groups,
-            "method": self.method,
-            "parameters": dict(self.parameters),
-            "model": self.model,
-            "model_fingerprint": self.model_fingerprint,
-            "part": self.part,
-        }
-        save_record(path, SCHEMA, {"masks": self.masks}, header)
-
-    @classmethod
-    def load(cls, path: Path | str) -> NeuronSet:
-        """Read what `save` wrote."""
-        tensors, header = load_record(path, SCHEMA)
-        return cls(tensors["masks"], **{**header, "groups": tuple(header["groups"])})
-
     @classmethod
     def from_published(
         cls, path: Path | str, *, d_mlp: int, languages: Sequence[str] = PUBLISHED_LANGUAGES, model: str = ""
@@ -195,8 +218,8 @@ class NeuronSet:
         torch.save([[layer.nonzero().flatten() for layer in mask] for mask in self.masks], path)
 
 
-@dataclass(frozen=True, eq=False)
-class NeuronScores:
+@dataclass(frozen=True, eq=False, repr=False)
+class NeuronScores(Summarised):
     """A number for every neuron and language; higher means that the neuron belongs to the language more."""
 
     values: Float[Tensor, "layer neuron language"]
@@ -221,13 +244,22 @@ class NeuronScores:
                 "check the activations it comes from"
             )
 
+    def summary(self) -> tuple[str, Mapping[str, Sequence[Any]]]:
+        finite = self.values.isfinite().sum(dim=(0, 1)).tolist()
+        head = f"{self.method}, {self.model or 'unknown model'}, {size(self.values)}"
+        return head, {"language": self.languages, "neurons with a score": finite}
+
+    def top_share(self, rate: float) -> NeuronSet:
+        """The share `rate` of all neurons of highest score of every language (see `top`)."""
+        return self.top(rank(rate, self.values[..., 0].numel(), "rate"))
+
     def top(self, n: int) -> NeuronSet:
         """The `n` neurons of highest score of every language, fewer where fewer have a finite one.
 
         Of equal scores the neuron of the lower layer and index comes first.
         """
         if not 0 < n <= self.values[..., 0].numel():
-            raise ValueError(f"n={n} neurons a language cannot be chosen of {self.values[..., 0].numel()}")
+            raise ValueError(f"n must be a number of neurons from 1 to {self.values[..., 0].numel()}, got {n}")
         flat = self.values.flatten(0, 1).T
         order = flat.argsort(dim=1, descending=True, stable=True)[:, :n]
         masks = torch.zeros(flat.shape, dtype=torch.bool).scatter(1, order, True) & (flat > -torch.inf)
@@ -245,14 +277,15 @@ class NeuronScores:
             self.part,
         )
 
-    def save(self, path: Path | str) -> None:
-        """Write one safetensors file."""
-        names = ("languages", "method", "model", "model_fingerprint", "part")
-        header = {name: getattr(self, name) for name in names} | {"parameters": dict(self.parameters)}
-        save_record(path, SCORES_SCHEMA, {"values": self.values}, header)
 
-    @classmethod
-    def load(cls, path: Path | str) -> NeuronScores:
-        """Read what `save` wrote."""
-        tensors, header = load_record(path, SCORES_SCHEMA)
-        return cls(tensors["values"], **{**header, "languages": tuple(header["languages"])})
+def rank(rate: float, total: int, name: str) -> int:
+    """`round(rate * total)`.
+
+    Raises:
+        ValueError: a rate that is no share, or one of less than half a value.
+    """
+    if not 0 < rate <= 1:
+        raise ValueError(f"{name} must be a share above 0 and up to 1, got {rate}")
+    if round(rate * total) < 1:
+        raise ValueError(f"{name} must be at least 1/{total} to choose one of {total} values, got {rate}")
+    return round(rate * total)

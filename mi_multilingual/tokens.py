@@ -1,21 +1,81 @@
 """How text becomes rows of tokens."""
 
+from __future__ import annotations
+
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pandas as pd
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
+from torch.nn.functional import pad
 from transformers import PreTrainedTokenizerBase
 
 from .corpora import Corpus
+from .models.hooked import HookedModel, max_window, on_cpu
 
 CHUNK = 1000  # documents tokenised at once
 
 UNKNOWN_SHARE = 0.05
+
+
+LAYOUTS = ("stream", "documents")
+BOS_RULES = ("tokenizer", "none", "row", "count")
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How text becomes rows of tokens: part of every protocol, and so of all evidence and of every study.
+
+    Example:
+        >>> import mi_multilingual as mm
+        >>> mm.Reading(layout="documents", window=64)
+        Reading(window=64, layout='documents', bos='tokenizer', max_tokens=None, equal_tokens=False)
+    """
+
+    window: int | None = None
+    """Tokens per row, special tokens included; None stands for the model's whole context."""
+    layout: str = "stream"
+    """"stream": the ids of all documents one after another, cut into full windows, the tail dropped (the protocol of
+    LAPE). "documents": one document per row, padded at the right; a long one goes on in more rows."""
+    bos: str = "tokenizer"
+    """Special tokens before every row. "tokenizer": those the tokenizer itself puts there, not counted. "none": none.
+    "row": BOS, not counted. "count": BOS, counted."""
+    max_tokens: int | None = None
+    """At most this many tokens of text per language; None for all."""
+    equal_tokens: bool = False
+    """Cut every language to as many tokens as the shortest has."""
+
+    def __post_init__(self) -> None:
+        for name in ("window", "max_tokens"):
+            size = getattr(self, name)
+            if size is not None and not (isinstance(size, int) and size >= 1):
+                raise ValueError(f"{name} must be a number of tokens from 1, or None, got {size!r}")
+        if self.layout not in LAYOUTS:
+            raise ValueError(f"layout must be one of {', '.join(LAYOUTS)}, got {self.layout!r}")
+        check_bos(self.bos)
+
+    def for_model(self, model: HookedModel) -> Reading:
+        """The same reading with its window in numbers.
+
+        Raises:
+            ValueError: a window longer than the model's context.
+        """
+        longest = max_window(model)
+        if self.window is not None and self.window > longest:
+            raise ValueError(f"window must be at most {longest}, the model's context, got {self.window}")
+        return replace(self, window=self.window or longest)
+
+
+def check_bos(bos: str) -> None:
+    if bos not in BOS_RULES:
+        raise ValueError(f"bos must be one of {', '.join(BOS_RULES)}, got {bos!r}")
+
+
+DOCUMENTS = Reading(layout="documents")
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,7 +85,7 @@ class TokenRows:
     language: str
     tokens: Int[Tensor, "row pos"]
     valid: Bool[Tensor, "row pos"]
-    """False at padding and at an added BOS."""
+    """False at padding, and at special tokens in front that are not counted."""
     n_bytes: Int[Tensor, "row pos"]
     """UTF-8 bytes of the text that each token stands for; 0 where not valid."""
     document: Int[Tensor, " row"]
@@ -35,7 +95,7 @@ class TokenRows:
     def n_tokens(self) -> int:
         return int(self.valid.sum())
 
-    def batches(self, batch_size: int) -> Iterator["TokenRows"]:
+    def batches(self, batch_size: int) -> Iterator[TokenRows]:
         """Rows in batches of similar length, longest first, each cut to its longest row."""
         lengths = self.n_used()
         order = lengths.argsort(descending=True, stable=True)
@@ -55,42 +115,30 @@ class TokenRows:
         return (self.valid * positions).amax(dim=1)
 
 
-def token_rows(
-    corpus: Corpus,
-    language: str,
-    tokenizer: PreTrainedTokenizerBase,
-    *,
-    window: int,
-    layout: str = "stream",
-    bos: str = "auto",
-) -> TokenRows:
-    """The text of one language as rows of at most `window` tokens.
+def token_rows(corpus: Corpus, language: str, tokenizer: PreTrainedTokenizerBase, reading: Reading) -> TokenRows:
+    """The text of one language as rows of tokens.
 
     Args:
-        layout: "stream": the ids of all documents one after another, cut into full windows, the tail dropped (the
-            protocol of LAPE); "documents": one document a row, padded at the right, long ones going on in more rows.
-        bos: "row": every row begins with BOS, which is not counted; "count": and is counted; "none": no BOS; "auto":
-            "row" if the tokenizer has a BOS, else "none".
+        reading: with a window (`Reading.for_model`); `equal_tokens` is not looked at here, but in `language_rows`.
 
     Raises:
-        ValueError: less text than one window, an unknown layout or BOS policy, or a BOS the tokenizer does not have.
+        ValueError: less text than one window, a window without room for text, or a BOS the tokenizer does not have.
 
     Warns:
         UserWarning: more than 5 % of the tokens are unknown to the tokenizer.
     """
-    if layout not in ("stream", "documents") or bos not in ("auto", "none", "row", "count"):
-        raise ValueError(
-            f"unknown layout {layout!r} or bos {bos!r}; choose stream or documents, and auto, none, row or count"
-        )
-    if bos in ("row", "count") and tokenizer.bos_token_id is None:
-        raise ValueError(f"bos={bos!r} but the tokenizer has no BOS token; use bos='none'")
-    has_bos = bos in ("row", "count") or (bos == "auto" and tokenizer.bos_token_id is not None)
-    room = window - has_bos
+    if reading.window is None:
+        raise ValueError("reading.window must be a number here, got None; use reading.for_model(model)")
+    prefix = prefix_ids(tokenizer, reading.bos)
+    room = reading.window - len(prefix)
     if room < 1:
-        raise ValueError(f"window={window} leaves no room for text; give at least {1 + has_bos}")
-    ids, sizes, document = encoded(corpus, language, tokenizer)
+        raise ValueError(
+            f"window must leave room for text after {len(prefix)} special token(s), got {reading.window}; "
+            f"give at least {1 + len(prefix)}"
+        )
+    ids, sizes, document = (part[: reading.max_tokens] for part in encoded(corpus, language, tokenizer))
     warn_of_unknown(ids, tokenizer, language)
-    if layout == "stream":
+    if reading.layout == "stream":
         rows = streamed(ids, sizes, document, room)
         if not len(rows[0]):
             raise ValueError(
@@ -100,11 +148,96 @@ def token_rows(
     else:
         rows = padded(ids, sizes, document, room, tokenizer.pad_token_id or 0)
     tokens, valid, n_bytes, first = rows
-    if has_bos:
-        tokens = torch.nn.functional.pad(tokens, (1, 0), value=tokenizer.bos_token_id)
-        valid = torch.nn.functional.pad(valid, (1, 0), value=bos == "count")
-        n_bytes = torch.nn.functional.pad(n_bytes, (1, 0))
+    if prefix:
+        before = torch.tensor(prefix).expand(len(tokens), -1)
+        tokens = torch.cat([before, tokens], dim=1)
+        valid = pad(valid, (len(prefix), 0), value=reading.bos == "count")
+        n_bytes = pad(n_bytes, (len(prefix), 0))
     return TokenRows(language, tokens, valid, n_bytes, first)
+
+
+def language_rows(model: HookedModel, corpus: Corpus, reading: Reading) -> Iterator[TokenRows]:
+    """The rows of every language of the corpus, one language after another.
+
+    Raises:
+        ValueError: as `token_rows`.
+    """
+    reading = reading.for_model(model)
+    if reading.equal_tokens:
+        shortest = min(len(encoded(corpus, k, model.tokenizer)[0][: reading.max_tokens]) for k in corpus.languages)
+        reading = replace(reading, max_tokens=shortest)
+    for language in corpus.languages:
+        yield token_rows(corpus, language, model.tokenizer, reading)
+
+
+def prefix_ids(tokenizer: PreTrainedTokenizerBase, bos: str = "tokenizer") -> tuple[int, ...]:
+    """The special tokens before every text, by the rule `bos` of `Reading`.
+
+    Having a BOS token is not the same as adding one: Llama's tokenizer adds its BOS, those of GPT-2, BLOOM and Pythia
+    have one and add nothing, XGLM's puts its end-of-text token in front. What a tokenizer puts behind a text is never
+    part of it.
+
+    Raises:
+        ValueError: an unknown rule, or "row" or "count" where the tokenizer has no BOS.
+    """
+    check_bos(bos)
+    if bos == "none":
+        return ()
+    if bos == "tokenizer":
+        return own_prefix(tokenizer)
+    if tokenizer.bos_token_id is None:
+        raise ValueError(f"bos must be 'tokenizer' or 'none' for a tokenizer without a BOS token, got {bos!r}")
+    return (tokenizer.bos_token_id,)
+
+
+def own_prefix(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """What the tokenizer puts in front of a text when it is called plainly."""
+    for probe in ("a", "1", "."):
+        plain = tokenizer(probe, add_special_tokens=False)["input_ids"]
+        whole = tokenizer(probe)["input_ids"]
+        for start in range(len(whole) - len(plain) + 1 if plain else 0):
+            if whole[start : start + len(plain)] == plain:
+                return tuple(whole[:start])
+    raise ValueError(
+        "the tokenizer's special tokens cannot be told from its text: tokenizer(text) does not hold the ids of "
+        "tokenizer(text, add_special_tokens=False); give bos='none' or bos='row'"
+    )
+
+
+def prompt_ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], bos: str = "tokenizer") -> list[list[int]]:
+    """The ids of every text, special tokens in front by the rule `bos` (see `Reading`), none behind."""
+    prefix = list(prefix_ids(tokenizer, bos))
+    rows = tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"] if len(texts) else []
+    return [prefix + list(row) for row in rows]
+
+
+def pad_right(rows: Sequence[Sequence[int]]) -> tuple[Int[Tensor, "row pos"], Int[Tensor, " row"]]:
+    """Rows of ids in one table, each filled up with its own last id, and their lengths.
+
+    Attention is causal, so what stands at the right changes nothing at a row's own positions.
+    """
+    lengths = torch.tensor([len(row) for row in rows])
+    longest = int(lengths.max())
+    return torch.tensor([[*row, *[row[-1]] * (longest - len(row))] for row in rows]), lengths
+
+
+TOKENS_PER_BATCH = {
+    "statistics": 4096,  # reduced layer by layer
+    "patterns": 2048,  # kept for all layers, with attention patterns
+    "gradients": 1024,  # kept for all layers, with logits
+    "logits": 1024,  # vocabulary times as many numbers
+    "choices": 2048,  # logits of few positions
+    "prompts": 8192,  # one position per row and layer is kept
+    "generation": 4096,  # prompt and new tokens
+}
+"""Tokens of one forward pass on a processor, by what is kept of it."""
+ACCELERATOR_FACTOR = 8
+
+
+def rows_per_batch(model: HookedModel, width: int, work: str) -> int:
+    """Rows of `width` tokens that one forward pass should hold; at least one."""
+    factor = 1 if on_cpu(model) else ACCELERATOR_FACTOR
+    return max(1, factor * TOKENS_PER_BATCH[work] // width)
 
 
 Encoded = tuple[Int[Tensor, " token"], Int[Tensor, " token"], Int[Tensor, " token"]]
@@ -179,7 +312,7 @@ def warn_of_unknown(ids: Tensor, tokenizer: PreTrainedTokenizerBase, language: s
 
 
 def token_counts(corpus: Corpus, tokenizer: PreTrainedTokenizerBase) -> pd.DataFrame:
-    """One row a language: language, n_documents, n_characters, n_bytes, n_tokens, bytes_per_token."""
+    """One row per language: language, n_documents, n_characters, n_bytes, n_tokens, bytes_per_token."""
     rows = []
     for language, texts in corpus.documents.items():
         n_tokens = len(encoded(corpus, language, tokenizer)[0])

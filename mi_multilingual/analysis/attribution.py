@@ -10,9 +10,11 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..corpora import WITHOUT_SPACES, Corpus
-from ..detectors.entropy import rank
-from ..evidence.sharing import TYPES, categories, check_arguments, check_finite, parallel_activations, token_ids
-from ..models.hooked import HookedModel, run_trunk, site_of
+from ..evidence.reading import check_finite, read
+from ..evidence.sharing import TYPES, categories, check_arguments, input_ids, parallel_activations
+from ..models.hooked import HookedModel, site_of
+from ..neurons import rank
+from ..tokens import Reading, pad_right
 
 INPUTS_AT_ONCE = 8
 
@@ -105,17 +107,19 @@ def attribution(
     prompts: Corpus,
     answers: Corpus,
     *,
-    top_rate: float = 0.1,
+    rate: float = 0.1,
     threshold: float = 0.0,
+    bos: str = "tokenizer",
     progress: bool = True,
 ) -> pd.DataFrame:
     """Which types of neuron carry the answer, at the last token of parallel prompts.
 
     Args:
         prompts, answers: parallel prompts and their gold answers, aligned by position.
-        top_rate: share of a layer's neurons, of highest contribution, among which the types are counted (the paper
+        rate: share of a layer's neurons, of highest contribution, among which the types are counted (the paper
             takes 800 of LLaMA's 11,008 or BLOOM's 16,384).
         threshold: of activity, which decides the type.
+        bos: special tokens before every prompt (see `Reading`).
 
     Returns:
         a row a language, layer and type, means over inputs: share (of the layer's neurons), top_share (of its neurons
@@ -132,8 +136,9 @@ def attribution(
             f"answers in {answers.languages} do not fit the {n_inputs} prompts in {prompts.languages}; give one answer "
             "a prompt and language, in the same order"
         )
-    n_top = rank(top_rate, model.cfg.d_mlp, "top_rate")
-    ids = {k: token_ids(model, prompts, k) for k in prompts.languages}
+    n_top = rank(rate, model.cfg.d_mlp, "rate")
+    reading = Reading(layout="documents", bos=bos).for_model(model)
+    ids = {k: input_ids(model, prompts, k, reading) for k in prompts.languages}
     gold = {
         k: [
             answer_token(model.tokenizer, p, a, k)
@@ -146,7 +151,10 @@ def attribution(
         chunk = range(start, min(start + INPUTS_AT_ONCE, n_inputs))
         rows = [[ids[k][i] for i in chunk] for k in prompts.languages]
         activation = parallel_activations(model, reader, rows, "last")
-        check_finite(activation, prompts.languages, start)
+        check_finite(
+            activation,
+            lambda at, first=start: f"for input {first + at[1]} in {prompts.languages[at[0]]!r}",
+        )
         kind = categories(activation > threshold)
         top = contribution_scores(model, activation)
         top = torch.zeros_like(top, dtype=torch.bool).scatter(-1, top.topk(n_top, dim=-1).indices, True)
@@ -200,12 +208,11 @@ def by_type(
 
 def final_residual(model: HookedModel, ids: Sequence[Sequence[int]]) -> Float[Tensor, "input d_model"]:
     """The residual stream after the last block, at the last token of every row."""
-    lengths = torch.tensor([len(row) for row in ids])
-    padded = torch.tensor([list(row) + [row[-1]] * (int(lengths.max()) - len(row)) for row in ids])
+    padded, lengths = pad_right(ids)
     seen: list[Tensor] = []
 
-    def keep(value: Float[Tensor, "row pos d_model"], hook: object) -> None:
+    def take(_: str, value: Float[Tensor, "row pos d_model"]) -> None:
         seen.append(value[torch.arange(len(ids)), (lengths - 1).to(value.device)].float().cpu())
 
-    run_trunk(model, padded.to(model.cfg.device), hooks=[(f"blocks.{model.cfg.n_layers - 1}.hook_resid_post", keep)])
+    read(model, padded, {"final": f"blocks.{model.cfg.n_layers - 1}.hook_resid_post"}, take)
     return seen[0]

@@ -15,13 +15,14 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from ..corpora import Corpus
-from ..models.hooked import HookedModel, Site, StopForward, fingerprint, max_window, run_trunk, site_of
+from ..evidence.reading import read
+from ..models.hooked import HookedModel, Site, site_of
 from ..neurons import NeuronSet
-from ..tokens import TokenRows, token_rows
+from ..patching.changes import check_fits
+from ..tokens import Reading, TokenRows, language_rows, rows_per_batch
 from .attribution import norm_weight
 
 BEFORE, AFTER = 10, 5  # tokens of context
-TOKENS_A_BATCH = 4096
 NEURONS_AT_ONCE = 256  # of logit effects, which are vocabulary times as many numbers
 NO_TOKEN = -1
 BROKEN = "\N{REPLACEMENT CHARACTER}"
@@ -65,9 +66,8 @@ def top_examples(
     neurons: NeuronSet,
     *,
     k: int = 5,
+    reading: Reading = Reading(),
     site: str = "gate",
-    window: int | None = None,
-    layout: str = "stream",
     progress: bool = True,
 ) -> pd.DataFrame:
     """The tokens at which each neuron of a set is highest, in every language, with the text around them.
@@ -78,7 +78,8 @@ def top_examples(
     Args:
         neurons: all neurons of any of its groups are looked at, in every language of the corpus.
         k: examples a neuron and language; fewer where it is above zero in fewer rows.
-        site, window, layout: as in `mi_multilingual.recording.record`.
+        reading: how text becomes rows.
+        site: where neurons are read, as in `record`.
 
     Returns:
         a row an example, columns language, layer, neuron, rank (from 1), activation, document (its number in the
@@ -91,31 +92,26 @@ def top_examples(
     if k < 1:
         raise ValueError(f"k={k} examples a neuron and language; give at least 1")
     check_neurons(model, neurons)
-    window, reader, chosen = window or max_window(model), site_of(model, site), chosen_columns(neurons)
+    reading = reading.for_model(model)
+    reader, chosen = site_of(model, site), chosen_columns(neurons)
     frames, texts_of = [], text_reader(model.tokenizer)
-    for language in tqdm(corpus.languages, desc="examples", disable=not progress):
-        rows = token_rows(corpus, language, model.tokenizer, window=window, layout=layout)
+    at_once = rows_per_batch(model, reading.window or 1, "statistics")
+    languages = language_rows(model, corpus, reading)
+    for rows in tqdm(languages, desc="examples", unit="language", total=len(corpus.languages), disable=not progress):
         kept = {layer: Highest.zeros(len(columns)) for layer, columns in chosen.items()}
-        for batch in rows.batches(max(1, TOKENS_A_BATCH // window)):
+        for batch in rows.batches(at_once):
             found = batch_highest(model, reader, batch, chosen, k)
             kept = {layer: (kept[layer] + found[layer]).best(k) for layer in chosen}
-        frames += [example_table(language, layer, chosen[layer], kept[layer], texts_of) for layer in chosen]
+        frames += [example_table(rows.language, layer, chosen[layer], kept[layer], texts_of) for layer in chosen]
     columns = ["language", "layer", "neuron", "rank", "activation", "document", "tokens", "activations", "peak"]
     return pd.DataFrame([row for frame in frames for row in frame], columns=columns)
 
 
 def check_neurons(model: HookedModel, neurons: NeuronSet) -> None:
     """Raise unless these are MLP neurons of this model."""
-    shape = (model.cfg.n_layers, model.cfg.d_mlp)
-    if neurons.part != "mlp" or tuple(neurons.masks.shape[1:]) != shape:
-        raise ValueError(
-            f"the set holds {neurons.part} neurons of shape {tuple(neurons.masks.shape[1:])}, the model has MLP "
-            f"neurons of shape {shape}; load the model the set was made for"
-        )
-    if neurons.model_fingerprint not in ("", fingerprint(model)):
-        raise ValueError(
-            f"the neuron set was made for other weights ({neurons.model!r}); identify neurons of this model"
-        )
+    if neurons.part != "mlp":
+        raise ValueError(f"neurons must be of the MLP, got part {neurons.part!r}; examples of columns cannot be shown")
+    check_fits(model, neurons)
 
 
 def chosen_columns(neurons: NeuronSet) -> dict[int, Int[Tensor, " _"]]:
@@ -130,19 +126,12 @@ def batch_highest(
     """The best k of one batch, by layer."""
     found: dict[int, Highest] = {}
 
-    def keep(layer: int) -> Callable[[Tensor, object], None]:
-        columns = chosen[layer].to(model.cfg.device)
-
-        def hook(carried: Float[Tensor, "row pos neuron"], hook: object) -> None:
-            found[layer] = highest_tokens(site.value(carried[..., columns]).float(), batch, k)
-            if layer == max(chosen):
-                raise StopForward
-
-        return hook
+    def take(layer: int, carried: Float[Tensor, "row pos neuron"]) -> None:
+        activation = site.value(carried[..., chosen[layer].to(carried.device)])
+        found[layer] = highest_tokens(activation.float(), batch, k)
 
     if chosen:
-        hooks = [(site.hook_name(layer), keep(layer)) for layer in chosen]
-        run_trunk(model, batch.tokens.to(model.cfg.device), hooks=hooks)
+        read(model, batch.tokens, {layer: site.hook_name(layer) for layer in chosen}, take)
     return found
 
 

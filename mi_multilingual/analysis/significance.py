@@ -9,7 +9,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..detectors.entropy import at_least_two, dismiss_rare, entropy_over_languages, select_by_entropy
+from ..corpora import at_least_two
+from ..detectors.entropy import dismiss_rare, entropy_over_languages, select_by_entropy
 from ..evidence.texts import TextActivations
 from ..neurons import NeuronScores, NeuronSet
 
@@ -89,7 +90,7 @@ def permutation_test(
         p = weighted_probabilities(counts, n_tokens, torch.ones(len(labels)), texts, labels)
         shuffled = dismiss_rare(entropy_over_languages(p), p, given["filter_rate"])
         as_low += (shuffled <= entropy) & shuffled.isfinite()
-        low = select_by_entropy(p, **{**given, "top_rate": 1.0}) & (shuffled <= worst)
+        low = select_by_entropy(p, **{**given, "rate": 1.0}) & (shuffled <= worst)
         by_chance.append(low.sum(dim=(1, 2)))
     chance = torch.stack(by_chance).double()
     raw = ((as_low + 1) / (permutations + 1)).masked_fill(~entropy.isfinite(), 1.0)
@@ -129,7 +130,7 @@ def half_agreement(texts: TextActivations, detector: Detector, *, splits: int = 
     return pd.DataFrame(columns, index=index).reset_index()
 
 
-DEFAULTS = {"top_rate": 0.01, "filter_rate": 0.95, "activation_bar_ratio": 0.95}
+DEFAULTS = {"rate": 0.01, "filter_rate": 0.95, "activation_bar_ratio": 0.95}
 
 
 def with_defaults(parameters: dict[str, float]) -> dict[str, Any]:

@@ -25,14 +25,14 @@ from ..evidence.texts import record_texts
 from ..models.hooked import HookedModel
 from ..models.loading import load_model
 from ..neurons import NeuronSet
-from ..report import report
+from ..report import write_report
 from ..studies.ablation import perplexity_matrix
 from ..studies.deactivation import deactivation_effects, deactivation_study
 from ..studies.leaderboard import leaderboard, ranking_stability, rankings
 from ..studies.steering import equal_openings, steering_matrix, strength_curve
 from ..studies.steering_tables import best_strength, steering_quality, steering_shares
 
-LAPE = {"top_rate": 0.05, "filter_rate": 0.985}
+LAPE = {"rate": 0.05, "filter_rate": 0.985}
 """How LAPE is asked here. 1 % of all neurons, the paper's rate, would be six a language in so small a model; and where
 only one neuron in 25 is active at a token, the paper's 0.95 lets neurons pass that hardly ever fire."""
 LAYOUT = "documents"  # the corpus is single sentences
@@ -46,7 +46,7 @@ EVALUATED = 32
 RANKED_ON, COMPARED_ON, COMPARED_NEURONS = 30, 3, 20
 EXAMPLES_FROM = 80  # sentences a language, among which those are found at which a neuron is highest
 STEERING_RATE = 0.1
-"""LAPE's top_rate for steering, which takes more neurons than show in perplexity."""
+"""LAPE's rate for steering, which takes more neurons than show in perplexity."""
 FACTS_FROM = 4  # every fourth country is asked about
 TYPES_AMONG = ("en", "de", "es", "fr")
 """Languages between which neurons are shared: of ten languages hardly any neuron is active in all."""
@@ -99,7 +99,7 @@ def run_demo(out: Path | str, *, progress: bool = True) -> Path:
         "python": platform.python_version(),
     }
     (out / "run.json").write_text(json.dumps(run, indent=1), encoding="utf-8")
-    return report(out)
+    return write_report(out)
 
 
 def write_significance(out: Path, model: HookedModel, identify: Corpus, progress: bool) -> None:
@@ -177,7 +177,7 @@ def write_steering(
     out: Path, model: HookedModel, stats: ActivationStats, identify: Corpus, evaluate: Corpus, progress: bool
 ) -> None:
     """Three languages' sentences continued in all ten: strengths by sentences of one split, outputs by the other's."""
-    neurons = lape(stats, **{**LAPE, "top_rate": STEERING_RATE})
+    neurons = lape(stats, **{**LAPE, "rate": STEERING_RATE})
     held_out, prompts = (
         equal_openings(corpus.take(STEERED_FROM), model.tokenizer, n_tokens=n, n_prompts=STEERED_PROMPTS)
         for corpus, n in ((identify, 8), (evaluate, 10))

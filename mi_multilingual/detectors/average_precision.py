@@ -4,14 +4,31 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from ..corpora import at_least_two
 from ..evidence.texts import TextActivations
 from ..neurons import NeuronScores, NeuronSet
-from .entropy import at_least_two
+from .entropy import rank
 
 NEURONS_AT_ONCE = 8192
 
 
-def average_precision(texts: TextActivations) -> NeuronScores:
+def average_precision(texts: TextActivations, *, rate: float = 0.01) -> NeuronSet:
+    """Neurons that detect a language or its absence: those of highest and of lowest average precision.
+
+    Args:
+        texts: responses, the mean over a text's tokens in the paper, the maximum in older code.
+        rate: share of all neurons that every language gets from either end (the paper takes 1,000 of 98,304 or more).
+
+    Raises:
+        ValueError: as `average_precision_scores`, or a rate that selects nothing.
+
+    Source: Kojima et al. 2024, arXiv:2404.02431, section 3, after Suau et al. 2022.
+    """
+    scores = average_precision_scores(texts)
+    return top_and_bottom(scores, n=rank(rate, scores.values[..., 0].numel(), "rate"))
+
+
+def average_precision_scores(texts: TextActivations) -> NeuronScores:
     """Average precision of each neuron's response to a text as a score for "the text is in this language".
 
     Equal to scikit-learn's `average_precision_score` for every neuron and language; equal responses share a threshold.

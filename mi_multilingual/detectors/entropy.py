@@ -4,12 +4,14 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from ..neurons import rank
+
 
 def select_by_entropy(
-    weights: Float[Tensor, "layer neuron language"], *, top_rate: float, filter_rate: float, activation_bar_ratio: float
+    weights: Float[Tensor, "layer neuron language"], *, rate: float, filter_rate: float, activation_bar_ratio: float
 ) -> Bool[Tensor, "language layer neuron"]:
     """The selection of LAPE on any non-negative weights: which neurons belong to which language."""
-    n_keep = rank(top_rate, weights[..., 0].numel(), "top_rate")
+    n_keep = rank(rate, weights[..., 0].numel(), "rate")
     entropy = dismiss_rare(entropy_over_languages(weights), weights, filter_rate)
     kept = entropy.flatten().topk(n_keep, largest=False).indices
     is_kept = torch.zeros(entropy.numel(), dtype=torch.bool).index_fill(0, kept, True).view_as(entropy)
@@ -44,18 +46,3 @@ def dismiss_rare(
 def quantile_bar(weights: Float[Tensor, "*shape"], rate: float, name: str) -> Float[Tensor, ""]:
     """The value of rank `round(rate * n)` of all weights, ascending and counted from 1."""
     return weights.flatten().kthvalue(rank(rate, weights.numel(), name)).values
-
-
-def rank(rate: float, total: int, name: str) -> int:
-    """`round(rate * total)`, checked to lie in 1..total."""
-    if not 0 < rate <= 1 or round(rate * total) < 1:
-        raise ValueError(
-            f"{name}={rate} selects none or more than all of {total} values; give a share between 1/{total} and 1"
-        )
-    return round(rate * total)
-
-
-def at_least_two(languages: tuple[str, ...]) -> None:
-    """Raise unless there are languages to compare."""
-    if len(languages) < 2:
-        raise ValueError(f"statistics cover {len(languages)} language(s) {languages}; record at least two")

@@ -3,13 +3,14 @@
 from jaxtyping import Float
 from torch import Tensor
 
+from ..corpora import at_least_two
 from ..evidence.activations import ActivationStats
 from ..neurons import NeuronScores, NeuronSet
-from .entropy import at_least_two, entropy_over_languages, scores_by_entropy, select_by_entropy
+from .entropy import entropy_over_languages, scores_by_entropy, select_by_entropy
 
 
 def lape(
-    stats: ActivationStats, *, top_rate: float = 0.01, filter_rate: float = 0.95, activation_bar_ratio: float = 0.95
+    stats: ActivationStats, *, rate: float = 0.01, filter_rate: float = 0.95, activation_bar_ratio: float = 0.95
 ) -> NeuronSet:
     """Neurons that fire in few languages, by the released algorithm, bit for bit (computed in float32 as it does).
 
@@ -18,7 +19,7 @@ def lape(
     several languages or to none. Entropies that tie at the border are resolved as torch.topk resolves them.
 
     Args:
-        top_rate: share of ALL neurons kept, over all languages together.
+        rate: share of ALL neurons kept, over all languages together.
         filter_rate: neurons none of whose probabilities exceeds this quantile of all probabilities are dismissed.
         activation_bar_ratio: quantile of all probabilities that a neuron's must exceed to belong to a language.
 
@@ -26,9 +27,16 @@ def lape(
         ValueError: fewer than two languages, a language without tokens, or a rate that selects nothing.
 
     Source: Tang et al. 2024, arXiv:2402.16438, section 2.2 and the code released with it.
+
+    Example:
+        >>> import mi_multilingual as mm
+        >>> model = mm.load_model("demo")
+        >>> corpus = mm.load_corpus("demo", languages=["en", "fr", "ja"], split="identify")
+        >>> stats = mm.record(model, corpus, reading=mm.Reading(layout="documents"), progress=False)
+        >>> mm.lape(stats, rate=0.05, filter_rate=0.985)
     """
     probability = checked_probability(stats)
-    parameters = {"top_rate": top_rate, "filter_rate": filter_rate, "activation_bar_ratio": activation_bar_ratio}
+    parameters = {"rate": rate, "filter_rate": filter_rate, "activation_bar_ratio": activation_bar_ratio}
     masks = select_by_entropy(probability, **parameters)
     return NeuronSet(masks, stats.languages, "lape", parameters, stats.model, stats.model_fingerprint)
 

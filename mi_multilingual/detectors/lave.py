@@ -3,13 +3,14 @@
 from jaxtyping import Float
 from torch import Tensor
 
+from ..corpora import at_least_two
 from ..evidence.activations import ActivationStats
 from ..neurons import NeuronScores, NeuronSet
-from .entropy import at_least_two, scores_by_entropy, select_by_entropy
+from .entropy import scores_by_entropy, select_by_entropy
 
 
 def lave(
-    stats: ActivationStats, *, top_rate: float = 0.01, filter_rate: float = 0.95, activation_bar_ratio: float = 0.95
+    stats: ActivationStats, *, rate: float = 0.01, filter_rate: float = 0.95, activation_bar_ratio: float = 0.95
 ) -> NeuronSet:
     """Neurons whose mean activation is large in few languages, chosen as LAPE chooses.
 
@@ -18,7 +19,7 @@ def lave(
 
     Source: the baseline LAVE of Tang et al. 2024, arXiv:2402.16438, section 3.
     """
-    parameters = {"top_rate": top_rate, "filter_rate": filter_rate, "activation_bar_ratio": activation_bar_ratio}
+    parameters = {"rate": rate, "filter_rate": filter_rate, "activation_bar_ratio": activation_bar_ratio}
     masks = select_by_entropy(clipped_mean(stats), **parameters)
     return NeuronSet(masks, stats.languages, "lave", parameters, stats.model, stats.model_fingerprint)
 

@@ -13,11 +13,9 @@ from torch.nn.functional import pad
 from tqdm.auto import tqdm
 
 from ..corpora import Corpus
-from ..models.hooked import HookedModel, max_window
-from ..tokens import TokenRows, token_rows
+from ..models.hooked import HookedModel
+from ..tokens import Reading, TokenRows, language_rows, rows_per_batch
 from .intervals import ratio_interval
-
-TOKENS_A_BATCH = 1024  # of logits, which are vocabulary times as many numbers
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,7 +42,7 @@ class RowLosses:
 
 
 def perplexity(
-    model: HookedModel, corpus: Corpus, *, window: int | None = None, layout: str = "stream", progress: bool = True
+    model: HookedModel, corpus: Corpus, *, reading: Reading = Reading(), progress: bool = True
 ) -> pd.DataFrame:
     """Loss of every language: columns language, nll (nats a token), ppl, bits_per_byte, n_tokens, n_bytes, n_rows.
 
@@ -52,24 +50,23 @@ def perplexity(
     Perplexity a token cannot be compared across languages or tokenizers: compare changes, or bits a byte.
 
     Args:
-        window: tokens a row; the model's whole context by default.
-        layout: "stream" or "documents" (see `mi_multilingual.corpora.token_rows`).
+        reading: how text becomes rows.
     """
-    rows = corpus_rows(model, corpus, window, layout)
+    rows = corpus_rows(model, corpus, reading)
     losses = {k: row_losses(model, r) for k, r in tqdm(rows.items(), desc="perplexity", disable=not progress)}
     return pd.DataFrame([{"language": k, **loss.summary()} for k, loss in losses.items()])
 
 
-def corpus_rows(model: HookedModel, corpus: Corpus, window: int | None, layout: str) -> dict[str, TokenRows]:
-    window = window or max_window(model)
-    return {k: token_rows(corpus, k, model.tokenizer, window=window, layout=layout) for k in corpus.languages}
+def corpus_rows(model: HookedModel, corpus: Corpus, reading: Reading) -> dict[str, TokenRows]:
+    """The rows of every language."""
+    return {rows.language: rows for rows in language_rows(model, corpus, reading)}
 
 
 @torch.no_grad()
 def row_losses(model: HookedModel, rows: TokenRows) -> RowLosses:
     """Loss of each row, summed over its valid tokens that have a token before them."""
     parts = []
-    for batch in rows.batches(max(1, TOKENS_A_BATCH // rows.tokens.shape[1])):
+    for batch in rows.batches(rows_per_batch(model, rows.tokens.shape[1], "logits")):
         tokens = batch.tokens.to(model.cfg.device)
         logits = model(tokens, return_type="logits")[:, :-1].float()
         nll = torch.nn.functional.cross_entropy(
@@ -91,7 +88,7 @@ def corpus_losses(model: HookedModel, rows: Mapping[str, TokenRows]) -> dict[str
     n_rows = [len(r.tokens) for r in rows.values()]
     number = torch.arange(sum(n_rows))
     merged = TokenRows("", together("tokens"), together("valid"), together("n_bytes"), number)
-    size = max(1, TOKENS_A_BATCH // width)
+    size = rows_per_batch(model, width, "logits")
     order = torch.cat([batch.document for batch in merged.batches(size)])
     loss = row_losses(model, merged)
     back = torch.empty_like(order).scatter_(0, order, number)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import itertools
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,29 +14,28 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
-from transformers import PreTrainedTokenizerBase
 
 from ..corpora import Corpus
-from ..models.hooked import HookedModel, Site, StopForward, fingerprint, max_window, model_name, run_trunk, site_of
+from ..display import Summarised, size
+from ..models.hooked import HookedModel, Site, max_window, on_cpu, site_of
 from ..storage import load_record, save_record
-from ..tokens import TokenRows, token_rows
+from ..tokens import Reading, TokenRows, language_rows, rows_per_batch
+from .reading import check_alike, joint_corpus, layers_of, origin, read
 
-SCHEMA, CHECKPOINT_SCHEMA = "ActivationStats/1", "ActivationStats checkpoint/1"
+CHECKPOINT_SCHEMA = "ActivationStats checkpoint/2"
 
 # Reduced in pieces of this many tokens, so that a piece stays in the processor's cache between the five reductions.
 CPU_PIECE = 128
 
 SHORTEST_SLICE = 48  # tokens on average, below which many short slices cost more than one copy
 
-TOKENS_A_BATCH = 4096
-
-TOKENS_A_BATCH_ON_ACCELERATORS = 32768
+ACCELERATOR_PIECE = 32768
 
 SECONDS_BETWEEN_CHECKPOINTS = 60.0
 
 
-@dataclass(frozen=True, eq=False)
-class ActivationStats:
+@dataclass(frozen=True, eq=False, repr=False)
+class ActivationStats(Summarised):
     """Sufficient statistics of neuron activations over the counted tokens of each language.
 
     A monoid: `a + b` are the statistics of both recordings together, counts bit for bit.
@@ -44,7 +43,7 @@ class ActivationStats:
 
     languages: tuple[str, ...]
     n_tokens: Int[Tensor, " language"]
-    """Tokens counted; padding and added BOS are not."""
+    """Tokens counted; padding and special tokens in front are not."""
     active: Int[Tensor, "layer neuron language"]
     """Tokens at which the activation exceeded `threshold`."""
     total: Float[Tensor, "layer neuron language"]
@@ -58,6 +57,8 @@ class ActivationStats:
     model: str
     model_fingerprint: str
     corpus_fingerprint: str
+    reading: Reading
+    """How the text became rows of tokens."""
 
     def __post_init__(self) -> None:
         shapes = {tuple(t.shape) for t in (self.active, self.total, self.total_squares, self.maximum)}
@@ -66,11 +67,11 @@ class ActivationStats:
             or self.active.shape[-1] != len(self.languages)
             or len(self.n_tokens) != len(self.languages)
         ):
-            raise ValueError(f"statistics of shapes {sorted(shapes)} do not fit the languages {self.languages}")
+            raise ValueError(f"statistics must have one column per language of {self.languages}, got {sorted(shapes)}")
 
     @classmethod
     def zeros(cls, languages: Sequence[str], n_layers: int, n_neurons: int, **origin: Any) -> ActivationStats:
-        """Statistics of nothing; `origin` are site, threshold, model, model_fingerprint and corpus_fingerprint."""
+        """Statistics of nothing; `origin` are site, threshold, reading and the fingerprints."""
         shape = (n_layers, n_neurons, len(languages))
         return cls(
             tuple(languages),
@@ -83,12 +84,7 @@ class ActivationStats:
         )
 
     def __add__(self, other: ActivationStats) -> ActivationStats:
-        for name in ("model_fingerprint", "site", "threshold", "languages"):
-            mine, theirs = getattr(self, name), getattr(other, name)
-            if mine != theirs:
-                hint = "; take(...) the same languages in the same order first" if name == "languages" else ""
-                raise ValueError(f"cannot add statistics whose {name} differ: {mine!r} and {theirs!r}{hint}")
-        same_corpus = self.corpus_fingerprint == other.corpus_fingerprint
+        check_alike(self, other, ())
         return replace(
             self,
             n_tokens=self.n_tokens + other.n_tokens,
@@ -96,8 +92,16 @@ class ActivationStats:
             total=self.total + other.total,
             total_squares=self.total_squares + other.total_squares,
             maximum=torch.maximum(self.maximum, other.maximum),
-            corpus_fingerprint=self.corpus_fingerprint if same_corpus else "several corpora",
+            corpus_fingerprint=joint_corpus(self, other),
         )
+
+    def __radd__(self, other: int) -> ActivationStats:
+        """0 + stats, so that `sum(shards)` works."""
+        return self if other == 0 else NotImplemented
+
+    def summary(self) -> tuple[str, Mapping[str, Sequence[Any]]]:
+        head = f"{self.model}, {size(self.active)} at {self.site}"
+        return head, {"language": self.languages, "tokens": self.n_tokens.tolist()}
 
     def take(self, languages: Sequence[str]) -> ActivationStats:
         """The same statistics for these languages only, in this order."""
@@ -131,19 +135,9 @@ class ActivationStats:
                 f"no token was counted for {', '.join(empty)}; record them or take(...) the other languages"
             )
 
-    def save(self, path: Path | str) -> None:
-        """Write one safetensors file with a JSON header."""
-        save_record(path, SCHEMA, {name: getattr(self, name) for name in TENSORS}, self.header())
-
     def header(self) -> dict[str, Any]:
-        """Everything but the tensors."""
-        return {name: getattr(self, name) for name in HEADER}
-
-    @classmethod
-    def load(cls, path: Path | str) -> ActivationStats:
-        """Read what `save` wrote."""
-        tensors, header = load_record(path, SCHEMA)
-        return cls(**tensors, **{**header, "languages": tuple(header["languages"])})
+        """Everything but the tensors, as JSON takes it."""
+        return {name: getattr(self, name) for name in HEADER} | {"reading": asdict(self.reading)}
 
 
 TENSORS = ("n_tokens", "active", "total", "total_squares", "maximum")
@@ -157,10 +151,8 @@ def record(
     *,
     site: str = "gate",
     threshold: float = 0.0,
-    window: int | None = None,
+    reading: Reading = Reading(),
     batch_size: int | str = "auto",
-    layout: str = "stream",
-    bos: str = "auto",
     shard: tuple[int, int] = (0, 1),
     progress: bool = True,
     checkpoint: Path | str | None = None,
@@ -175,20 +167,25 @@ def record(
     Args:
         site: where a neuron is read: "gate", "post" or "up" (see `mi_multilingual.models.site`).
         threshold: a neuron is active at a token when its activation is strictly greater.
-        window: tokens a row, BOS included; the model's whole context by default.
-        batch_size: rows a forward pass.
-        layout, bos: how text becomes rows (see `mi_multilingual.corpora.token_rows`); an added BOS is not counted
-            unless bos="count".
+        reading: how text becomes rows.
+        batch_size: rows per forward pass.
         shard: (index, number): batches index, index + number and so on, of all languages together.
 
     Raises:
         ValueError: text shorter than a window, a site the model does not have, activations that are not finite, a
             shard that is none, or a checkpoint of another recording.
+
+    Example:
+        >>> import mi_multilingual as mm
+        >>> model, corpus = mm.load_model("demo"), mm.load_corpus("demo", languages=["en", "fr"], max_documents=50)
+        >>> mm.record(model, corpus, reading=mm.Reading(layout="documents"), progress=False)
+        ActivationStats('demo', 4 layers x 1536 neurons, gate; tokens: en 1,279, fr 1,524)
     """
     check_shard(shard)
-    window, batch_size = batch_shape(model, window, batch_size)
-    protocol = {"window": window, "batch_size": batch_size, "layout": layout, "bos": bos, "shard": shard}
-    empty = nothing_recorded(model, corpus, site=site, threshold=threshold)
+    reading = reading.for_model(model)
+    batch_size = checked_batch_size(model, reading, batch_size)
+    protocol = {"batch_size": batch_size, "shard": shard}
+    empty = nothing_recorded(model, corpus, reading, site=site, threshold=threshold)
     start, done = (empty, 0) if checkpoint is None else resumed(Path(checkpoint), empty, protocol)
     # An interrupt may come between any two steps: statistics and their number of batches change in one assignment.
     state = ({language: start.take([language]) for language in corpus.languages}, done)
@@ -199,7 +196,7 @@ def record(
             tensors = {name: getattr(stats, name) for name in TENSORS} | {"n_batches": n_batches}
             save_record(checkpoint, CHECKPOINT_SCHEMA, tensors, {**stats.header(), "protocol": protocol})
 
-    batches = corpus_batches(corpus, model.tokenizer, window=window, batch_size=batch_size, layout=layout, bos=bos)
+    batches = corpus_batches(model, corpus, reading, batch_size)
     mine = itertools.islice(batches, shard[0], None, shard[1])
     reader, saved = site_of(model, site), time.monotonic()
     with tqdm(desc="recording", unit=" tokens", unit_scale=True, disable=not progress) as bar:
@@ -221,39 +218,29 @@ def record(
 def check_shard(shard: tuple[int, int]) -> None:
     index, number = shard
     if not 0 <= index < number:
-        raise ValueError(f"shard={shard} is none of a recording; give (index, number) with 0 <= index < number")
+        raise ValueError(f"shard must be (index, number) with 0 <= index < number, got {shard}")
 
 
-def batch_shape(model: HookedModel, window: int | None, batch_size: int | str) -> tuple[int, int]:
-    """Tokens a row and rows a batch, chosen for the model where they are not given."""
-    window = window or max_window(model)
-    if isinstance(batch_size, str):
-        if batch_size != "auto":
-            raise ValueError(f"batch_size={batch_size!r} is neither a number of rows nor 'auto'")
-        batch_size = max(1, (TOKENS_A_BATCH if on_cpu(model) else TOKENS_A_BATCH_ON_ACCELERATORS) // window)
-    return window, batch_size
+def checked_batch_size(model: HookedModel, reading: Reading, batch_size: int | str) -> int:
+    """Rows per batch, chosen for the model where "auto" is given."""
+    if batch_size == "auto":
+        return rows_per_batch(model, reading.window or max_window(model), "statistics")
+    if not isinstance(batch_size, int) or batch_size < 1:
+        raise ValueError(f"batch_size must be a number of rows from 1, or 'auto', got {batch_size!r}")
+    return batch_size
 
 
 def nothing_recorded(
-    model: HookedModel, corpus: Corpus, *, site: str = "gate", threshold: float = 0.0
+    model: HookedModel, corpus: Corpus, reading: Reading, *, site: str = "gate", threshold: float = 0.0
 ) -> ActivationStats:
     """What a recording begins with."""
-    origin = {
-        "site": site,
-        "threshold": threshold,
-        "model": model_name(model),
-        "model_fingerprint": fingerprint(model),
-        "corpus_fingerprint": corpus.fingerprint,
-    }
-    return ActivationStats.zeros(corpus.languages, model.cfg.n_layers, model.cfg.d_mlp, **origin)
+    protocol = {"site": site, "threshold": threshold, **origin(model, corpus, reading)}
+    return ActivationStats.zeros(corpus.languages, model.cfg.n_layers, model.cfg.d_mlp, **protocol)
 
 
-def corpus_batches(
-    corpus: Corpus, tokenizer: PreTrainedTokenizerBase, *, window: int, batch_size: int, layout: str, bos: str = "auto"
-) -> Iterator[TokenRows]:
+def corpus_batches(model: HookedModel, corpus: Corpus, reading: Reading, batch_size: int) -> Iterator[TokenRows]:
     """The batches of a recording in their order: one language after another, longest rows first."""
-    for language in corpus.languages:
-        rows = token_rows(corpus, language, tokenizer, window=window, layout=layout, bos=bos)
+    for rows in language_rows(model, corpus, reading):
         yield from rows.batches(batch_size)
 
 
@@ -284,29 +271,20 @@ def resumed(checkpoint: Path, empty: ActivationStats, protocol: dict[str, Any]) 
     return replace(empty, **tensors), n_batches
 
 
-def on_cpu(model: HookedModel) -> bool:
-    return torch.device(model.cfg.device).type == "cpu"
-
-
 @torch.no_grad()
 def batch_stats(model: HookedModel, site: Site, batch: TokenRows, like: ActivationStats) -> ActivationStats:
     """Statistics of one batch of one language, with the origin of `like`."""
     device = model.cfg.device
-    pieces = counted_pieces(batch.valid, CPU_PIECE if on_cpu(model) else TOKENS_A_BATCH_ON_ACCELERATORS)
+    pieces = counted_pieces(batch.valid, CPU_PIECE if on_cpu(model) else ACCELERATOR_PIECE)
     pieces = [p if isinstance(p, slice) else p.to(device) for p in pieces]
     sums: dict[int, Sums] = {}
+
+    def reduce(layer: int, carried: Float[Tensor, "batch pos neuron"]) -> None:
+        flat = carried.flatten(0, 1)
+        sums[layer] = reduced((site.value(flat[p]) for p in pieces), like.threshold, flat.shape[1], flat.device)
+
+    read(model, batch.tokens, layers_of(model, site), reduce)
     layers = range(model.cfg.n_layers)
-
-    def reduce(layer: int) -> Callable[[Tensor, object], None]:
-        def hook(carried: Float[Tensor, "batch pos neuron"], hook: object) -> None:
-            flat = carried.flatten(0, 1)
-            sums[layer] = reduced((site.value(flat[p]) for p in pieces), like.threshold, flat.shape[1], flat.device)
-            if layer == layers[-1]:
-                raise StopForward  # what comes after the last neuron is not needed
-
-        return hook
-
-    run_trunk(model, batch.tokens.to(device), hooks=[(site.hook_name(layer), reduce(layer)) for layer in layers])
     stacked = (torch.stack([sums[layer][i] for layer in layers]).cpu()[..., None] for i in range(4))
     active, total, squares, maximum = stacked
     return replace(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,8 @@ import torch.distributed as dist
 
 from ..corpora import Corpus
 from ..models.hooked import HookedModel
-from .activations import TENSORS, ActivationStats, batch_shape, record
+from ..tokens import Reading
+from .activations import TENSORS, ActivationStats, checked_batch_size, record
 
 FAILED = 0  # the mark of a process that could not record its share
 
@@ -22,7 +23,7 @@ def record_distributed(
     model: HookedModel,
     corpus: Corpus,
     *,
-    window: int | None = None,
+    reading: Reading = Reading(),
     batch_size: int | str = "auto",
     progress: bool = True,
     checkpoint: Path | str | None = None,
@@ -45,14 +46,15 @@ def record_distributed(
         raise ValueError("no process group; start with torchrun and call torch.distributed.init_process_group() first")
     rank, number = dist.get_rank(), dist.get_world_size()
     try:
-        window, batch_size = batch_shape(model, window, batch_size)
+        reading = reading.for_model(model)
+        batch_size = checked_batch_size(model, reading, batch_size)
         own = None if checkpoint is None else Path(f"{checkpoint}.{rank}-of-{number}")
-        options |= {"window": window, "batch_size": batch_size}
+        options |= {"reading": reading, "batch_size": batch_size}
         part = record(model, corpus, shard=(rank, number), progress=progress and rank == 0, checkpoint=own, **options)
     except Exception:
         agree(FAILED)
         raise
-    recorded = json.dumps([part.header(), options], sort_keys=True).encode()
+    recorded = json.dumps([part.header(), options | {"reading": asdict(reading)}], sort_keys=True).encode()
     agree(int.from_bytes(hashlib.sha256(recorded).digest()[:7]) + 1)
     return all_reduced(part)
 

@@ -1,7 +1,9 @@
 """What a block's output would lose without each neuron, document by document."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -10,37 +12,65 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..corpora import Corpus
-from ..detectors.entropy import at_least_two
-from ..models.hooked import HookedModel, fingerprint, is_gated, max_window, model_name, site_of
-from ..tokens import TokenRows, token_rows
+from ..corpora import Corpus, at_least_two
+from ..display import Summarised
+from ..models.hooked import HookedModel, is_gated, site_of
+from ..tokens import DOCUMENTS, Reading, TokenRows, language_rows, rows_per_batch
+from .reading import check_alike, check_documents, check_finite, joint_corpus, origin, read
 
-TOKENS_A_BATCH = 2048
-
+IMPACT_PARTS = ("mlp", "q", "k", "v")
 SCORES = ("paper", "released")
 
 
-@dataclass(frozen=True, eq=False)
-class Impact:
-    """How reliably each neuron is important over the documents of each language, for one part of the model."""
+@dataclass(frozen=True, eq=False, repr=False)
+class Impact(Summarised):
+    """How reliably each neuron is important over the documents of each language.
 
-    worst_rank: Int[Tensor, "layer neuron language"]
-    """Largest rank a document gave it: 1 + neurons of its layer with more impact; neurons + 1 if it had none."""
-    least: Float[Tensor, "layer neuron language"]
-    """Smallest impact on a document."""
+    A monoid: `a + b` is the impact over the documents of both.
+    """
+
+    worst_rank: Mapping[str, Int[Tensor, "layer neuron language"]]
+    """Part of the model ("mlp", or "q", "k", "v": columns of the attention weights, head by head) -> the largest rank
+    a document gave each neuron: 1 + neurons of its layer with more impact; neurons + 1 if it had none."""
+    least: Mapping[str, Float[Tensor, "layer neuron language"]]
+    """Part -> the smallest impact on a document."""
     languages: tuple[str, ...]
-    part: str
-    """"mlp", or "q", "k", "v": columns of the attention weights, head by head."""
     score: str
     n_documents: Int[Tensor, " language"]
+    """Documents, a part of one in each row where they are longer than the window."""
     model: str
     model_fingerprint: str
+    corpus_fingerprint: str
+    reading: Reading
+
+    def __add__(self, other: Impact) -> Impact:
+        check_alike(self, other, ["score"])
+        return replace(
+            self,
+            worst_rank={p: torch.maximum(x, other.worst_rank[p]) for p, x in self.worst_rank.items()},
+            least={p: torch.minimum(x, other.least[p]) for p, x in self.least.items()},
+            n_documents=self.n_documents + other.n_documents,
+            corpus_fingerprint=joint_corpus(self, other),
+        )
+
+    def __radd__(self, other: int) -> Impact:
+        """0 + impact, so that `sum(shards)` works."""
+        return self if other == 0 else NotImplemented
+
+    def summary(self) -> tuple[str, Mapping[str, Sequence[Any]]]:
+        head = f"{self.model}, parts {', '.join(self.least)}, score {self.score!r}"
+        return head, {"language": self.languages, "documents": self.n_documents.tolist()}
 
 
 @torch.no_grad()
 def record_impact(
-    model: HookedModel, corpus: Corpus, *, score: str = "paper", window: int | None = None, progress: bool = True
-) -> dict[str, Impact]:
+    model: HookedModel,
+    corpus: Corpus,
+    *,
+    reading: Reading = DOCUMENTS,
+    score: str = "paper",
+    progress: bool = True,
+) -> Impact:
     """Impact of every MLP neuron and of every column of W_Q, W_K and W_V on its block's output, document by document.
 
     MLP: |activation| times the norm of the output row, as a norm over positions; with score="released" the sum over
@@ -49,8 +79,8 @@ def record_impact(
     where positions are rotated. Value columns: norm of the column's contribution to the output. A document longer than
     the window counts as several.
 
-    Returns:
-        "mlp", "q", "k" and "v".
+    Args:
+        reading: how text becomes rows, of layout "documents".
 
     Raises:
         ValueError: fewer than two languages, an unknown score, or impacts that are not finite.
@@ -58,35 +88,31 @@ def record_impact(
     Source: Zhao et al. 2024, arXiv:2402.18815, section 2.
     """
     at_least_two(corpus.languages)
+    check_documents(reading)
     if score not in SCORES:
-        raise ValueError(f"unknown score {score!r}; choose paper or released")
-    window = window or max_window(model)
-    worst: dict[str, list[Tensor]] = {part: [] for part in ("mlp", "q", "k", "v")}
-    least: dict[str, list[Tensor]] = {part: [] for part in worst}
+        raise ValueError(f"score must be one of {', '.join(SCORES)}, got {score!r}")
+    worst: dict[str, list[Tensor]] = {part: [] for part in IMPACT_PARTS}
+    least: dict[str, list[Tensor]] = {part: [] for part in IMPACT_PARTS}
     n_documents = []
-    for language in tqdm(corpus.languages, desc="impact", disable=not progress):
-        rows = token_rows(corpus, language, model.tokenizer, window=window, layout="documents")
-        found: dict[str, list[tuple[Tensor, Tensor]]] = {part: [] for part in worst}
-        for batch in rows.batches(max(1, TOKENS_A_BATCH // rows.tokens.shape[1])):
+    languages = language_rows(model, corpus, reading)
+    for rows in tqdm(languages, desc="impact", unit="language", total=len(corpus.languages), disable=not progress):
+        found: dict[str, list[tuple[Tensor, Tensor]]] = {part: [] for part in IMPACT_PARTS}
+        for batch in rows.batches(rows_per_batch(model, rows.tokens.shape[1], "patterns")):
             for part, impact in batch_impact(model, batch, score).items():
-                check_finite(impact, part, language)
+                check_finite(impact, lambda _, part=part, rows=rows: f"({part}, impact) on {rows.language!r}")
                 found[part].append((ranks(impact).amax(dim=0), impact.amin(dim=0)))
         for part, pairs in found.items():
             worst[part].append(torch.stack([r for r, _ in pairs]).amax(dim=0))
             least[part].append(torch.stack([i for _, i in pairs]).amin(dim=0))
         n_documents.append(len(rows.tokens))
-    origin: dict[str, Any] = {"score": score, "model": model_name(model), "model_fingerprint": fingerprint(model)}
-    return {
-        part: Impact(
-            torch.stack(worst[part], dim=-1),
-            torch.stack(least[part], dim=-1),
-            corpus.languages,
-            part,
-            n_documents=torch.tensor(n_documents),
-            **origin,
-        )
-        for part in worst
-    }
+    return Impact(
+        {part: torch.stack(columns, dim=-1) for part, columns in worst.items()},
+        {part: torch.stack(columns, dim=-1) for part, columns in least.items()},
+        corpus.languages,
+        score,
+        torch.tensor(n_documents),
+        **origin(model, corpus, reading),
+    )
 
 
 def ranks(impact: Float[Tensor, "document layer neuron"]) -> Int[Tensor, "document layer neuron"]:
@@ -96,34 +122,14 @@ def ranks(impact: Float[Tensor, "document layer neuron"]) -> Int[Tensor, "docume
     return (above + 1).masked_fill(impact == 0, impact.shape[-1] + 1)
 
 
-def check_finite(impact: Float[Tensor, "document layer neuron"], part: str, language: str) -> None:
-    bad = (~impact.isfinite()).nonzero()
-    if len(bad):
-        _, layer, neuron = bad[0].tolist()
-        raise ValueError(
-            f"the impact of {part} neuron {neuron} in layer {layer} is not finite on {language!r}; check the weights, "
-            "or load the model with dtype=torch.float32"
-        )
-
-
 def batch_impact(model: HookedModel, batch: TokenRows, score: str) -> dict[str, Float[Tensor, "document layer neuron"]]:
     """Impacts of one batch of documents: parts "mlp", "q", "k", "v"."""
     valid = batch.valid.to(model.cfg.device)
     seen: dict[tuple[str, int], Tensor] = {}
-
-    def keep(name: str, layer: int) -> Callable[[Tensor, object], None]:
-        def hook(value: Tensor, hook: object) -> None:
-            seen[name, layer] = value.float()
-
-        return hook
-
     layers = range(model.cfg.n_layers)
     names = hook_names(model, score)
-    model.run_with_hooks(
-        batch.tokens.to(model.cfg.device),
-        return_type=None,
-        fwd_hooks=[(f"blocks.{i}.{hook}", keep(name, i)) for i in layers for name, hook in names.items()],
-    )
+    places = {(name, i): f"blocks.{i}.{hook}" for i in layers for name, hook in names.items()}
+    read(model, batch.tokens, places, lambda place, value: seen.__setitem__(place, value.float()))
     found: dict[str, list[Tensor]] = {"mlp": [], "q": [], "k": [], "v": []}
     for i in layers:
         block = model.blocks[i]

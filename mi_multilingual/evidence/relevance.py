@@ -1,29 +1,76 @@
 """How much a language's likelihood hangs on each neuron: gradient times activation."""
 
-from collections.abc import Callable
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..corpora import Corpus
-from ..detectors.entropy import at_least_two
-from ..models.hooked import HookedModel, fingerprint, max_window, model_name, site_of
-from ..neurons import NeuronScores
-from ..tokens import TokenRows, token_rows
+from ..corpora import Corpus, at_least_two
+from ..display import Summarised, size
+from ..models.hooked import HookedModel, site_of
+from ..tokens import Reading, TokenRows, language_rows, rows_per_batch
+from .reading import check_alike, check_finite, joint_corpus, layers_of, origin, read_with_graph
 
-TOKENS_A_BATCH = 1024
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Relevance(Summarised):
+    """Activation times gradient of the log-likelihood, summed over the scored tokens of each language.
+
+    A monoid: `a + b` is the relevance over both texts.
+    """
+
+    total: Float[Tensor, "layer neuron language"]
+    """Sum over tokens, nats, float64."""
+    n_tokens: Int[Tensor, " language"]
+    """Tokens scored: those with a token of the same row before them."""
+    languages: tuple[str, ...]
+    model: str
+    model_fingerprint: str
+    corpus_fingerprint: str
+    reading: Reading
+
+    def __post_init__(self) -> None:
+        check_finite(self.total.movedim(-1, 0), lambda k: f"(gradient times activation) on {self.languages[k[0]]!r}")
+
+    def __add__(self, other: Relevance) -> Relevance:
+        check_alike(self, other, ())
+        return replace(
+            self,
+            total=self.total + other.total,
+            n_tokens=self.n_tokens + other.n_tokens,
+            corpus_fingerprint=joint_corpus(self, other),
+        )
+
+    def __radd__(self, other: int) -> Relevance:
+        """0 + relevance, so that `sum(shards)` works."""
+        return self if other == 0 else NotImplemented
+
+    def summary(self) -> tuple[str, Mapping[str, Sequence[Any]]]:
+        head = f"{self.model}, {size(self.total)}"
+        return head, {"language": self.languages, "tokens": self.n_tokens.tolist()}
+
+    def mean(self) -> Float[Tensor, "layer neuron language"]:
+        """Relevance in nats per token: what the log-likelihood loses, to first order, without the neuron."""
+        return self.total / self.n_tokens.clamp(min=1)
 
 
 def record_relevance(
-    model: HookedModel, corpus: Corpus, *, window: int | None = None, layout: str = "stream", progress: bool = True
-) -> NeuronScores:
-    """Mean over tokens of activation times gradient of the log-likelihood, nats a token, for every language.
+    model: HookedModel, corpus: Corpus, *, reading: Reading = Reading(), progress: bool = True
+) -> Relevance:
+    """Activation times gradient of the log-likelihood, for every neuron and language.
 
     To first order this is what the language's log-likelihood loses when the neuron is switched off: importance, where
     an activation only shows preference. Activations are those that the output weights read (site "post"), and every
     token counts that `perplexity` scores.
+
+    Args:
+        reading: how text becomes rows.
 
     Raises:
         ValueError: fewer than two languages, text shorter than a window, or gradients that are not finite.
@@ -31,41 +78,30 @@ def record_relevance(
     Source: the idea of CRANE (2026), arXiv:2601.04664; gradient times activation as in Shrikumar et al. 2017.
     """
     at_least_two(corpus.languages)
-    window = window or max_window(model)
-    columns = []
-    for language in tqdm(corpus.languages, desc="relevance", disable=not progress):
-        rows = token_rows(corpus, language, model.tokenizer, window=window, layout=layout)
+    columns, counts = [], []
+    languages = language_rows(model, corpus, reading)
+    for rows in tqdm(languages, desc="relevance", unit="language", total=len(corpus.languages), disable=not progress):
         total = torch.zeros(model.cfg.n_layers, model.cfg.d_mlp, dtype=torch.float64)
         n_tokens = 0
-        for batch in rows.batches(max(1, TOKENS_A_BATCH // rows.tokens.shape[1])):
+        for batch in rows.batches(rows_per_batch(model, rows.tokens.shape[1], "gradients")):
             total += batch_relevance(model, batch)
             n_tokens += int(batch.valid[:, 1:].sum())
-        columns.append(total / max(1, n_tokens))
-    values = torch.stack(columns, dim=-1)
-    return NeuronScores(values, corpus.languages, "relevance", {}, model_name(model), fingerprint(model))
+        columns.append(total)
+        counts.append(n_tokens)
+    return Relevance(
+        torch.stack(columns, dim=-1), torch.tensor(counts), corpus.languages, **origin(model, corpus, reading)
+    )
 
 
 def batch_relevance(model: HookedModel, batch: TokenRows) -> Float[Tensor, "layer neuron"]:
     """Sum over the batch of activation times gradient of the log-likelihood of its tokens, float64."""
-    post, kept = site_of(model, "post"), {}
-
-    def keep(layer: int) -> Callable[[Tensor, object], Tensor]:
-        def hook(activation: Float[Tensor, "batch pos neuron"], hook: object) -> Float[Tensor, "batch pos neuron"]:
-            # A leaf of its own a layer would cut the graph: the gradient must flow on to the layers before.
-            kept[layer] = activation if activation.requires_grad else activation.requires_grad_()
-            return kept[layer]
-
-        return hook
-
-    layers = range(model.cfg.n_layers)
     device = model.cfg.device
     tokens, scored = batch.tokens.to(device), batch.valid[:, 1:].to(device)
     with torch.enable_grad():
-        logits = model.run_with_hooks(
-            tokens, return_type="logits", fwd_hooks=[(post.hook_name(layer), keep(layer)) for layer in layers]
-        )
+        logits, kept = read_with_graph(model, tokens, layers_of(model, site_of(model, "post")))
         likelihood = logits[:, :-1].float().log_softmax(-1).gather(-1, tokens[:, 1:, None])[..., 0]
         total = likelihood.masked_fill(~scored, 0.0).sum()
+        layers = range(model.cfg.n_layers)
         gradients = torch.autograd.grad(total, [kept[layer] for layer in layers])
     rows = [(kept[i].detach() * g).double().sum(dim=(0, 1)).cpu() for i, g in zip(layers, gradients, strict=True)]
     return torch.stack(rows)

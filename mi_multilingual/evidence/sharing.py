@@ -1,7 +1,10 @@
 """Which neurons all languages share for the same input, some share, one has alone, or none uses."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -11,17 +14,18 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..corpora import Corpus
-from ..detectors.entropy import at_least_two
-from ..models.hooked import HookedModel, Site, fingerprint, model_name, run_trunk, site_of
+from ..corpora import Corpus, at_least_two
+from ..display import Summarised
+from ..models.hooked import HookedModel, Site, max_window, site_of
+from ..tokens import DOCUMENTS, Reading, pad_right, prefix_ids, prompt_ids, rows_per_batch
+from .reading import check_alike, check_documents, check_finite, joint_corpus, layers_of, origin, read
 
 TYPES = ("all-shared", "partial-shared", "specific", "non-activated")
 THRESHOLDS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)
-TOKENS_A_BATCH = 8192
 
 
-@dataclass(frozen=True, eq=False)
-class Sharing:
+@dataclass(frozen=True, eq=False, repr=False)
+class Sharing(Summarised):
     """How often every neuron had each type over parallel inputs, and how the shares varied over inputs."""
 
     counts: Int[Tensor, "task threshold layer neuron type"]
@@ -40,9 +44,34 @@ class Sharing:
     thresholds: tuple[float, ...]
     languages: tuple[str, ...]
     tokens: str
+    """"last" or "any": at which tokens an activation counted."""
     site: str
     model: str
     model_fingerprint: str
+    corpus_fingerprint: str
+    reading: Reading
+
+    def __add__(self, other: Sharing) -> Sharing:
+        """Both, over the inputs of both."""
+        check_alike(self, other, ["tasks", "thresholds", "tokens"])
+        names = ("counts", "specific_to", "squares", "overlap_sum", "n_inputs")
+        sums = {name: getattr(self, name) + getattr(other, name) for name in names}
+        return replace(
+            self,
+            **sums,
+            lowest=torch.minimum(self.lowest, other.lowest),
+            highest=torch.maximum(self.highest, other.highest),
+            corpus_fingerprint=joint_corpus(self, other),
+        )
+
+    def __radd__(self, other: int) -> Sharing:
+        """0 + sharing, so that `sum(shards)` works."""
+        return self if other == 0 else NotImplemented
+
+    def summary(self) -> tuple[str, Mapping[str, Sequence[Any]]]:
+        above = ", ".join(f"{h:g}" for h in self.thresholds)
+        head = f"{self.model}, {', '.join(self.languages)}, {self.site} at {self.tokens} token above {above}"
+        return head, {"task": self.tasks, "inputs": self.n_inputs.tolist()}
 
     def layer_shares(self) -> pd.DataFrame:
         """Share of a layer's neurons of each type: columns task, threshold, layer, type, mean, low, high, min, max.
@@ -97,7 +126,7 @@ class Sharing:
         return pd.DataFrame(table[np.ix_(order, order)], index=names, columns=names)
 
 
-def categories(active: Bool[Tensor, "language *rest"]) -> Int[Tensor, "*rest"]:
+def categories(active: Bool[Tensor, language * rest]) -> Int[Tensor, "*rest"]:
     """Type of each neuron by the number of languages it is active in: an index into `TYPES`.
 
     All languages: all-shared; none: non-activated; one: specific; else partial-shared.
@@ -117,6 +146,7 @@ def sharing_categories(
     model: HookedModel,
     inputs: Corpus,
     *,
+    reading: Reading = DOCUMENTS,
     thresholds: Sequence[float] = THRESHOLDS,
     tokens: str = "last",
     site: str = "post",
@@ -129,8 +159,9 @@ def sharing_categories(
 
     Args:
         inputs: documents that are translations of each other, aligned by position.
-        thresholds: a neuron is active when its activation is strictly greater; one result a threshold.
-        tokens: "last": the activation at the last token decides; "any": the largest over all tokens (BOS excluded).
+        reading: of layout "documents", with every input in one row; special tokens in front are not looked at.
+        thresholds: a neuron is active when its activation is strictly greater; one result per threshold.
+        tokens: "last": the activation at the last token decides; "any": the largest over all tokens of the text.
         tasks: a name for each input, to be told apart in the tables; one task by default.
 
     Raises:
@@ -140,10 +171,13 @@ def sharing_categories(
     Source: Wang et al. 2024, arXiv:2406.09265, section 3.
     """
     check_arguments(inputs, thresholds, tokens, tasks)
+    check_documents(reading)
+    reading = reading.for_model(model)
     n_inputs = len(next(iter(inputs.documents.values())))
     tasks = ["all"] * n_inputs if tasks is None else list(tasks)
     names = tuple(dict.fromkeys(tasks))
-    ids = {k: token_ids(model, inputs, k) for k in inputs.languages}
+    ids = {k: input_ids(model, inputs, k, reading) for k in inputs.languages}
+    n_prefix = len(prefix_ids(model.tokenizer, reading.bos))
     n_layers, n_neurons, n_languages = model.cfg.n_layers, model.cfg.d_mlp, len(inputs.languages)
     shape = (len(names), len(thresholds), n_layers)
     counts = torch.zeros(*shape, n_neurons, len(TYPES), dtype=torch.int32)
@@ -152,12 +186,13 @@ def sharing_categories(
     squares = torch.zeros(*shape, len(TYPES), dtype=torch.float64)
     overlap_sum = torch.zeros(len(thresholds), n_languages, n_languages, dtype=torch.float64)
     longest = max(len(row) for rows in ids.values() for row in rows)
-    a_batch = max(1, TOKENS_A_BATCH // (longest * n_languages))
+    at_once = rows_per_batch(model, longest * n_languages, "prompts")
     reader = site_of(model, site)
-    for start in tqdm(range(0, n_inputs, a_batch), desc="sharing", disable=not progress):
-        chunk = range(start, min(start + a_batch, n_inputs))
-        values = parallel_activations(model, reader, [[ids[k][i] for i in chunk] for k in inputs.languages], tokens)
-        check_finite(values, inputs.languages, start)
+    for start in tqdm(range(0, n_inputs, at_once), desc="sharing", disable=not progress):
+        chunk = range(start, min(start + at_once, n_inputs))
+        rows = [[ids[k][i] for i in chunk] for k in inputs.languages]
+        values = parallel_activations(model, reader, rows, tokens, n_prefix=n_prefix)
+        check_finite(values, lambda at, first=start: f"for input {first + at[1]} in {inputs.languages[at[0]]!r}")
         of_task = torch.tensor([names.index(tasks[i]) for i in chunk])
         for h, threshold in enumerate(thresholds):
             active = values > threshold
@@ -186,8 +221,7 @@ def sharing_categories(
         inputs.languages,
         tokens,
         site,
-        model_name(model),
-        fingerprint(model),
+        **origin(model, inputs, reading),
     )
 
 
@@ -204,53 +238,48 @@ def check_arguments(inputs: Corpus, thresholds: Sequence[float], tokens: str, ta
         raise ValueError(f"{len(tasks)} tasks for {next(iter(lengths.values()))} inputs; name the task of each input")
 
 
-def token_ids(model: HookedModel, inputs: Corpus, language: str) -> list[list[int]]:
-    """The ids of every document, BOS first where the tokenizer has one.
+def input_ids(model: HookedModel, inputs: Corpus, language: str, reading: Reading) -> list[list[int]]:
+    """The ids of every document, special tokens in front.
 
     Raises:
-        ValueError: a document without tokens, or with more than the model takes.
+        ValueError: a document without tokens, or with more than one row takes.
     """
-    tokenizer = model.tokenizer
-    start = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
-    rows = tokenizer(list(inputs.documents[language]), add_special_tokens=False, verbose=False)["input_ids"]
+    prefix = prefix_ids(model.tokenizer, reading.bos)
+    rows = prompt_ids(model.tokenizer, inputs.documents[language], reading.bos)
+    longest = (reading.window or max_window(model)) - len(prefix)
     for i, row in enumerate(rows):
-        if not 0 < len(row) <= model.cfg.n_ctx - len(start):
+        if not len(prefix) < len(row) <= longest + len(prefix):
             raise ValueError(
-                f"input {i} has {len(row)} tokens in {language!r}; every input needs a text of 1 to "
-                f"{model.cfg.n_ctx - len(start)} tokens in every language"
+                f"every input must have 1 to {longest} tokens in every language, got {len(row) - len(prefix)} for "
+                f"input {i} in {language!r}; shorten it or leave it out"
             )
-    return [start + list(row) for row in rows]
+    return rows
 
 
 def parallel_activations(
-    model: HookedModel, reader: Site, ids: list[list[list[int]]], tokens: str
+    model: HookedModel, reader: Site, ids: list[list[list[int]]], tokens: str, *, n_prefix: int = 0
 ) -> Float[Tensor, "language input layer neuron"]:
     """Each neuron's activation at the last token, or its largest, for every language and input.
 
-    Right padding: attention is causal, so it changes nothing at the text's own positions.
+    Args:
+        n_prefix: leading tokens of every row that are not looked at for the largest.
     """
     rows = [row for language in ids for row in language]
-    lengths = torch.tensor([len(row) for row in rows])
-    padded = torch.tensor([row + [row[-1]] * (int(lengths.max()) - len(row)) for row in rows])
+    padded, lengths = pad_right(rows)
     positions = torch.arange(padded.shape[1])
-    counted = positions[None] < lengths[:, None]
-    if model.tokenizer.bos_token_id is not None:
-        counted[:, 0] = False
+    counted = (positions[None] < lengths[:, None]) & (positions >= n_prefix)
     seen: dict[int, Tensor] = {}
 
-    def keep(layer: int) -> Callable[[Tensor, object], None]:
-        def hook(carried: Float[Tensor, "row pos neuron"], hook: object) -> None:
-            if tokens == "last":
-                value = reader.value(carried[torch.arange(len(rows)), (lengths - 1).to(carried.device)])
-            else:
-                value = reader.value(carried).masked_fill(~counted[..., None].to(carried.device), -torch.inf).amax(1)
-            seen[layer] = value.float().cpu()
+    def take(layer: int, carried: Float[Tensor, "row pos neuron"]) -> None:
+        if tokens == "last":
+            value = reader.value(carried[torch.arange(len(rows)), (lengths - 1).to(carried.device)])
+        else:
+            value = reader.value(carried).masked_fill(~counted[..., None].to(carried.device), -torch.inf).amax(1)
+        seen[layer] = value.float().cpu()
 
-        return hook
-
-    layers = range(model.cfg.n_layers)
-    run_trunk(model, padded.to(model.cfg.device), hooks=[(reader.hook_name(layer), keep(layer)) for layer in layers])
-    return rearrange(torch.stack([seen[layer] for layer in layers]), "l (k i) n -> k i l n", k=len(ids))
+    places = layers_of(model, reader)
+    read(model, padded, places, take)
+    return rearrange(torch.stack([seen[layer] for layer in places]), "l (k i) n -> k i l n", k=len(ids))
 
 
 def jaccard_overlaps(active: Bool[Tensor, "language input layer neuron"]) -> Float[Tensor, "input language language"]:
@@ -260,13 +289,3 @@ def jaccard_overlaps(active: Bool[Tensor, "language input layer neuron"]) -> Flo
     size = flat.sum(dim=2)
     either = size[:, :, None] + size[:, None, :] - both
     return (both / either.clamp(min=1)).double()
-
-
-def check_finite(values: Float[Tensor, "language input layer neuron"], languages: Sequence[str], first: int) -> None:
-    bad = (~values.isfinite()).nonzero()
-    if len(bad):
-        k, i, layer, neuron = bad[0].tolist()
-        raise ValueError(
-            f"the activation of neuron {neuron} in layer {layer} is not finite for input {first + i} in "
-            f"{languages[k]!r}; check the weights, or load the model with dtype=torch.float32"
-        )

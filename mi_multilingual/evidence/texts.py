@@ -1,10 +1,9 @@
-"""One number a text and neuron: what average precision, bootstraps and permutations over documents need."""
+"""One number per text and neuron: what average precision, bootstraps and permutations over documents need."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,18 +12,17 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..corpora import Corpus
-from ..models.hooked import HookedModel, Site, fingerprint, max_window, model_name, run_trunk, site_of
-from ..storage import load_record, save_record
-from ..tokens import TokenRows, token_rows
+from ..display import Summarised, size
+from ..models.hooked import HookedModel, Site, site_of
+from ..tokens import DOCUMENTS, Reading, TokenRows, language_rows, rows_per_batch
+from .reading import check_alike, check_documents, check_finite, joint_corpus, layers_of, origin, read
 
-SCHEMA = "TextActivations/1"
-TOKENS_A_BATCH = 4096
 REDUCTIONS = ("mean", "max", "last", "active")
 
 
-@dataclass(frozen=True, eq=False)
-class TextActivations:
-    """One number a text and neuron, reduced over the text's tokens."""
+@dataclass(frozen=True, eq=False, repr=False)
+class TextActivations(Summarised):
+    """One number per text and neuron, reduced over the text's tokens."""
 
     values: Float[Tensor, "text layer neuron"]
     n_tokens: Int[Tensor, " text"]
@@ -40,20 +38,33 @@ class TextActivations:
     model: str
     model_fingerprint: str
     corpus_fingerprint: str
+    reading: Reading
+    """How the text became rows of tokens."""
 
     def __post_init__(self) -> None:
         if self.reduction not in REDUCTIONS:
-            raise ValueError(f"unknown reduction {self.reduction!r}; choose one of {', '.join(REDUCTIONS)}")
+            raise ValueError(f"reduction must be one of {', '.join(REDUCTIONS)}, got {self.reduction!r}")
         if not len(self.values) == len(self.n_tokens) == len(self.language) == len(self.document):
             raise ValueError(f"{len(self.values)} texts, but {len(self.n_tokens)} token counts")
-        bad = (~self.values.isfinite()).nonzero()
-        if len(bad):
-            text, layer, neuron = bad[0].tolist()
-            raise ValueError(
-                f"the activation of neuron {neuron} in layer {layer} is {self.values[text, layer, neuron].item()} in "
-                f"text {int(self.document[text])} of {self.languages[int(self.language[text])]!r}; check the weights, "
-                "or load the model with dtype=torch.float32"
-            )
+        check_finite(
+            self.values,
+            lambda text: f"in text {int(self.document[text])} of {self.languages[int(self.language[text])]!r}",
+        )
+
+    def __add__(self, other: TextActivations) -> TextActivations:
+        """The texts of both, those of `other` after the others."""
+        check_alike(self, other, ["reduction"])
+        tensors = {name: torch.cat([getattr(self, name), getattr(other, name)]) for name in TENSORS}
+        return replace(self, **tensors, corpus_fingerprint=joint_corpus(self, other))
+
+    def __radd__(self, other: int) -> TextActivations:
+        """0 + texts, so that `sum(shards)` works."""
+        return self if other == 0 else NotImplemented
+
+    def summary(self) -> tuple[str, Mapping[str, Sequence[Any]]]:
+        head = f"{self.model}, {self.reduction} per text, {size(self.values[0])} at {self.site}"
+        n_texts = [int(self.of(k).sum()) for k in self.languages]
+        return head, {"language": self.languages, "texts": n_texts}
 
     def of(self, language: str) -> Bool[Tensor, " text"]:
         """Which texts are of this language."""
@@ -66,19 +77,8 @@ class TextActivations:
         tensors = {name: getattr(self, name)[texts] for name in TENSORS}
         return replace(self, **tensors)
 
-    def save(self, path: Path | str) -> None:
-        """Write one safetensors file with a JSON header."""
-        save_record(path, SCHEMA, {n: getattr(self, n) for n in TENSORS}, {n: getattr(self, n) for n in HEADER})
-
-    @classmethod
-    def load(cls, path: Path | str) -> TextActivations:
-        """Read what `save` wrote."""
-        tensors, header = load_record(path, SCHEMA)
-        return cls(**tensors, **{**header, "languages": tuple(header["languages"])})
-
 
 TENSORS = ("values", "n_tokens", "language", "document")
-HEADER = ("languages", "reduction", "threshold", "site", "model", "model_fingerprint", "corpus_fingerprint")
 
 
 @torch.no_grad()
@@ -87,56 +87,55 @@ def record_texts(
     corpus: Corpus,
     *,
     reductions: Sequence[str] = ("mean",),
+    reading: Reading = DOCUMENTS,
     site: str = "gate",
     threshold: float = 0.0,
-    window: int | None = None,
     progress: bool = True,
 ) -> dict[str, TextActivations]:
-    """One number a document and neuron for every reduction asked for, in one pass without logits.
+    """One number per document and neuron for every reduction asked for, in one pass without logits.
 
-    A document longer than the window goes on in further rows. An added BOS does not count. Memory grows by 4 bytes a
-    document, neuron and reduction.
+    A document longer than the window goes on in further rows; documents behind `reading.max_tokens` are left out.
+    Memory grows by 4 bytes per document, neuron and reduction.
 
     Args:
         reductions: any of "mean", "max", "last" (the document's last token) and "active" (tokens above `threshold`).
-        site: where a neuron is read (see `mi_multilingual.models.site`).
+        reading: how text becomes rows, of layout "documents".
+        site: where a neuron is read: "gate", "post" or "up" (see `site_of`).
 
     Raises:
         ValueError: an unknown reduction or site, a document without tokens, or activations that are not finite.
     """
     if unknown := [r for r in reductions if r not in REDUCTIONS]:
-        raise ValueError(f"unknown reduction {unknown[0]!r}; choose any of {', '.join(REDUCTIONS)}")
-    window, reader = window or max_window(model), site_of(model, site)
+        raise ValueError(f"reductions must be some of {', '.join(REDUCTIONS)}, got {unknown[0]!r}")
+    check_documents(reading)
+    reading, reader = reading.for_model(model), site_of(model, site)
     n_texts = sum(map(len, corpus.documents.values()))
     shape = (n_texts, model.cfg.n_layers, model.cfg.d_mlp)
     sums = {r: torch.full(shape, -torch.inf) if r == "max" else torch.zeros(shape) for r in reductions}
     n_tokens, first = torch.zeros(n_texts, dtype=torch.int64), 0
     with tqdm(total=n_texts, desc="reading texts", unit="text", disable=not progress) as bar:
-        for language, documents in corpus.documents.items():
-            rows = token_rows(corpus, language, model.tokenizer, window=window, layout="documents")
-            for batch in rows.batches(max(1, TOKENS_A_BATCH // window)):
+        for rows in language_rows(model, corpus, reading):
+            for batch in rows.batches(rows_per_batch(model, reading.window or 1, "statistics")):
                 add_batch(model, reader, batch, first, threshold, sums, n_tokens)
-            first += len(documents)
-            bar.update(len(documents))
+            n_documents = len(corpus.documents[rows.language])
+            first += n_documents
+            bar.update(n_documents)
     language = torch.repeat_interleave(torch.tensor([len(d) for d in corpus.documents.values()]))
     document = torch.cat([torch.arange(len(d)) for d in corpus.documents.values()])
-    if (n_tokens == 0).any():
+    cut = reading.max_tokens is not None or reading.equal_tokens
+    if (n_tokens == 0).any() and not cut:
         i = int((n_tokens == 0).nonzero()[0])
         raise ValueError(
-            f"document {int(document[i])} of {corpus.languages[int(language[i])]!r} has no tokens; remove it"
+            f"every document must have tokens, got none in document {int(document[i])} of "
+            f"{corpus.languages[int(language[i])]!r}; remove it"
         )
     if "mean" in sums:
-        sums["mean"] /= n_tokens[:, None, None]
-    origin: dict[str, Any] = {
-        "threshold": threshold,
-        "site": site,
-        "model": model_name(model),
-        "model_fingerprint": fingerprint(model),
-        "corpus_fingerprint": corpus.fingerprint,
-    }
+        sums["mean"] /= n_tokens.clamp(min=1)[:, None, None]
+    read_texts = n_tokens > 0
+    protocol: dict[str, Any] = {"threshold": threshold, "site": site, **origin(model, corpus, reading)}
+    columns = (n_tokens[read_texts], language[read_texts], document[read_texts])
     return {
-        r: TextActivations(values, n_tokens, language, document, corpus.languages, r, **origin)
-        for r, values in sums.items()
+        r: TextActivations(values[read_texts], *columns, corpus.languages, r, **protocol) for r, values in sums.items()
     }
 
 
@@ -157,24 +156,17 @@ def add_batch(
     final = torch.tensor(list({t: i for i, t in enumerate(text.tolist())}.values()))
     last = batch.n_used()[final] - 1
 
-    def reduce(layer: int) -> Callable[[Tensor, object], None]:
-        def hook(carried: Float[Tensor, "batch pos neuron"], hook: object) -> None:
-            values = reader.value(carried).float()
-            for reduction, into in sums.items():
-                if reduction == "mean":
-                    into[:, layer].index_add_(0, text, values.masked_fill(~valid, 0.0).sum(dim=1).cpu())
-                elif reduction == "active":
-                    into[:, layer].index_add_(0, text, ((values > threshold) & valid).sum(dim=1).float().cpu())
-                elif reduction == "max":
-                    highest = values.masked_fill(~valid, -torch.inf).amax(dim=1).cpu()
-                    into[:, layer].scatter_reduce_(0, text[:, None].expand_as(highest), highest, "amax")
-                else:
-                    into[text[final], layer] = values[final.to(values.device), last.to(values.device)].cpu()
+    def reduce(layer: int, carried: Float[Tensor, "batch pos neuron"]) -> None:
+        values = reader.value(carried).float()
+        for reduction, into in sums.items():
+            if reduction == "mean":
+                into[:, layer].index_add_(0, text, values.masked_fill(~valid, 0.0).sum(dim=1).cpu())
+            elif reduction == "active":
+                into[:, layer].index_add_(0, text, ((values > threshold) & valid).sum(dim=1).float().cpu())
+            elif reduction == "max":
+                highest = values.masked_fill(~valid, -torch.inf).amax(dim=1).cpu()
+                into[:, layer].scatter_reduce_(0, text[:, None].expand_as(highest), highest, "amax")
+            else:
+                into[text[final], layer] = values[final.to(values.device), last.to(values.device)].cpu()
 
-        return hook
-
-    run_trunk(
-        model,
-        batch.tokens.to(model.cfg.device),
-        hooks=[(reader.hook_name(layer), reduce(layer)) for layer in range(model.cfg.n_layers)],
-    )
+    read(model, batch.tokens, layers_of(model, reader), reduce)

@@ -106,22 +106,28 @@ def max_window(model: HookedModel) -> int:
     return int(model.cfg.n_ctx)
 
 
+def on_cpu(model: HookedModel) -> bool:
+    return torch.device(model.cfg.device).type == "cpu"
+
+
 def model_name(model: HookedModel) -> str:
     """The name the model was loaded by."""
     return str(model.cfg.model_name)
 
 
 def fingerprint(model: HookedModel) -> str:
-    """16 hex digits that change with the shape, the activation function or the MLP weights.
+    """16 hex digits that change with the shape, the activation function or the MLP weights, and not with the dtype.
 
-    Of every MLP matrix a regular sample of numbers is hashed, in float32, so the cost does not grow with the model.
+    A regular sample of every MLP matrix is hashed after rounding to bfloat16, so the cost does not grow with the model,
+    and a checkpoint is the same model in float32 and bfloat16 (in float16 too, unless it is stored in float32).
     """
     digest = hashlib.sha256(repr((model.cfg.n_layers, model.cfg.d_model, model.cfg.d_mlp, model.cfg.act_fn)).encode())
+    names = ("W_gate", "W_in", "W_out") if is_gated(model) else ("W_in", "W_out")
     for layer in range(model.cfg.n_layers):
-        for weight in (model.blocks[layer].mlp.W_in, model.blocks[layer].mlp.W_out):
-            flat = weight.detach().reshape(-1)
-            sample = flat[:: max(1, flat.numel() // SAMPLED_NUMBERS)]
-            digest.update(sample.float().cpu().contiguous().numpy().tobytes())
+        for name in names:
+            flat = getattr(model.blocks[layer].mlp, name).detach().reshape(-1)
+            sample = flat[:: max(1, flat.numel() // SAMPLED_NUMBERS)].float().to(torch.bfloat16)
+            digest.update(sample.cpu().contiguous().view(torch.int16).numpy().tobytes())
     return digest.hexdigest()[:16]
 
 

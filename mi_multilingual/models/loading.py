@@ -17,6 +17,10 @@ except ImportError:  # TransformerLens 4
     HookedTransformer = None
 
 
+EXPERT_COUNTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
+"""What configs of mixtures of experts call the number of experts."""
+
+
 def load_model(
     name_or_path: str | Path | PreTrainedModel,
     *,
@@ -41,16 +45,25 @@ def load_model(
             convert.
     """
     if backend not in ("auto", "hooked", "bridge"):
-        raise ValueError(f"unknown backend {backend!r}; choose auto, hooked or bridge")
+        raise ValueError(f"backend must be auto, hooked or bridge, got {backend!r}")
     if backend == "hooked" and HookedTransformer is None:
         raise ValueError(
             "this TransformerLens has no HookedTransformer; use backend='bridge', or install transformer-lens<4"
         )
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = checked_device(device)
     hf_model, tokenizer, name = hugging_face(name_or_path, tokenizer, dtype, trust_remote_code)
+    refuse_experts(hf_model, name)
     with neutral_folder(hf_model, tokenizer) as folder:
-        if backend == "bridge" or HookedTransformer is None:
-            return to_bridge(hf_model, folder, name, device, dtype)
+        model = converted(hf_model, folder, name, backend, device, dtype)
+        give_tokenizer(model, AutoTokenizer.from_pretrained(folder))
+        return model
+
+
+def converted(
+    hf_model: PreTrainedModel, folder: str, name: str, backend: str, device: str, dtype: torch.dtype
+) -> HookedModel:
+    """The model by the backend asked for, or by the first that can."""
+    if backend != "bridge" and HookedTransformer is not None:
         try:
             return to_hooked(hf_model, folder, name, device, dtype)
         except Exception as error:
@@ -59,9 +72,40 @@ def load_model(
                     f"{name!r} ({architecture(hf_model)}) has no HookedTransformer ({error}); use backend='bridge'"
                 ) from error
             warnings.warn(
-                f"{architecture(hf_model)} has no HookedTransformer ({error}); using a TransformerBridge", stacklevel=2
+                f"{architecture(hf_model)} has no HookedTransformer ({error}); using a TransformerBridge", stacklevel=3
             )
-            return to_bridge(hf_model, folder, name, device, dtype)
+    return to_bridge(hf_model, folder, name, device, dtype)
+
+
+def checked_device(device: str | None) -> str:
+    """The device asked for, or a GPU if there is one.
+
+    Raises:
+        ValueError: torch cannot put a tensor there.
+    """
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"device must be one that torch can use here, got {device!r} ({reason})") from error
+    return device
+
+
+def refuse_experts(hf_model: PreTrainedModel, name: str) -> None:
+    """Raise for mixtures of experts: their hooks carry the block's input and output, which are no neurons."""
+    for key in EXPERT_COUNTS:
+        if (getattr(hf_model.config, key, None) or 0) > 1:
+            raise ValueError(
+                f"the model must have dense MLPs, got {name!r} ({architecture(hf_model)}), a mixture of "
+                f"{getattr(hf_model.config, key)} experts per layer, which is not supported"
+            )
+
+
+def give_tokenizer(model: HookedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Put the model's own tokenizer in the place of TransformerLens' copy, which adds BOS where the own does not."""
+    model.tokenizer = tokenizer
+    model.cfg.tokenizer_prepends_bos = len(tokenizer("")["input_ids"]) > 0
 
 
 def hugging_face(

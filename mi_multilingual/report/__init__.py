@@ -13,15 +13,14 @@ import jinja2
 from plotly.offline import get_plotlyjs
 
 from .comparison import compared
-from .findings import effects
 from .neuron_pages import neuron_data
 from .run import NEURONS, STATS, Run
 from .sections import SECTIONS, Shown, shown
 
-__all__ = ["effects", "report"]
+__all__ = ["write_report"]
 
 
-def report(folder: Path | str, *, compare: Path | str | None = None) -> Path:
+def write_report(folder: Path | str, *, compare: Path | str | None = None) -> Path:
     """Write `report.html` from the files of a run and return its path. The page needs no network.
 
     Every file that `mi_multilingual.report.sections.SECTIONS` names is shown where it exists; stats.safetensors,

@@ -13,6 +13,7 @@ from ..neurons import NeuronSet
 from ..patching.changes import Intervention, check_fits
 from ..patching.conditions import layer_matched_random
 from ..patching.weights import rewritten
+from ..tokens import Reading
 
 
 def perplexity_matrix(
@@ -21,8 +22,7 @@ def perplexity_matrix(
     neurons: NeuronSet,
     *,
     seeds: Sequence[int] = (0, 1, 2),
-    window: int | None = None,
-    layout: str = "stream",
+    reading: Reading = Reading(),
     progress: bool = True,
 ) -> pd.DataFrame:
     """Loss of every language with every group's neurons at zero, a row a cell.
@@ -39,7 +39,7 @@ def perplexity_matrix(
         ValueError: neurons of another model.
     """
     check_fits(model, neurons)
-    rows = corpus_rows(model, corpus, window, layout)
+    rows = corpus_rows(model, corpus, reading)
     controls = {seed: layer_matched_random(neurons, seed=seed) for seed in seeds}
     runs: list[tuple[str, int, NeuronSet | None, list[str]]] = [("none", -1, None, list(rows))]
     runs += [(group, -1, neurons[group], list(rows)) for group in neurons.groups]

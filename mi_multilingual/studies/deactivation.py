@@ -15,12 +15,14 @@ from ..corpora import Corpus
 from ..evaluation.intervals import mean_interval
 from ..evaluation.likelihood import Continuation, continuations, log_likelihoods
 from ..evaluation.tasks import Item, parallel_items
-from ..evidence.sharing import TYPES, categories, check_finite, parallel_activations, token_ids
+from ..evidence.reading import check_finite
+from ..evidence.sharing import TYPES, categories, input_ids, parallel_activations
 from ..models.hooked import HookedModel, site_of
 from ..neurons import NeuronSet
 from ..patching.changes import check_fits
 from ..patching.conditions import layer_matched_random
 from ..patching.hooks import ablate
+from ..tokens import DOCUMENTS
 
 INTACT, ALL = "none", "all"
 MEASURES = {"accuracy": "correct", "margin": "margin"}
@@ -122,11 +124,12 @@ def own_neurons(
     if not np.isfinite(threshold):
         raise ValueError(f"threshold={threshold} must be a finite number")
     prompts = {k: tuple(same[i].item.prompt for same in questions) for i, k in enumerate(languages)}
-    ids = [token_ids(model, Corpus(prompts, "prompts"), k) for k in languages]
+    corpus, reading = Corpus(prompts, "prompts"), DOCUMENTS.for_model(model)
+    ids = [input_ids(model, corpus, k, reading) for k in languages]
     reader = site_of(model, "post")
     for number, same in enumerate(questions):
         values = parallel_activations(model, reader, [[rows[number]] for rows in ids], "last")
-        check_finite(values, languages, number)
+        check_finite(values, lambda at, number=number: f"for question {number} in {languages[at[0]]!r}")
         kind = categories(values[:, 0] > threshold)
         yield same, NeuronSet(torch.stack([kind == i for i in range(len(TYPES))]), TYPES, "sharing")
 

@@ -1,31 +1,23 @@
 """Do a language's neurons matter to that language, and only to it? Detectors compared by what switching off does."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
 from ..corpora import Corpus
-from ..detectors.activation_percentile import activation_percentile_scores
-from ..detectors.average_precision import average_precision
-from ..detectors.lap import lap_scores
-from ..detectors.lape import lape_scores
-from ..detectors.lave import lave_scores
-from ..detectors.plnd import plnd_scores
-from ..detectors.relevance import relevance_scores
+from ..detectors.table import checked_settings, detector_of, recordable, recording_settings, scored
 from ..evaluation.intervals import RESAMPLES
 from ..evaluation.perplexity import RowLosses, corpus_losses, corpus_rows
-from ..evidence.activations import record
-from ..evidence.impact import record_impact
-from ..evidence.relevance import record_relevance
-from ..evidence.texts import record_texts
+from ..evidence.table import record_evidence
 from ..models.hooked import HookedModel
 from ..neurons import NeuronScores, NeuronSet
 from ..patching.changes import Intervention, check_fits
 from ..patching.conditions import layer_matched_random
 from ..patching.weights import rewritten
-from ..tokens import TokenRows
+from ..tokens import DOCUMENTS, Reading, TokenRows
 
 RANDOM = "layer-matched random"
 
@@ -36,8 +28,7 @@ def leaderboard(
     detected: Mapping[str, NeuronSet],
     *,
     seeds: Sequence[int] = (0, 1, 2),
-    window: int | None = None,
-    layout: str = "stream",
+    reading: Reading = Reading(),
     progress: bool = True,
 ) -> pd.DataFrame:
     """Detectors by specificity: the loss a language gains without its neurons, less what the others gain on average.
@@ -62,7 +53,7 @@ def leaderboard(
         if missing := [k for k in corpus.languages if k not in neurons.groups]:
             raise ValueError(f"{name} has no neurons for {missing[0]!r}; it has {', '.join(neurons.groups)}")
         check_fits(model, neurons)
-    rows = corpus_rows(model, corpus, window, layout)
+    rows = corpus_rows(model, corpus, reading)
     first = next(iter(detected.values())).take(corpus.languages)
     sets = [(name, neurons.take(corpus.languages)) for name, neurons in detected.items()]
     sets += [(RANDOM, layer_matched_random(first, seed=seed)) for seed in seeds]
@@ -138,50 +129,65 @@ def rankings(
     model: HookedModel,
     corpus: Corpus,
     *,
-    filter_rate: float = 0.95,
-    activation_bar_ratio: float = 0.95,
+    detectors: Sequence[str] | None = None,
+    settings: Mapping[str, Mapping[str, Any]] | None = None,
+    reading: Reading = DOCUMENTS,
     progress: bool = True,
 ) -> dict[str, NeuronScores]:
-    """MLP neurons of every language by every detector that needs nothing but the model and text, a document a row.
+    """MLP neurons of every language by every detector that needs nothing but the model and text.
 
     `scores.top(n)` of each makes sets of equal size, which can be compared. Parameter variation is not among them: it
     needs tuned checkpoints.
 
     Args:
-        filter_rate, activation_bar_ratio: of LAPE and LAVE (see `lape`).
+        detectors: names in `DETECTORS`; all that can be had by default.
+        settings: name of a detector -> what it is asked for, e.g. {"lape": {"filter_rate": 0.985}}.
+        reading: how text becomes rows; detectors that look at single documents take one per row in any case.
+
+    Raises:
+        ValueError: an unknown detector or setting, or one whose evidence cannot be recorded from text.
     """
-    bars = {"filter_rate": filter_rate, "activation_bar_ratio": activation_bar_ratio}
-    stats = record(model, corpus, layout="documents", progress=progress)
-    texts = record_texts(model, corpus, progress=progress)["mean"]
-    gradients = record_relevance(model, corpus, layout="documents", progress=progress)
-    return {
-        "lape": lape_scores(stats, **bars),
-        "lap": lap_scores(stats),
-        "lave": lave_scores(stats, **bars),
-        "activation percentile": activation_percentile_scores(stats),
-        "average precision": average_precision(texts),
-        "plnd": plnd_scores(record_impact(model, corpus, progress=progress)["mlp"]),
-        "relevance": relevance_scores(gradients),
-    }
+    names = recordable() if detectors is None else list(detectors)
+    asked = {name: checked_settings(name, (settings or {}).get(name, {})) for name in names}
+    evidence: dict[str, Any] = {}
+    found = {}
+    for name in names:
+        kind, options = detector_of(name).evidence, recording_settings(name, asked[name])
+        key = f"{kind} {sorted(options.items())}"
+        if key not in evidence:
+            evidence[key] = record_evidence(kind, model, corpus, reading=reading, progress=progress, **options)
+        found[name] = scored(name, evidence[key], **asked[name])
+    return found
 
 
 def ranking_stability(
-    model: HookedModel, corpus: Corpus, n: int, *, filter_rate: float = 0.95, progress: bool = True
+    model: HookedModel,
+    corpus: Corpus,
+    *,
+    n: int,
+    detectors: Sequence[str] | None = None,
+    settings: Mapping[str, Mapping[str, Any]] | None = None,
+    reading: Reading = DOCUMENTS,
+    progress: bool = True,
 ) -> pd.Series:
-    """Overlap of each detector's `n` best neurons a language on one half of the documents with those on the other.
+    """Overlap of each detector's `n` best neurons per language on one half of the documents with those on the other.
+
+    Args:
+        detectors, settings, reading: as of `rankings`.
 
     Returns:
         by detector, |A and B| / |A or B|, mean over languages; every second document is in one half.
 
     Raises:
-        ValueError: a language with fewer than two documents.
+        ValueError: a language with fewer than two documents; as `rankings`.
     """
     if short := [k for k, docs in corpus.documents.items() if len(docs) < 2]:
-        raise ValueError(f"{short[0]!r} has fewer than two documents, which make no two halves; give more text")
+        raise ValueError(f"every language must have two documents or more, got one for {short[0]!r}; give more text")
     halves = [
         Corpus({k: docs[start::2] for k, docs in corpus.documents.items()}, f"{corpus.source}, half {start + 1}")
         for start in (0, 1)
     ]
-    one, other = (rankings(model, half, filter_rate=filter_rate, progress=progress) for half in halves)
+    asked: dict[str, Any] = {"detectors": detectors, "settings": settings, "reading": reading, "progress": progress}
+    one, other = (rankings(model, half, **asked) for half in halves)
     agreement = {name: scores.top(n).agreement(other[name].top(n)).mean() for name, scores in one.items()}
     return pd.Series(agreement, name="stability")

@@ -205,13 +205,13 @@ def rate_curve(
     """A `steering_matrix` for every set of neurons, prompts of a language steered to the others.
 
     Args:
-        sets: rate of the neurons -> the set, such as {r: lape(stats, top_rate=r) for r in (0.01, 0.03)}.
+        sets: rate of the neurons -> the set, such as {r: lape(stats, rate=r) for r in (0.01, 0.03)}.
 
     Returns:
         the columns of `steering_matrix`, with rate; unsteered is rate 0.
     """
     if not sets:
-        raise ValueError("no set of neurons to try; give some, such as {0.01: lape(stats, top_rate=0.01)}")
+        raise ValueError("no set of neurons to try; give some, such as {0.01: lape(stats, rate=0.01)}")
     pairs = other_pairs(prompts, next(iter(sets.values())), languages)
     runs = [Run(pairs, (), {**UNSTEERED, "strength": 0.0, "rate": 0.0})]
     for rate, neurons in sets.items():

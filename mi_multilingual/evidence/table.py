@@ -1,0 +1,112 @@
+"""One row for each kind of evidence: how it is recorded, and what that costs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ..corpora import Corpus
+from ..models.hooked import HookedModel
+from ..tokens import Reading
+from .activations import ActivationStats, record
+from .impact import Impact, record_impact
+from .relevance import Relevance, record_relevance
+from .sharing import Sharing, sharing_categories
+from .texts import TextActivations, record_texts
+from .weight_change import WeightChange
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of evidence."""
+
+    noun: type
+    record: Callable[..., Any] | None
+    """From model and corpus, with reading, progress and what else it takes; None where a corpus is not enough."""
+    has_site: bool = False
+    """Whether it is read at a site that can be chosen."""
+    by_document: bool = False
+    """Whether every row must be a document, whatever the layout asked for."""
+    passes: float = 1.0
+    """Cost per token, in recordings of activations; a backward pass counts two and needs the logits."""
+    numbers: int = 1
+    """64-bit numbers kept for every neuron and language (for every neuron and text, half of one: `per_text`)."""
+    per_text: bool = False
+
+
+def record_mean_texts(model: HookedModel, corpus: Corpus, **options: Any) -> TextActivations:
+    """Mean activation of every neuron in every text."""
+    return record_texts(model, corpus, reductions=["mean"], **options)["mean"]
+
+
+def record_sharing(model: HookedModel, corpus: Corpus, *, threshold: float = 0.0, **options: Any) -> Sharing:
+    """Sharing categories at one threshold."""
+    return sharing_categories(model, corpus, thresholds=[threshold], **options)
+
+
+EVIDENCE: dict[str, Kind] = {
+    "activations": Kind(ActivationStats, record, has_site=True, numbers=4),
+    "texts": Kind(TextActivations, record_mean_texts, has_site=True, by_document=True, per_text=True),
+    "impact": Kind(Impact, record_impact, by_document=True, passes=2, numbers=2),
+    "relevance": Kind(Relevance, record_relevance, passes=4),
+    "sharing": Kind(Sharing, record_sharing, has_site=True, by_document=True, numbers=5),
+    "weight change": Kind(WeightChange, None),
+}
+"""Every kind of evidence. A new one is a file beside this one and a row here."""
+
+
+def record_evidence(
+    kind: str,
+    model: HookedModel,
+    corpus: Corpus,
+    *,
+    reading: Reading = Reading(),
+    site: str = "gate",
+    progress: bool = True,
+    **options: Any,
+) -> Any:
+    """Record one kind of evidence.
+
+    Args:
+        reading: how text becomes rows; kinds that look at single documents take its layout for "documents".
+        site: where neurons are read, for the kinds that can choose.
+        options: of that kind, such as `threshold` of sharing.
+
+    Raises:
+        ValueError: an unknown kind, one that needs more than model and corpus, or as its own function.
+    """
+    row = kind_of(kind)
+    if row.record is None:
+        raise ValueError(f"{kind} cannot be recorded from a model and a corpus; it needs tuned models")
+    where: Mapping[str, Any] = {"site": site} if row.has_site else {}
+    return row.record(model, corpus, reading=reading_for(kind, reading), progress=progress, **where, **options)
+
+
+def reading_for(kind: str, reading: Reading) -> Reading:
+    """The reading that this kind of evidence takes where `reading` is asked for."""
+    return replace(reading, layout="documents") if kind_of(kind).by_document else reading
+
+
+def kind_of(kind: str) -> Kind:
+    """The row of a kind.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if kind not in EVIDENCE:
+        raise ValueError(f"evidence must be one of {', '.join(EVIDENCE)}, got {kind!r}")
+    return EVIDENCE[kind]
+
+
+def kind_in(evidence: Any) -> str:
+    """The kind that a piece of evidence is of.
+
+    Raises:
+        ValueError: it is none.
+    """
+    for name, row in EVIDENCE.items():
+        if isinstance(evidence, row.noun):
+            return name
+    nouns = ", ".join(row.noun.__name__ for row in EVIDENCE.values())
+    raise ValueError(f"evidence must be one of {nouns}, got {type(evidence).__name__}")

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from .hooked import HookedModel, run_trunk
+from .hooked import HookedModel, is_bridge, run_trunk
 
 try:
     from transformer_lens import HookedTransformer, HookedTransformerConfig, loading_from_pretrained
@@ -104,7 +104,8 @@ def refuse_experts(hf_model: PreTrainedModel, name: str) -> None:
 
 def give_tokenizer(model: HookedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     """Put the model's own tokenizer in the place of TransformerLens' copy, which adds BOS where the own does not."""
-    model.tokenizer = tokenizer
+    # A bridge's own setter would make the copy again.
+    setattr(model, "_tokenizer" if is_bridge(model) else "tokenizer", tokenizer)
     model.cfg.tokenizer_prepends_bos = len(tokenizer("")["input_ids"]) > 0
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 import transformers
 from tokenizers import ByteLevelBPETokenizer
+from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
 SENTENCES = {
@@ -56,11 +57,18 @@ CONFIGS = {
 }
 
 
-def tokenizer(folder: Path, *, bos: bool = True, pad: bool = True) -> PreTrainedTokenizerFast:
-    """A byte-level BPE trained on the sentences above, saved to the folder and loaded back."""
+def tokenizer(folder: Path, *, bos: bool = True, adds: bool = True, pad: bool = True) -> PreTrainedTokenizerFast:
+    """A byte-level BPE trained on the sentences above, saved to the folder and loaded back.
+
+    Args:
+        bos: whether it has a BOS token.
+        adds: whether it puts that before every text, as Llama's does and GPT-2's does not.
+    """
     bpe = ByteLevelBPETokenizer()
     texts = [s for sentences in SENTENCES.values() for s in sentences]
     bpe.train_from_iterator(texts, vocab_size=400, special_tokens=["<pad>", "<s>"], show_progress=False)
+    if bos and adds:
+        bpe._tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
     special = ({"bos_token": "<s>"} if bos else {}) | ({"pad_token": "<pad>"} if pad else {})
     PreTrainedTokenizerFast(tokenizer_object=bpe._tokenizer, eos_token="<s>", **special).save_pretrained(folder)
     return PreTrainedTokenizerFast.from_pretrained(folder)

@@ -29,12 +29,12 @@ def value_of_rank(values, share):
     return sorted(values)[round(share * len(values)) - 1]
 
 
-def select_by_entropy(weights, top_rate, filter_rate, activation_bar_ratio):
+def select_by_entropy(weights, rate, filter_rate, activation_bar_ratio):
     """(kept neurons for certain, neurons that tie at the border, number kept, {neuron: set of language indices})."""
     everything = [w for row in weights.values() for w in row]
     bar, own_bar = value_of_rank(everything, filter_rate), value_of_rank(everything, activation_bar_ratio)
     entropies = {cell: entropy(row) if any(w > bar for w in row) else math.inf for cell, row in weights.items()}
-    n_keep = round(top_rate * len(weights))
+    n_keep = round(rate * len(weights))
     border = sorted(entropies.values())[n_keep - 1]
     # float32 entropies that differ by less than this are ties that rounding may order either way
     close = {c for c, e in entropies.items() if e == border or abs(e - border) < 2e-6}
@@ -43,7 +43,7 @@ def select_by_entropy(weights, top_rate, filter_rate, activation_bar_ratio):
     return certain, close, n_keep, owners
 
 
-def released_lape(active, n_tokens, top_rate, filter_rate, activation_bar_ratio):
+def released_lape(active, n_tokens, rate, filter_rate, activation_bar_ratio):
     """The released algorithm as its steps are described, in torch and float32; masks (language, layer, neuron)."""
     p = active / n_tokens
     q = p / p.sum(dim=-1, keepdim=True)
@@ -53,7 +53,7 @@ def released_lape(active, n_tokens, top_rate, filter_rate, activation_bar_ratio)
     flat = p.flatten()
     bar = flat.kthvalue(round(len(flat) * filter_rate)).values.item()
     e[(p > bar).sum(dim=-1) == 0] = torch.inf
-    _, index = e.flatten().topk(round(e.numel() * top_rate), largest=False)
+    _, index = e.flatten().topk(round(e.numel() * rate), largest=False)
     own_bar = flat.kthvalue(round(len(flat) * activation_bar_ratio)).values.item()
     masks = torch.zeros(p.shape[-1], *e.shape, dtype=torch.bool)
     for i in index.tolist():

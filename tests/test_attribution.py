@@ -4,12 +4,13 @@ import torch
 from mi_multilingual import TYPES, answer_token, attribution, contribution_scores, effective_scores
 from mi_multilingual.analysis.attribution import final_residual
 from mi_multilingual.corpora import Corpus
-from mi_multilingual.evidence.sharing import parallel_activations, token_ids
+from mi_multilingual.evidence.sharing import input_ids, parallel_activations
 from mi_multilingual.models.hooked import site_of
+from mi_multilingual.tokens import DOCUMENTS
 
 
 def activations(model, corpus, language):
-    ids = token_ids(model, corpus, language)
+    ids = input_ids(model, corpus, language, DOCUMENTS)
     return ids, parallel_activations(model, site_of(model, "post"), [ids], "last")[0]
 
 
@@ -58,7 +59,7 @@ def test_all_parts_of_the_residual_stream_add_up_to_the_logit(model, corpus):
     """Direct attributions of the whole final residual give the logit less the constants."""
     from mi_multilingual.analysis.attribution import norm_transposed
 
-    ids = token_ids(model, corpus, "en")
+    ids = input_ids(model, corpus, "en", DOCUMENTS)
     final = final_residual(model, ids)
     y = 9
     direction = model.W_U[:, y].detach().float()[None].expand(len(ids), -1)
@@ -85,7 +86,7 @@ def test_the_answer_token_stands_after_the_prompt_with_a_space_only_where_langua
 def test_the_table_counts_types_among_the_highest_contributions(model, corpus):
     answers = Corpus(dict.fromkeys(corpus.languages, ("tea", "tea", "tea")), "answers")
     rate, threshold = 0.25, 0.02
-    table = attribution(model, corpus, answers, top_rate=rate, threshold=threshold, progress=False)
+    table = attribution(model, corpus, answers, rate=rate, threshold=threshold, progress=False)
     assert len(table) == len(corpus.languages) * model.cfg.n_layers * len(TYPES)
     sums = table.groupby(["language", "layer"])[["share", "top_share"]].sum()
     assert sums["share"].tolist() == pytest.approx([1.0] * len(sums))

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 import checkpoints
 from mi_multilingual import load_corpus, token_counts, token_rows
 from mi_multilingual.corpora import Corpus
+from mi_multilingual.tokens import Reading
 
 TEXTS = st.lists(st.text("abc déf 犬が, 木😀", min_size=1, max_size=25), min_size=1, max_size=6).filter(
     lambda t: any(x.strip() for x in t)
@@ -119,11 +120,11 @@ def test_mistakes_are_told(tmp_path, tokenizer, without_bos):
     with pytest.raises(
         ValueError, match="no text for 'ja' after dropping the last partial window: .* one window needs 255"
     ):
-        token_rows(corpus, "ja", tokenizer, window=256)
-    with pytest.raises(ValueError, match="has no BOS token"):
-        token_rows(corpus, "ja", without_bos, window=8, bos="row")
-    with pytest.raises(ValueError, match="unknown layout 'lines'"):
-        token_rows(corpus, "ja", tokenizer, window=8, layout="lines")
+        token_rows(corpus, "ja", tokenizer, Reading(window=256))
+    with pytest.raises(ValueError, match="a tokenizer without a BOS token, got 'row'"):
+        token_rows(corpus, "ja", without_bos, Reading(window=8, bos="row"))
+    with pytest.raises(ValueError, match="layout must be one of stream, documents, got 'lines'"):
+        token_rows(corpus, "ja", tokenizer, Reading(window=8, layout="lines"))
     with pytest.raises(ValueError, match="no split 'test'"):
         load_corpus("demo", split="test")
     with pytest.raises(ValueError, match="has no 'xx'; it has ja"):
@@ -145,7 +146,7 @@ def test_a_tokenizer_that_does_not_know_the_script_is_warned_of(tmp_path):
     words.pre_tokenizer = pre_tokenizers.Whitespace()
     tok = PreTrainedTokenizerFast(tokenizer_object=words, unk_token="<unk>")
     with pytest.warns(UserWarning, match="maps 50% of the tokens of 'en' to unknown"):
-        token_rows(Corpus({"en": ("dog cat",)}, "s"), "en", tok, window=2)
+        token_rows(Corpus({"en": ("dog cat",)}, "s"), "en", tok, Reading(window=2))
 
 
 @given(TEXTS, st.integers(2, 9), st.sampled_from(["none", "row", "count"]))
@@ -154,7 +155,7 @@ def test_stream_rows_are_the_id_stream_without_its_tail(tokenizer, texts, window
     room = window - (bos != "none")
     if len(ids) < room:
         return
-    rows = token_rows(Corpus({"x": tuple(texts)}, "s"), "x", tokenizer, window=window, bos=bos)
+    rows = token_rows(Corpus({"x": tuple(texts)}, "s"), "x", tokenizer, Reading(window=window, bos=bos))
     assert rows.tokens.shape[1] == window
     text_tokens = rows.tokens if bos == "none" else rows.tokens[:, 1:]
     assert text_tokens.flatten().tolist() == ids[: len(ids) // room * room]
@@ -167,7 +168,7 @@ def test_stream_rows_are_the_id_stream_without_its_tail(tokenizer, texts, window
 @given(TEXTS, st.integers(2, 9))
 def test_document_rows_lose_nothing_and_their_bytes_add_up(tokenizer, texts, window):
     corpus = Corpus({"x": tuple(texts)}, "s")
-    rows = token_rows(corpus, "x", tokenizer, window=window, layout="documents")
+    rows = token_rows(corpus, "x", tokenizer, Reading(window=window, layout="documents"))
     for i, text in enumerate(texts):
         mine = rows.document == i
         assert rows.tokens[mine][rows.valid[mine]].tolist() == tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -177,7 +178,7 @@ def test_document_rows_lose_nothing_and_their_bytes_add_up(tokenizer, texts, win
 
 @given(TEXTS, st.integers(1, 4))
 def test_batches_are_the_rows_longest_first_each_cut_to_its_longest(tokenizer, texts, batch_size):
-    rows = token_rows(Corpus({"x": tuple(texts)}, "s"), "x", tokenizer, window=8, layout="documents")
+    rows = token_rows(Corpus({"x": tuple(texts)}, "s"), "x", tokenizer, Reading(window=8, layout="documents"))
     batches = list(rows.batches(batch_size))
     kept = sorted(t[v].tolist() for b in batches for t, v in zip(b.tokens, b.valid, strict=True))
     assert kept == sorted(t[v].tolist() for t, v in zip(rows.tokens, rows.valid, strict=True))
@@ -188,15 +189,15 @@ def test_batches_are_the_rows_longest_first_each_cut_to_its_longest(tokenizer, t
 
 def test_bytes_of_a_character_split_over_tokens_are_counted_once(tokenizer):
     text = "😀😀犬"
-    rows = token_rows(Corpus({"x": (text,)}, "s"), "x", tokenizer, window=32, layout="documents")
+    rows = token_rows(Corpus({"x": (text,)}, "s"), "x", tokenizer, Reading(window=32, layout="documents"))
     assert rows.n_tokens > len(text)
     assert int(rows.n_bytes.sum()) == len(text.encode())
 
 
-def test_auto_bos_follows_the_tokenizer(tokenizer, without_bos):
+def test_the_tokenizers_own_special_tokens_are_the_default(tokenizer, without_bos):
     corpus = Corpus({"x": ("The dog sleeps under the old tree.",)}, "s")
-    assert token_rows(corpus, "x", tokenizer, window=4).tokens[0, 0] == tokenizer.bos_token_id
-    assert token_rows(corpus, "x", without_bos, window=4).valid.all()
+    assert token_rows(corpus, "x", tokenizer, Reading(window=4)).tokens[0, 0] == tokenizer.bos_token_id
+    assert token_rows(corpus, "x", without_bos, Reading(window=4)).valid.all()
 
 
 def test_token_counts(tokenizer, corpus):

@@ -21,12 +21,15 @@ from mi_multilingual import (
     parameter_variation,
     parameter_variation_scores,
 )
-from mi_multilingual.evidence.weight_change import relative_change
+from mi_multilingual.evidence.weight_change import WeightChange, record_weight_change
 from mi_multilingual.models.hooked import is_gated
 from mi_multilingual.neurons import NeuronScores
+from mi_multilingual.storage import load, save
+from mi_multilingual.tokens import Reading
 
 LANGUAGES = ("en", "fr", "ja", "ru", "tr")
 ORIGIN = {"site": "gate", "threshold": 0.0, "model": "m", "model_fingerprint": "f", "corpus_fingerprint": "c"}
+ORIGIN |= {"reading": Reading()}
 
 
 @st.composite
@@ -72,11 +75,11 @@ def test_lap_takes_every_probability_above_the_threshold(stats, threshold):
 
 
 @given(statistics(), st.sampled_from([0.5, 1.0]), st.sampled_from([0.5, 0.8, 1.0]), st.sampled_from([0.5, 0.9]))
-def test_lave_is_lape_on_means_clipped_at_zero(stats, top_rate, filter_rate, bar_ratio):
+def test_lave_is_lape_on_means_clipped_at_zero(stats, rate, filter_rate, bar_ratio):
     n = stats.total[..., 0].numel()
-    if min(round(top_rate * n), round(filter_rate * stats.total.numel()), round(bar_ratio * stats.total.numel())) < 1:
+    if min(round(rate * n), round(filter_rate * stats.total.numel()), round(bar_ratio * stats.total.numel())) < 1:
         return
-    rates = {"top_rate": top_rate, "filter_rate": filter_rate, "activation_bar_ratio": bar_ratio}
+    rates = {"rate": rate, "filter_rate": filter_rate, "activation_bar_ratio": bar_ratio}
     mean = stats.total / stats.n_tokens
     weights = {
         (i, j): [max(0.0, x) for x in mean[i, j].tolist()] for i in range(mean.shape[0]) for j in range(mean.shape[1])
@@ -84,19 +87,20 @@ def test_lave_is_lape_on_means_clipped_at_zero(stats, top_rate, filter_rate, bar
     agrees_up_to_ties(lave(stats, **rates), weights, **rates)
 
 
-@given(statistics(), st.sampled_from([0.5, 0.9, 1.0]))
-def test_activation_percentile_compares_within_a_language(stats, percentile):
+@given(statistics(), st.sampled_from([0.5, 0.1, 0.02]))
+def test_activation_percentile_compares_within_a_language(stats, rate):
     n_layers, n_neurons, n_languages = stats.total.shape
-    if round(percentile * n_layers * n_neurons) < 1:
+    n = n_layers * n_neurons
+    if round((1 - rate) * n) < 1 or round(rate * n) < 1:
         return
     mean = (stats.total / stats.n_tokens).tolist()
     expected = {(i, j): set() for i in range(n_layers) for j in range(n_neurons)}
     for k in range(n_languages):
-        bar = oracles.value_of_rank([mean[i][j][k] for i, j in expected], percentile)
+        bar = oracles.value_of_rank([mean[i][j][k] for i, j in expected], 1 - rate)
         for i, j in expected:
             if mean[i][j][k] > bar:
                 expected[i, j].add(k)
-    assert cells(activation_percentile(stats, percentile=percentile)) == expected
+    assert cells(activation_percentile(stats, rate=rate)) == expected
 
 
 @given(statistics(), st.integers(1, 12))
@@ -116,7 +120,7 @@ def test_of_equal_scores_the_first_neurons_come_first_and_impossible_ones_never(
     scores = NeuronScores(values, ("en",), "m")
     assert scores.top(2).to_frame().values.tolist() == [["en", 0, 1], ["en", 0, 2]]
     assert scores.top(6).sizes()["en"] == 5
-    with pytest.raises(ValueError, match="n=7 neurons a language cannot be chosen of 6"):
+    with pytest.raises(ValueError, match="n must be a number of neurons from 1 to 6, got 7"):
         scores.top(7)
     with pytest.raises(ValueError, match=r"score of neuron 1\.2 for 'en' is not a number"):
         NeuronScores(
@@ -127,7 +131,7 @@ def test_of_equal_scores_the_first_neurons_come_first_and_impossible_ones_never(
 @given(statistics())
 def test_the_rankings_by_entropy_agree_with_the_sets(stats):
     for choose, scores in ((lape, lape_scores(stats)), (lave, lave_scores(stats))):
-        everything = choose(stats, top_rate=1.0)
+        everything = choose(stats, rate=1.0)
         entropy_is_finite = torch.isfinite(scores.values).permute(2, 0, 1)
         assert torch.equal(everything.masks & entropy_is_finite, entropy_is_finite)
     assert torch.equal(lap_scores(stats).values, stats.activation_probability())
@@ -135,8 +139,8 @@ def test_the_rankings_by_entropy_agree_with_the_sets(stats):
 
 def test_scores_save_and_load_back_equal(tmp_path):
     scores = NeuronScores(torch.tensor([[[1.0, -torch.inf]]]), ("en", "fr"), "m", {"a": 1}, "model", "f", "q")
-    scores.save(tmp_path / "s.safetensors")
-    back = NeuronScores.load(tmp_path / "s.safetensors")
+    save(scores, tmp_path / "s.safetensors")
+    back = load(tmp_path / "s.safetensors", NeuronScores)
     assert torch.equal(back.values, scores.values)
     assert (back.languages, back.method, back.parameters, back.part) == (("en", "fr"), "m", {"a": 1}, "q")
 
@@ -163,7 +167,7 @@ def unbridged(model):
 
 def test_relative_change_is_the_norm_of_the_difference(unbridged):
     other = changed(unbridged, [(0, 1)], 0.5)
-    change = relative_change(unbridged, {"en": unbridged, "fr": other})
+    change = record_weight_change(unbridged, {"en": unbridged, "fr": other}).relative
     mlp = unbridged.blocks[0].mlp
     parts = [mlp.W_in[:, 1], mlp.W_out[1]] + ([mlp.W_gate[:, 1]] if is_gated(unbridged) else [])
     n = sum(len(p) for p in parts)
@@ -181,17 +185,18 @@ def test_a_neuron_that_only_one_language_leaves_alone_belongs_to_it(unbridged):
         "fr": changed(unbridged, everything, 0.1),
         "ja": changed(unbridged, everything, 0.12),
     }
-    found = parameter_variation(unbridged, tuned, top_rate=0.02)
+    change = record_weight_change(unbridged, tuned)
+    found = parameter_variation(change, rate=0.02)
     assert found.to_frame().values.tolist() == [["en", 1, 3]]
-    assert parameter_variation_scores(unbridged, tuned).top(1)["en"].to_frame().values.tolist() == [["en", 1, 3]]
-    with pytest.raises(ValueError, match="record at least two"):
-        parameter_variation(unbridged, {"en": tuned["en"]})
+    assert parameter_variation_scores(change).top(1)["en"].to_frame().values.tolist() == [["en", 1, 3]]
+    with pytest.raises(ValueError, match="at least two languages"):
+        record_weight_change(unbridged, {"en": tuned["en"]})
 
 
 @pytest.mark.parametrize("method", [lape, lave, lap, activation_percentile])
 def test_one_language_is_too_few(method):
     zeros = ActivationStats.zeros(["en"], 1, 3, **ORIGIN)
-    with pytest.raises(ValueError, match="record at least two"):
+    with pytest.raises(ValueError, match="at least two languages"):
         method(zeros)
 
 
@@ -203,9 +208,21 @@ def test_rates_and_thresholds_out_of_range_are_refused():
         *[torch.ones(1, 4, 2, dtype=torch.float64)] * 3,
         **ORIGIN,
     )
-    with pytest.raises(ValueError, match=r"threshold=1\.0 is no probability"):
+    with pytest.raises(ValueError, match="threshold must be a probability that can be exceeded"):
         lap(stats, threshold=1.0)
-    with pytest.raises(ValueError, match=r"percentile=0\.0 selects none"):
-        activation_percentile(stats, percentile=0.0)
-    with pytest.raises(ValueError, match=r"top_rate=2\.0 selects none or more"):
-        lave(stats, top_rate=2.0)
+    with pytest.raises(ValueError, match=r"rate must be a share above 0 and up to 1, got 0\.0"):
+        activation_percentile(stats, rate=0.0)
+    with pytest.raises(ValueError, match=r"rate must be a share above 0 and up to 1, got 2\.0"):
+        lave(stats, rate=2.0)
+    with pytest.raises(ValueError, match="rate must be at least 1/4 to choose one of 4 values, got 0.01"):
+        lave(stats, rate=0.01)
+    with pytest.raises(ValueError, match="lap takes a rate or a threshold"):
+        lap(stats, rate=0.5, threshold=0.5)
+
+
+def test_weight_change_saves_and_loads(tmp_path):
+    change = WeightChange(torch.rand(2, 3, 2).double(), ("en", "fr"), "m", "f")
+    save(change, tmp_path / "c.safetensors")
+    back = load(tmp_path / "c.safetensors")
+    assert isinstance(back, WeightChange)
+    assert torch.equal(back.relative, change.relative)

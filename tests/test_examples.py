@@ -6,13 +6,13 @@ from hypothesis import strategies as st
 import checkpoints
 import oracles
 from mi_multilingual import NeuronSet, logit_effects, top_examples
-from mi_multilingual.analysis import examples
 from mi_multilingual.analysis.examples import AFTER, BEFORE, Highest, highest_tokens, text_reader, vocabulary_text
 from mi_multilingual.models.hooked import fingerprint, run_trunk, site_of
-from mi_multilingual.tokens import TokenRows, token_rows
+from mi_multilingual.tokens import TOKENS_PER_BATCH, Reading, TokenRows, token_rows
 
 LANGUAGES = ("en", "fr", "ja")
 WINDOW = 9
+READING = Reading(window=WINDOW)
 
 
 def chosen(model, rate=0.3):
@@ -31,13 +31,13 @@ def whole_activations(model, rows, name, layer):
 @torch.no_grad()
 @pytest.mark.parametrize(("layout", "name"), [("stream", "gate"), ("documents", "post")])
 def test_examples_are_the_highest_tokens_of_all(model, corpus, layout, name, monkeypatch):
-    monkeypatch.setattr(examples, "TOKENS_A_BATCH", 2 * WINDOW)
+    monkeypatch.setitem(TOKENS_PER_BATCH, "statistics", 2 * WINDOW)
     neurons = chosen(model)
-    options = {"site": name, "window": WINDOW, "layout": layout, "progress": False}
-    table = top_examples(model, corpus, neurons, k=3, **options)
+    options = {"site": name, "reading": Reading(window=WINDOW, layout=layout), "progress": False}
+    table = top_examples(model, corpus, neurons, n=3, **options)
     n_compared = 0
     for language in corpus.languages:
-        rows = token_rows(corpus, language, model.tokenizer, window=WINDOW, layout=layout)
+        rows = token_rows(corpus, language, model.tokenizer, Reading(window=WINDOW, layout=layout))
         for layer in range(model.cfg.n_layers):
             activation = whole_activations(model, rows, name, layer)
             for j in neurons.union()[layer].nonzero().flatten().tolist():
@@ -85,7 +85,7 @@ def test_streaming_keeps_what_all_at_once_would(data):
 @torch.no_grad()
 def test_logit_effects_are_the_row_through_norm_and_unembedding(model):
     neurons = chosen(model, rate=0.08)
-    table = logit_effects(model, neurons, k=4)
+    table = logit_effects(model, neurons, n=4)
     weight = model.ln_final.weight if hasattr(model.ln_final, "weight") else model.ln_final.w
     for (layer, j), part in table.groupby(["layer", "neuron"]):
         row = model.blocks[layer].mlp.W_out[j].tolist()
@@ -104,7 +104,7 @@ def test_planted_neurons_promote_words_of_their_language():
 
     planted = planted_model(n_languages=3)
     for language in planted.causal.groups:
-        table = logit_effects(planted.model, planted.causal[language], k=5)
+        table = logit_effects(planted.model, planted.causal[language], n=5)
         promoted = table[table.direction == "promoted"].token.str.strip()
         assert promoted.str.startswith(f"{language}w").all()
 
@@ -133,23 +133,26 @@ def test_a_token_that_is_no_character_goes_by_its_name(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"k": 0}, "k=0 examples a neuron and language; give at least 1"),
-        ({"masks": torch.ones(3, 2, 5, dtype=torch.bool)}, r"the set holds mlp neurons of shape \(2, 5\)"),
+        ({"n": 0}, "n must be at least 1 example per neuron and language, got 0"),
+        (
+            {"masks": torch.ones(3, 2, 5, dtype=torch.bool)},
+            "must be of 2 layers x 24 mlp neurons, got 2 x 5",
+        ),
         ({"model_fingerprint": "other"}, "made for other weights"),
-        ({"part": "q"}, "the set holds q neurons"),
+        ({"part": "q"}, "neurons must be of the MLP, got part 'q'"),
     ],
 )
 def test_what_does_not_fit_is_refused(ungated, corpus, change, message):
     from dataclasses import replace
 
-    k = change.pop("k", 2)
+    n = change.pop("n", 2)
     with pytest.raises(ValueError, match=message):
-        top_examples(ungated, corpus, replace(chosen(ungated), **change), k=k, window=WINDOW, progress=False)
+        top_examples(ungated, corpus, replace(chosen(ungated), **change), n=n, reading=READING, progress=False)
 
 
 def test_more_tokens_than_half_of_the_vocabulary_are_refused(ungated):
-    with pytest.raises(ValueError, match="k=201 tokens; give 1 to 200, half of the vocabulary"):
-        logit_effects(ungated, chosen(ungated), k=201)
+    with pytest.raises(ValueError, match="n must be a number of tokens from 1 to 200, half of the vocabulary, got 201"):
+        logit_effects(ungated, chosen(ungated), n=201)
 
 
 def test_activations_that_are_not_finite_are_refused(tmp_path, corpus):
@@ -159,10 +162,10 @@ def test_activations_that_are_not_finite_are_refused(tmp_path, corpus):
     broken.blocks[1].mlp.b_in.data[4] = torch.inf
     masks = torch.ones(3, 2, checkpoints.D_MLP, dtype=torch.bool)
     with pytest.raises(ValueError, match="neuron 4 in layer 1 are not finite on 'en'"):
-        top_examples(broken, corpus, NeuronSet(masks, LANGUAGES, "all"), window=WINDOW, progress=False)
+        top_examples(broken, corpus, NeuronSet(masks, LANGUAGES, "all"), reading=READING, progress=False)
 
 
 def test_an_empty_set_gives_empty_tables(ungated, corpus):
     none = NeuronSet(torch.zeros(3, 2, checkpoints.D_MLP, dtype=torch.bool), LANGUAGES, "none")
-    assert top_examples(ungated, corpus, none, window=WINDOW, progress=False).empty
+    assert top_examples(ungated, corpus, none, reading=READING, progress=False).empty
     assert logit_effects(ungated, none).empty

@@ -15,6 +15,9 @@ from mi_multilingual import NeuronSet, ablate, generate, load_model, record
 from mi_multilingual.models.hooked import fingerprint, site_of
 from mi_multilingual.patching.changes import Intervention, add_mean, add_mean_difference, set_to_mean
 from mi_multilingual.patching.hooks import steer
+from mi_multilingual.tokens import Reading
+
+READING = Reading(window=8)
 
 TOKENS = torch.randint(3, 300, (2, 9), generator=torch.Generator().manual_seed(0))
 
@@ -83,7 +86,7 @@ def test_an_empty_set_changes_nothing(model):
 
 def test_mean_ablation_holds_the_mean_of_the_language(model, corpus):
     neurons = chosen(model)["en"]
-    stats = record(model, corpus, site="post", window=8, progress=False)
+    stats = record(model, corpus, site="post", reading=READING, progress=False)
     seen = {}
     hooks = [
         (site_of(model, "post").hook_name(layer), lambda x, hook, layer=layer: seen.__setitem__(layer, x))
@@ -135,7 +138,7 @@ def test_mistakes_are_told(model, corpus):
     other = NeuronSet(chosen(model).masks, ("en", "fr"), "m", model_fingerprint="another")
     with pytest.raises(ValueError, match="made for other weights"), ablate(model, other):
         pass
-    gate = record(model, corpus, site="gate", window=8, progress=False)
+    gate = record(model, corpus, site="gate", reading=READING, progress=False)
     with (
         pytest.raises(ValueError, match="the statistics are of 'gate'"),
         ablate(model, chosen(model), mean_of=(gate, "fr")),
@@ -300,7 +303,7 @@ def test_the_order_is_the_order_given(model):
 def test_means_of_a_language_come_from_the_recording_at_its_site(model, corpus):
     neurons = chosen(model)["en"]
     for where in ("gate", "post"):
-        stats = record(model, corpus, site=where, window=8, progress=False)
+        stats = record(model, corpus, site=where, reading=READING, progress=False)
         en, fr, ja = stats.mean().unbind(-1)
         held = set_to_mean(neurons, stats, "fr")
         assert (held.kind, held.site, held.positions) == ("set", where, "all")
@@ -388,7 +391,7 @@ def test_mistakes_in_steering_are_told_before_anything_runs(model, corpus):
     }.items():
         with pytest.raises(ValueError, match=match), steer(model, *wrong):
             pass
-    stats = record(model, corpus, site="post", window=8, progress=False)
+    stats = record(model, corpus, site="post", reading=READING, progress=False)
     with pytest.raises(ValueError, match="nothing was recorded for 'de'"):
         add_mean(neurons, stats, "de")
     with pytest.raises(ValueError, match="record other languages"):
@@ -521,7 +524,7 @@ def test_columns_at_some_positions_are_those_of_these_tokens(model):
 
 def test_mistakes_about_columns_are_told(model, corpus):
     neurons = columns(model, "k")
-    stats = record(model, corpus, site="post", window=8, progress=False)
+    stats = record(model, corpus, site="post", reading=READING, progress=False)
     for kind in ("set", "add"):
         with pytest.raises(ValueError, match=f"kind '{kind}' is for neurons of the MLP, these are columns of W_K"):
             Intervention(kind, neurons, 1.0)
@@ -531,7 +534,7 @@ def test_mistakes_about_columns_are_told(model, corpus):
         pass
     wrong = replace(chosen(model)["en"], part="q")
     with (
-        pytest.raises(ValueError, match=r"\(layers, q neurons a layer\), the model has \(2, 16\)"),
+        pytest.raises(ValueError, match="must be of 2 layers x 16 q neurons"),
         ablate(model, wrong),
     ):
         pass
@@ -550,5 +553,5 @@ def test_a_region_of_layers_can_be_off(model):
     with ablate(model, neurons):
         torch.testing.assert_close(logits(model), apart)
     for wrong in ([], [2], [-1], range(3)):
-        with pytest.raises(ValueError, match=r"are no region of this set, which has layers 0\.\.1"):
+        with pytest.raises(ValueError, match=r"layers must be some of 0\.\.1"):
             neurons.in_layers(wrong)

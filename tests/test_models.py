@@ -148,7 +148,7 @@ def test_mistakes_are_told(folders, tmp_path):
         site_of(model, "pre")
     with pytest.raises(ValueError, match="needs a gated MLP"):
         site_of(model, "up")
-    with pytest.raises(ValueError, match="unknown backend 'fast'"):
+    with pytest.raises(ValueError, match="backend must be auto, hooked or bridge, got 'fast'"):
         load_model(folders("opt"), backend="fast")
     with pytest.raises(ValueError, match="has no config.json"):
         load_model(tmp_path)

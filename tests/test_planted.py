@@ -59,7 +59,7 @@ def test_only_the_causal_neurons_matter_to_the_loss(planted, text):
 def test_lape_recovers_the_correlational_truth(planted, text):
     stats = record(planted.model, text, layout="documents", progress=False)
     share = int(planted.correlational.union().sum()) / planted.causal.masks[0].numel()
-    assert f1(lape(stats, top_rate=share), planted.correlational) >= 0.98
+    assert f1(lape(stats, rate=share), planted.correlational) >= 0.98
 
 
 def test_relevance_tells_causes_from_decoys_and_lape_cannot(planted, text):

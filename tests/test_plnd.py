@@ -2,8 +2,10 @@ import pytest
 import torch
 
 from mi_multilingual import common_core, plnd, plnd_scores, record_impact
+from mi_multilingual.corpora import Corpus
 from mi_multilingual.evidence.impact import Impact, ranks
 from mi_multilingual.models.hooked import is_gated
+from mi_multilingual.tokens import DOCUMENTS
 
 PARTS = ("mlp", "q", "k", "v")
 
@@ -73,10 +75,10 @@ def brute_ranks(table):
 @pytest.mark.parametrize("part", ["mlp", "v"])
 def test_mlp_and_value_impacts_are_what_switching_off_changes(model, corpus, part):
     small = corpus.take(["en", "fr"])
-    found = record_impact(model, small, progress=False)[part]
+    found = record_impact(model, small, progress=False)
     for k, docs in enumerate(documents(model, small).values()):
         tables = [impact_by_switching_off(model, ids, part) for ids in docs]
-        torch.testing.assert_close(found.least[..., k], torch.stack(tables).amin(0), atol=1e-5, rtol=1e-3)
+        torch.testing.assert_close(found.least[part][..., k], torch.stack(tables).amin(0), atol=1e-5, rtol=1e-3)
 
 
 @torch.no_grad()
@@ -118,12 +120,12 @@ def test_query_and_key_impacts_are_the_change_of_the_pattern(model, corpus):
                 table = torch.stack(rows)
                 least[part] = table if least[part] is None else torch.minimum(least[part], table)
         for part in ("q", "k"):
-            torch.testing.assert_close(found[part].least[..., k], least[part], atol=1e-5, rtol=1e-3)
+            torch.testing.assert_close(found.least[part][..., k], least[part], atol=1e-5, rtol=1e-3)
 
 
 def test_the_released_score_adds_up_absolute_inputs(model, corpus):
     small = corpus.take(["en", "fr"])
-    found = record_impact(model, small, score="released", progress=False)["mlp"]
+    found = record_impact(model, small, score="released", progress=False)
     name = "hook_pre_linear" if is_gated(model) else "hook_pre"
     for k, docs in enumerate(documents(model, small).values()):
         tables = []
@@ -136,8 +138,8 @@ def test_the_released_score_adds_up_absolute_inputs(model, corpus):
             with torch.no_grad():
                 model.run_with_hooks(torch.tensor([ids]), return_type=None, fwd_hooks=hooks)
             tables.append(torch.stack([seen[i] for i in range(model.cfg.n_layers)]))
-        torch.testing.assert_close(found.least[..., k], torch.stack(tables).amin(0), atol=1e-4, rtol=1e-4)
-        assert torch.equal(found.worst_rank[..., k], torch.stack([brute_ranks(t) for t in tables]).amax(0))
+        torch.testing.assert_close(found.least["mlp"][..., k], torch.stack(tables).amin(0), atol=1e-4, rtol=1e-4)
+        assert torch.equal(found.worst_rank["mlp"][..., k], torch.stack([brute_ranks(t) for t in tables]).amax(0))
 
 
 def test_ranks_count_neurons_with_more_impact_and_put_the_silent_last():
@@ -149,7 +151,9 @@ def test_ranks_count_neurons_with_more_impact_and_put_the_silent_last():
 def impact_of(worst_rank, least=None):
     worst_rank = torch.tensor(worst_rank)
     least = torch.ones(worst_rank.shape) if least is None else torch.tensor(least)
-    return Impact(worst_rank, least, ("en", "fr"), "mlp", "paper", torch.tensor([3, 3]), "m", "f")
+    return Impact(
+        {"mlp": worst_rank}, {"mlp": least}, ("en", "fr"), "paper", torch.tensor([3, 3]), "m", "f", "c", DOCUMENTS
+    )
 
 
 def test_specific_is_important_for_all_documents_of_one_language_less_the_core():
@@ -164,7 +168,7 @@ def test_epsilon_is_an_alternative_to_the_rate():
     impact = impact_of([[[1, 1], [2, 2]]], [[[0.5, 0.1], [0.2, 0.2]]])
     assert plnd(impact, epsilon=0.2).to_frame().values.tolist() == [["en", 0, 0]]
     assert plnd(impact, epsilon=0.15).to_frame().values.tolist() == [["en", 0, 0]]
-    with pytest.raises(ValueError, match=r"epsilon=-1\.0 is no impact"):
+    with pytest.raises(ValueError, match=r"epsilon must be an impact of at least 0, got -1\.0"):
         plnd(impact, epsilon=-1.0)
 
 
@@ -177,9 +181,25 @@ def test_the_ranking_prefers_neurons_that_few_rates_find_common():
 
 def test_parts_have_their_own_sets(model, corpus):
     found = record_impact(model, corpus, progress=False)
-    sets = {part: plnd(found[part], rate=0.3) for part in PARTS}
+    sets = {part: plnd(found, rate=0.3, part=part) for part in PARTS}
     assert [s.part for s in sets.values()] == list(PARTS)
     with pytest.raises(ValueError, match="cannot combine sets"):
         sets["mlp"] | sets["q"]
-    with pytest.raises(ValueError, match="unknown score 'other'"):
+    with pytest.raises(ValueError, match="score must be one of paper, released, got 'other'"):
         record_impact(model, corpus, score="other", progress=False)
+    with pytest.raises(ValueError, match="part must be one of mlp, q, k, v, got 'o'"):
+        plnd(found, part="o")
+
+
+def test_the_impact_of_two_texts_is_that_of_both_together(model, corpus):
+    cuts = (slice(1), slice(1, 3))
+    parts = [
+        record_impact(model, Corpus({k: d[cut] for k, d in corpus.documents.items()}, "s"), progress=False)
+        for cut in cuts
+    ]
+    whole = record_impact(model, corpus, progress=False)
+    assert torch.equal(sum(parts).n_documents, whole.n_documents)
+    for part in PARTS:
+        torch.testing.assert_close(sum(parts).least[part], whole.least[part], atol=1e-5, rtol=1e-4)
+        same = (sum(parts).worst_rank[part] == whole.worst_rank[part]).double().mean()
+        assert same > 0.95, "ranks of neurons whose impacts tie up to rounding may be swapped"

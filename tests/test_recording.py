@@ -1,6 +1,4 @@
-import functools
 import itertools
-import operator
 import os
 import runpy
 import socket
@@ -14,22 +12,25 @@ from hypothesis import strategies as st
 
 import checkpoints
 from mi_multilingual import ActivationStats, load_corpus, load_model, record, record_distributed, site_of, token_rows
-from mi_multilingual import recording as recording_module
 from mi_multilingual.corpora import Corpus
+from mi_multilingual.evidence import activations as recording_module
 from mi_multilingual.evidence.activations import TENSORS, counted_pieces, reduced
 from mi_multilingual.models.hooked import is_gated
+from mi_multilingual.storage import load, save
+from mi_multilingual.tokens import Reading
 
 WINDOW = 8
+READING = Reading(window=WINDOW)
 
 
-def brute_force(model, corpus, site_name, bos="auto", layout="stream"):
+def brute_force(model, corpus, site_name, bos="tokenizer", layout="stream"):
     """Counts, sums, sums of squares and maxima by a loop over rows and positions of an all-activation cache."""
     where = site_of(model, site_name)
     shape = (model.cfg.n_layers, model.cfg.d_mlp, len(corpus.languages))
     active, total, squares = (torch.zeros(shape, dtype=torch.float64) for _ in range(3))
     maximum, n_tokens = torch.full(shape, -torch.inf, dtype=torch.float64), torch.zeros(len(corpus.languages))
     for k, language in enumerate(corpus.languages):
-        rows = token_rows(corpus, language, model.tokenizer, window=WINDOW, bos=bos, layout=layout)
+        rows = token_rows(corpus, language, model.tokenizer, Reading(window=WINDOW, bos=bos, layout=layout))
         for tokens, valid in zip(rows.tokens, rows.valid, strict=True):
             _, cache = model.run_with_cache(tokens[None])
             for layer, pos in itertools.product(range(model.cfg.n_layers), range(len(tokens))):
@@ -44,14 +45,16 @@ def brute_force(model, corpus, site_name, bos="auto", layout="stream"):
 
 
 @pytest.mark.parametrize(
-    ("bos", "layout"), [("auto", "stream"), ("count", "stream"), ("none", "documents"), ("row", "documents")]
+    ("bos", "layout"), [("tokenizer", "stream"), ("count", "stream"), ("none", "documents"), ("row", "documents")]
 )
 @pytest.mark.parametrize("site_name", ["gate", "post", "up"])
 @torch.no_grad()
 def test_statistics_equal_a_loop_over_cached_activations(model, corpus, site_name, bos, layout):
     if site_name == "up" and not is_gated(model):
         return
-    stats = record(model, corpus, site=site_name, window=WINDOW, bos=bos, layout=layout, progress=False)
+    stats = record(
+        model, corpus, site=site_name, reading=Reading(window=WINDOW, bos=bos, layout=layout), progress=False
+    )
     n_tokens, active, total, squares, maximum = brute_force(model, corpus, site_name, bos, layout)
     assert stats.n_tokens.tolist() == n_tokens.tolist()
     assert torch.equal(stats.active, active.long())
@@ -64,21 +67,21 @@ def test_statistics_equal_a_loop_over_cached_activations(model, corpus, site_nam
 
 def test_the_gate_and_the_product_differ_in_sign(tmp_path, corpus):
     model = load_model(checkpoints.checkpoint("llama", tmp_path), device="cpu")
-    gate, post = (record(model, corpus, site=s, window=WINDOW, progress=False) for s in ("gate", "post"))
+    gate, post = (record(model, corpus, site=s, reading=READING, progress=False) for s in ("gate", "post"))
     assert not torch.equal(gate.active, post.active)
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 5])
 def test_counts_do_not_depend_on_the_batch_size(model, corpus, batch_size):
-    one, other = (record(model, corpus, window=WINDOW, batch_size=b, progress=False) for b in (3, batch_size))
+    one, other = (record(model, corpus, reading=READING, batch_size=b, progress=False) for b in (3, batch_size))
     assert torch.equal(one.active, other.active)
     torch.testing.assert_close(one.total, other.total, atol=1e-4, rtol=1e-4)
 
 
 def test_recording_shards_and_adding_equals_recording_at_once(model, corpus):
     shards = [Corpus({k: (texts[i],) for k, texts in corpus.documents.items()}, "shard") for i in range(3)]
-    whole = record(model, corpus, window=WINDOW, layout="documents", progress=False)
-    parts = [record(model, s, window=WINDOW, layout="documents", progress=False) for s in shards]
+    whole = record(model, corpus, reading=Reading(window=WINDOW, layout="documents"), progress=False)
+    parts = [record(model, s, reading=Reading(window=WINDOW, layout="documents"), progress=False) for s in shards]
     added = parts[0] + parts[1] + parts[2]
     assert torch.equal(added.active, whole.active)
     assert torch.equal(added.n_tokens, whole.n_tokens)
@@ -92,14 +95,14 @@ def equal(a, b):
 
 
 def test_saved_statistics_load_back_equal(ungated, corpus, tmp_path):
-    stats = record(ungated, corpus, window=WINDOW, progress=False)
-    stats.save(tmp_path / "stats.safetensors")
-    assert equal(ActivationStats.load(tmp_path / "stats.safetensors"), stats)
+    stats = record(ungated, corpus, reading=READING, progress=False)
+    save(stats, tmp_path / "stats.safetensors")
+    assert equal(load(tmp_path / "stats.safetensors"), stats)
 
 
 @pytest.mark.parametrize("stop_at", range(1, 9))
 def test_an_interrupted_recording_goes_on_to_the_same_numbers(ungated, corpus, tmp_path, monkeypatch, stop_at):
-    options = {"window": WINDOW, "batch_size": 3, "progress": False}
+    options = {"reading": READING, "batch_size": 3, "progress": False}
     undisturbed = record(ungated, corpus, **options)
     real, calls = recording_module.batch_stats, []
 
@@ -120,18 +123,24 @@ def test_an_interrupted_recording_goes_on_to_the_same_numbers(ungated, corpus, t
 
 def all_batches(model, corpus, batch_size):
     for language in corpus.languages:
-        yield from token_rows(corpus, language, model.tokenizer, window=WINDOW).batches(batch_size)
+        yield from token_rows(corpus, language, model.tokenizer, Reading(window=WINDOW)).batches(batch_size)
 
 
 def test_a_checkpoint_of_another_recording_is_refused(ungated, corpus, tmp_path):
-    record(ungated, corpus, window=WINDOW, progress=False, checkpoint=tmp_path / "c")
-    with pytest.raises(ValueError, match="recorded with another protocol"):
-        record(ungated, corpus, window=WINDOW + 1, progress=False, checkpoint=tmp_path / "c")
+    record(ungated, corpus, reading=READING, progress=False, checkpoint=tmp_path / "c")
+    with pytest.raises(ValueError, match="recorded with another reading"):
+        record(ungated, corpus, reading=Reading(window=WINDOW + 1), progress=False, checkpoint=tmp_path / "c")
     with pytest.raises(ValueError, match="recorded with another languages"):
-        record(ungated, corpus.take(["fr", "en"]), window=WINDOW, progress=False, checkpoint=tmp_path / "c")
-    with pytest.raises(ValueError, match="cannot add statistics whose site differ: 'gate' and 'post'"):
-        record(ungated, corpus, window=WINDOW, progress=False) + record(
-            ungated, corpus, site="post", window=WINDOW, progress=False
+        record(
+            ungated,
+            corpus.take(["fr", "en"]),
+            reading=READING,
+            progress=False,
+            checkpoint=tmp_path / "c",
+        )
+    with pytest.raises(ValueError, match="site must be the same in all ActivationStats .* got 'gate' and 'post'"):
+        record(ungated, corpus, reading=READING, progress=False) + record(
+            ungated, corpus, site="post", reading=READING, progress=False
         )
 
 
@@ -165,7 +174,7 @@ def test_recording_leaves_no_hook_behind(model, corpus, site_name):
     tokens = torch.tensor([[1, 5, 9, 30]])
     with torch.no_grad():
         before = model(tokens, return_type="logits")
-        record(model, corpus, site=site_name, window=WINDOW, progress=False)
+        record(model, corpus, site=site_name, reading=READING, progress=False)
         assert torch.equal(model(tokens, return_type="logits"), before)
 
 
@@ -181,13 +190,13 @@ def test_activations_that_are_not_finite_are_named(tmp_path, corpus):
     with torch.no_grad():
         model.blocks[1].mlp.b_in[7] = torch.nan
     with pytest.raises(ValueError, match="neuron 7 in layer 1 are not finite on 'en'"):
-        record(model, corpus, window=WINDOW, progress=False)
+        record(model, corpus, reading=READING, progress=False)
 
 
 def test_statistics_of_nothing_are_refused_and_the_identity_of_addition(ungated, corpus):
-    stats = record(ungated, corpus, window=WINDOW, progress=False)
+    stats = record(ungated, corpus, reading=READING, progress=False)
     zero = ActivationStats.zeros(
-        stats.languages, *stats.active.shape[:2], **{k: v for k, v in stats.header().items() if k != "languages"}
+        stats.languages, *stats.active.shape[:2], **{k: getattr(stats, k) for k in stats.header() if k != "languages"}
     )
     assert equal(stats + zero, stats)
     with pytest.raises(ValueError, match="no token was counted for en, fr, ja"):
@@ -221,15 +230,16 @@ def close_to(parts, whole):
 def test_the_shards_of_a_recording_add_up_to_it(
     ungated, corpus, number, layout, bos, batch_size, languages, n_languages
 ):
-    options = {"window": WINDOW, "layout": layout, "bos": bos, "batch_size": batch_size, "progress": False}
+    reading = Reading(window=WINDOW, layout=layout, bos=bos)
+    options = {"reading": reading, "batch_size": batch_size, "progress": False}
     some = corpus.take(languages[:n_languages])
     parts = [record(ungated, some, shard=(i, number), **options) for i in range(number)]
-    assert close_to(functools.reduce(operator.add, parts), record(ungated, some, **options))
+    assert close_to(sum(parts), record(ungated, some, **options))
 
 
 def test_every_batch_is_in_one_shard_and_shards_are_alike_in_size(ungated, corpus):
     sizes = [
-        int(record(ungated, corpus, window=WINDOW, batch_size=1, shard=(i, 3), progress=False).n_tokens.sum())
+        int(record(ungated, corpus, reading=READING, batch_size=1, shard=(i, 3), progress=False).n_tokens.sum())
         for i in range(3)
     ]
     assert max(sizes) - min(sizes) <= WINDOW, "every third row of all languages"
@@ -237,12 +247,12 @@ def test_every_batch_is_in_one_shard_and_shards_are_alike_in_size(ungated, corpu
 
 @pytest.mark.parametrize("shard", [(1, 1), (-1, 2), (0, 0)])
 def test_a_shard_that_is_none_is_refused(ungated, corpus, shard):
-    with pytest.raises(ValueError, match="is none of a recording"):
-        record(ungated, corpus, window=WINDOW, shard=shard, progress=False)
+    with pytest.raises(ValueError, match="shard must be"):
+        record(ungated, corpus, reading=READING, shard=shard, progress=False)
 
 
 def test_a_checkpoint_of_another_shard_is_refused(ungated, corpus, tmp_path):
-    options = {"window": WINDOW, "checkpoint": tmp_path / "c", "progress": False}
+    options = {"reading": READING, "checkpoint": tmp_path / "c", "progress": False}
     record(ungated, corpus, shard=(0, 2), **options)
     with pytest.raises(ValueError, match="recorded with another protocol"):
         record(ungated, corpus, shard=(1, 2), **options)
@@ -250,7 +260,7 @@ def test_a_checkpoint_of_another_shard_is_refused(ungated, corpus, tmp_path):
 
 def test_recording_in_a_group_needs_one(ungated, corpus):
     with pytest.raises(ValueError, match="start with torchrun"):
-        record_distributed(ungated, corpus, window=WINDOW)
+        record_distributed(ungated, corpus, reading=READING)
 
 
 def one_of_two(rank, folder, port, queue):
@@ -263,9 +273,9 @@ def one_of_two(rank, folder, port, queue):
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
     model = load_model(folder / "model", device="cpu")
     corpus = Corpus({k: tuple(texts) for k, texts in checkpoints.SENTENCES.items()}, "sentences of the tests")
-    options = {"window": WINDOW, "batch_size": 2, "progress": False}
+    options = {"reading": READING, "batch_size": 2, "progress": False}
     stats = record_distributed(model, corpus, checkpoint=folder / "partial", **options)
-    stats.save(folder / f"{rank}.safetensors")
+    save(stats, folder / f"{rank}.safetensors")
     errors = []
     for other in ({"site": "up" if rank else "gate"}, {"batch_size": 1 + rank}):
         try:
@@ -300,10 +310,10 @@ def test_two_processes_record_what_one_records(tmp_path, corpus):
             process.join(10)
             process.kill()
     model = load_model(tmp_path / "model", device="cpu")
-    documented = ActivationStats.load(tmp_path / "documented.safetensors")
+    documented = load(tmp_path / "documented.safetensors")
     assert close_to(documented, record(model, load_corpus(tmp_path / "texts"), progress=False))
-    serial = record(model, corpus, window=WINDOW, batch_size=2, progress=False)
-    both = [ActivationStats.load(tmp_path / f"{rank}.safetensors") for rank in range(2)]
+    serial = record(model, corpus, reading=READING, batch_size=2, progress=False)
+    both = [load(tmp_path / f"{rank}.safetensors") for rank in range(2)]
     assert close_to(both[0], serial)
     assert equal(*both)
     assert sorted(p.name for p in tmp_path.glob("partial*")) == ["partial.0-of-2", "partial.1-of-2"]

@@ -8,6 +8,7 @@ import oracles
 from mi_multilingual import TYPES, categories, sharing_categories
 from mi_multilingual.corpora import Corpus
 from mi_multilingual.models.hooked import run_trunk, site_of
+from mi_multilingual.tokens import TOKENS_PER_BATCH
 
 
 @given(st.integers(2, 6), st.integers(1, 40), st.integers(0, 2**20), st.sampled_from([0.05, 0.5, 0.95]))
@@ -96,7 +97,7 @@ def test_the_types_are_a_partition_of_all_neurons_for_each_input(model, corpus):
 
 def test_results_do_not_depend_on_the_size_of_a_batch(model, corpus, monkeypatch):
     together = sharing_categories(model, corpus, progress=False)
-    monkeypatch.setattr("mi_multilingual.evidence.sharing.TOKENS_A_BATCH", 1)
+    monkeypatch.setitem(TOKENS_PER_BATCH, "prompts", 1)
     alone = sharing_categories(model, corpus, progress=False)
     assert torch.equal(together.counts, alone.counts)
     torch.testing.assert_close(together.squares, alone.squares)
@@ -137,10 +138,10 @@ def test_similar_languages_stand_side_by_side_in_the_overlap_table(model, corpus
 @pytest.mark.parametrize(
     ("documents", "options", "message"),
     [
-        ({"en": ("a",)}, {}, "record at least two"),
+        ({"en": ("a",)}, {}, "at least two languages"),
         ({"en": ("a", "b"), "fr": ("a",)}, {}, "inputs are not parallel: {'en': 2, 'fr': 1}"),
-        ({"en": ("a", "b"), "fr": ("c", "")}, {}, "input 1 has 0 tokens in 'fr'"),
-        ({"en": ("dog " * 99,), "fr": ("a",)}, {}, "input 0 has .* tokens in 'en'"),
+        ({"en": ("a", "b"), "fr": ("c", "")}, {}, "got 0 for input 1 in 'fr'"),
+        ({"en": ("dog " * 99,), "fr": ("a",)}, {}, "got .* for input 0 in 'en'"),
         ({"en": ("a",), "fr": ("b",)}, {"thresholds": [float("nan")]}, "must be finite"),
         ({"en": ("a",), "fr": ("b",)}, {"thresholds": []}, "at least one"),
         ({"en": ("a",), "fr": ("b",)}, {"tokens": "first"}, "choose 'last' or 'any'"),
@@ -158,7 +159,7 @@ def test_activations_that_are_not_finite_are_named(ungated, corpus):
     with torch.no_grad():
         weight[:, 5] = torch.nan
     try:
-        with pytest.raises(ValueError, match="neuron 5 in layer 1 is not finite for input 0 in 'en'"):
+        with pytest.raises(ValueError, match="got nan for neuron 5 in layer 1 for input 0 in 'en'"):
             sharing_categories(ungated, corpus, progress=False)
     finally:
         with torch.no_grad():

@@ -15,13 +15,16 @@ from mi_multilingual import (
     record_texts,
 )
 from mi_multilingual.analysis.significance import probabilities, resampled_weights
+from mi_multilingual.tokens import DOCUMENTS, Reading
 
 LANGUAGES = ("en", "fr", "ja")
+
+ORIGIN = ("gate", "m", "f", "c", DOCUMENTS)
 
 
 def counted(values, n_tokens, language, languages=LANGUAGES, reduction="active"):
     place = torch.arange(len(values))
-    return TextActivations(values, n_tokens, language, place, languages, reduction, 0.0, "gate", "m", "f", "c")
+    return TextActivations(values, n_tokens, language, place, languages, reduction, 0.0, *ORIGIN)
 
 
 def documents(seed=0, n=30, signal=True, n_neurons=60):
@@ -39,14 +42,14 @@ def documents(seed=0, n=30, signal=True, n_neurons=60):
 
 def test_sets_of_counts_a_document_are_the_sets_of_recorded_statistics(model, corpus):
     texts = record_texts(model, corpus, reductions=["active"], progress=False)["active"]
-    stats = record(model, corpus, layout="documents", progress=False)
+    stats = record(model, corpus, reading=Reading(layout="documents"), progress=False)
     assert torch.equal(probabilities(texts), stats.activation_probability())
-    assert lape_of_texts(texts, top_rate=0.3).masks_equal(lape(stats, top_rate=0.3))
+    assert lape_of_texts(texts, rate=0.3).masks_equal(lape(stats, rate=0.3))
 
 
 def test_membership_is_the_share_of_resamples_that_select():
     texts = documents(n=9, n_neurons=20)
-    rates = {"top_rate": 0.2, "filter_rate": 0.8, "activation_bar_ratio": 0.8}
+    rates = {"rate": 0.2, "filter_rate": 0.8, "activation_bar_ratio": 0.8}
     ours = lape_membership(texts, resamples=20, seed=3, **rates)
     random = np.random.default_rng(3)
     expected = torch.zeros(1, 20, 3)
@@ -68,7 +71,7 @@ def test_documents_are_drawn_within_languages():
 
 
 def test_neurons_of_a_language_are_significant_and_chance_finds_none():
-    table, p = permutation_test(documents(), permutations=1000, top_rate=0.05)
+    table, p = permutation_test(documents(), permutations=1000, rate=0.05)
     assert table.found.tolist() == [1, 1, 1]
     assert table.significant.tolist() == [1, 1, 1]
     assert table.chance_mean.max() < 0.2
@@ -78,7 +81,7 @@ def test_neurons_of_a_language_are_significant_and_chance_finds_none():
 def test_without_any_signal_chance_finds_as_many():
     found, chance, significant = [], [], []
     for seed in range(10):
-        table, _ = permutation_test(documents(seed, signal=False), permutations=50, seed=seed, top_rate=0.1)
+        table, _ = permutation_test(documents(seed, signal=False), permutations=50, seed=seed, rate=0.1)
         found.append(table.found.sum())
         chance.append(table.chance_mean.sum())
         significant.append(table.significant.sum())
@@ -88,7 +91,7 @@ def test_without_any_signal_chance_finds_as_many():
 
 def test_p_values_are_counted_and_corrected_as_benjamini_and_hochberg_say():
     texts = documents(n=12, n_neurons=15)
-    rates = {"top_rate": 0.4, "filter_rate": 0.5, "activation_bar_ratio": 0.5}
+    rates = {"rate": 0.4, "filter_rate": 0.5, "activation_bar_ratio": 0.5}
     _, ours = permutation_test(texts, permutations=30, seed=1, **rates)
     random = np.random.default_rng(1)
 
@@ -118,7 +121,7 @@ def test_p_values_are_counted_and_corrected_as_benjamini_and_hochberg_say():
 
 def test_halves_agree_where_there_is_a_signal_and_not_where_there_is_none():
     def first(texts):
-        return lape_of_texts(texts, top_rate=0.05)
+        return lape_of_texts(texts, rate=0.05)
 
     strong = half_agreement(documents(), first, splits=5)
     assert strong.agreement.tolist() == [1.0, 1.0, 1.0]
@@ -132,12 +135,12 @@ def test_mistakes_are_told():
     texts = documents(n=6)
     with pytest.raises(ValueError, match="these are 'mean' activations"):
         lape_membership(counted(texts.values, texts.n_tokens, texts.language, reduction="mean"))
-    with pytest.raises(ValueError, match="lape has no parameter 'rate'"):
-        lape_membership(texts, rate=0.1)
+    with pytest.raises(ValueError, match="must be among filter_rate, activation_bar_ratio, got 'share'"):
+        lape_membership(texts, share=0.1)
     with pytest.raises(ValueError, match="1 document of 'en' has no two halves"):
         half_agreement(documents(n=3), lape_of_texts)
-    with pytest.raises(ValueError, match="record at least two"):
+    with pytest.raises(ValueError, match="at least two languages"):
         lape_membership(counted(texts.values, texts.n_tokens, texts.language * 0, ("en",)))
     silent = counted(torch.zeros(6, 1, 4), texts.n_tokens, texts.language)
     with pytest.raises(ValueError, match="finds no language neuron"):
-        permutation_test(silent, top_rate=0.5)
+        permutation_test(silent, rate=0.5)

@@ -17,6 +17,9 @@ from mi_multilingual.patching.changes import Intervention
 from mi_multilingual.patching.export import export
 from mi_multilingual.patching.hooks import steer
 from mi_multilingual.patching.weights import bake, baked
+from mi_multilingual.tokens import Reading
+
+READING = Reading(window=8)
 
 TOKENS = torch.randint(3, 300, (2, 9), generator=torch.Generator().manual_seed(0))
 BACKENDS = list(itertools.product(["opt", "gpt2", "llama-grouped"], ["auto", "bridge"]))
@@ -252,7 +255,7 @@ def test_the_demo_model_can_be_exported(demo_model, tmp_path):
 
 def test_the_matrix_leaves_the_weights_as_they_were(loaded, corpus, monkeypatch):
     neurons, before = chosen(loaded), state(loaded)
-    perplexity_matrix(loaded, corpus.take(["en", "fr"]), neurons, seeds=(0,), window=8, progress=False)
+    perplexity_matrix(loaded, corpus.take(["en", "fr"]), neurons, seeds=(0,), reading=READING, progress=False)
     check_same_state(loaded, before)
     calls = []
 
@@ -266,10 +269,10 @@ def test_the_matrix_leaves_the_weights_as_they_were(loaded, corpus, monkeypatch)
     original = perplexity_module.row_losses
     monkeypatch.setattr(perplexity_module, "row_losses", fail_later)
     with pytest.raises(RuntimeError, match="stop"):
-        perplexity_matrix(loaded, corpus.take(["en", "fr"]), neurons, seeds=(0,), window=8, progress=False)
+        perplexity_matrix(loaded, corpus.take(["en", "fr"]), neurons, seeds=(0,), reading=READING, progress=False)
     check_same_state(loaded, before)
     with pytest.raises(ValueError, match="made for other weights"):
-        perplexity_matrix(loaded, corpus, replace(neurons, model_fingerprint="x"), window=8, progress=False)
+        perplexity_matrix(loaded, corpus, replace(neurons, model_fingerprint="x"), reading=READING, progress=False)
     assert len(calls) == 4
 
 
@@ -334,9 +337,9 @@ def test_the_matrix_measures_columns_too(model, corpus):
     """The perplexity matrix writes into the weights without checks of its own."""
     neurons = replace(columns(model, "v"), groups=("fr",))
     few = corpus.take(["fr"])
-    matrix = perplexity_matrix(model, few, neurons, seeds=(0,), window=8, progress=False)
+    matrix = perplexity_matrix(model, few, neurons, seeds=(0,), reading=READING, progress=False)
     with ablate(model, neurons):
-        by_hooks = perplexity(model, few, window=8, progress=False).nll.item()
+        by_hooks = perplexity(model, few, reading=READING, progress=False).nll.item()
     found = matrix.set_index("ablated").nll
     assert found["fr"] == pytest.approx(by_hooks, abs=1e-5)
     assert found["fr"] != found["none"]

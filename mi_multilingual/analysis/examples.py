@@ -30,7 +30,7 @@ BROKEN = "\N{REPLACEMENT CHARACTER}"
 
 @dataclass(frozen=True, eq=False)
 class Highest:
-    """The highest tokens of some neurons so far, best first, at most one a row of text.
+    """The highest tokens of some neurons so far, best first, at most one per row of text.
 
     A monoid: `(a + b).best(k)` are the best of both, and of equal ones those of `a` come first.
     """
@@ -65,7 +65,7 @@ def top_examples(
     corpus: Corpus,
     neurons: NeuronSet,
     *,
-    k: int = 5,
+    n: int = 5,
     reading: Reading = Reading(),
     site: str = "gate",
     progress: bool = True,
@@ -77,20 +77,20 @@ def top_examples(
 
     Args:
         neurons: all neurons of any of its groups are looked at, in every language of the corpus.
-        k: examples a neuron and language; fewer where it is above zero in fewer rows.
+        n: examples per neuron and language; fewer where it is above zero in fewer rows.
         reading: how text becomes rows.
         site: where neurons are read, as in `record`.
 
     Returns:
-        a row an example, columns language, layer, neuron, rank (from 1), activation, document (its number in the
+        one row per example, columns language, layer, neuron, rank (from 1), activation, document (its number in the
         corpus), tokens (the text of each token: 10 before, itself, 5 after; "" where a character began in an earlier
         one), activations (of each), peak (index of the token itself in both).
 
     Raises:
-        ValueError: neurons of another model or of attention, k below 1, or activations that are not finite.
+        ValueError: neurons of another model or of attention, n below 1, or activations that are not finite.
     """
-    if k < 1:
-        raise ValueError(f"k={k} examples a neuron and language; give at least 1")
+    if n < 1:
+        raise ValueError(f"n must be at least 1 example per neuron and language, got {n}")
     check_neurons(model, neurons)
     reading = reading.for_model(model)
     reader, chosen = site_of(model, site), chosen_columns(neurons)
@@ -100,8 +100,8 @@ def top_examples(
     for rows in tqdm(languages, desc="examples", unit="language", total=len(corpus.languages), disable=not progress):
         kept = {layer: Highest.zeros(len(columns)) for layer, columns in chosen.items()}
         for batch in rows.batches(at_once):
-            found = batch_highest(model, reader, batch, chosen, k)
-            kept = {layer: (kept[layer] + found[layer]).best(k) for layer in chosen}
+            found = batch_highest(model, reader, batch, chosen, n)
+            kept = {layer: (kept[layer] + found[layer]).best(n) for layer in chosen}
         frames += [example_table(rows.language, layer, chosen[layer], kept[layer], texts_of) for layer in chosen]
     columns = ["language", "layer", "neuron", "rank", "activation", "document", "tokens", "activations", "peak"]
     return pd.DataFrame([row for frame in frames for row in frame], columns=columns)
@@ -164,7 +164,7 @@ def example_table(
     kept: Highest,
     texts_of: Callable[[Sequence[int]], list[str]],
 ) -> list[Example]:
-    """A tuple an example above zero: the columns of `top_examples`.
+    """One tuple per example above zero: the columns of `top_examples`.
 
     Raises:
         ValueError: an activation that is not finite.
@@ -216,7 +216,7 @@ def single_text(tokenizer: PreTrainedTokenizerBase, token: int) -> str:
 
 
 @torch.no_grad()
-def logit_effects(model: HookedModel, neurons: NeuronSet, *, k: int = 10) -> pd.DataFrame:
+def logit_effects(model: HookedModel, neurons: NeuronSet, *, n: int = 10) -> pd.DataFrame:
     """The tokens whose logits each neuron of a set raises and lowers most, by its direct path to the output.
 
     The neuron's output row times the unembedding, with the weight (and centring) of the final norm folded in and its
@@ -224,16 +224,18 @@ def logit_effects(model: HookedModel, neurons: NeuronSet, *, k: int = 10) -> pd.
     later layers make of the neuron is not in it.
 
     Returns:
-        a row a token, columns layer, neuron, direction ("promoted" or "suppressed"), rank (from 1, largest first),
+        one row per token, columns layer, neuron, direction ("promoted" or "suppressed"), rank (from 1, largest first),
         token (its text), effect (logits for an activation of 1).
 
     Raises:
-        ValueError: neurons of another model or of attention, or k outside 1 .. half of the vocabulary.
+        ValueError: neurons of another model or of attention, or n outside 1 .. half of the vocabulary.
     """
     check_neurons(model, neurons)
     unembedding = model.W_U.detach().float()
-    if not 1 <= k <= unembedding.shape[1] // 2:
-        raise ValueError(f"k={k} tokens; give 1 to {unembedding.shape[1] // 2}, half of the vocabulary")
+    if not 1 <= n <= unembedding.shape[1] // 2:
+        raise ValueError(
+            f"n must be a number of tokens from 1 to {unembedding.shape[1] // 2}, half of the vocabulary, got {n}"
+        )
     weight, centres = norm_weight(model)
     text_of = cache(partial(vocabulary_text, model.tokenizer))
     rows = []
@@ -244,11 +246,11 @@ def logit_effects(model: HookedModel, neurons: NeuronSet, *, k: int = 10) -> pd.
             effect = part @ unembedding
             effect = effect - effect.mean(dim=1, keepdim=True)
             for direction, largest in (("promoted", True), ("suppressed", False)):
-                values, ids = (t.cpu().tolist() for t in effect.topk(k, dim=1, largest=largest))
+                values, ids = (t.cpu().tolist() for t in effect.topk(n, dim=1, largest=largest))
                 rows += [
                     (layer, neuron, direction, rank + 1, text_of(ids[i][rank]), values[i][rank])
                     for i, neuron in enumerate(index.tolist())
-                    for rank in range(k)
+                    for rank in range(n)
                 ]
     return pd.DataFrame(rows, columns=["layer", "neuron", "direction", "rank", "token", "effect"])
 

@@ -1,6 +1,6 @@
 """How far a set of language neurons can be trusted: bootstrap, permutation, halves, and many comparisons at once."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -11,15 +11,16 @@ from torch import Tensor
 
 from ..corpora import at_least_two
 from ..detectors.entropy import dismiss_rare, entropy_over_languages, select_by_entropy
+from ..detectors.table import checked_settings, detector_of
 from ..evidence.texts import TextActivations
 from ..neurons import NeuronScores, NeuronSet
 
-Detector = Callable[[TextActivations], NeuronSet]
+Choice = Callable[[TextActivations], NeuronSet]
 
 
 def lape_of_texts(texts: TextActivations, **parameters: float) -> NeuronSet:
-    """`lape` on counts a document (reduction "active"): the same set as on the statistics of the same tokens."""
-    masks = select_by_entropy(probabilities(texts), **with_defaults(parameters))
+    """`lape` on counts per document (reduction "active"): the same set as on the statistics of the same tokens."""
+    masks = select_by_entropy(probabilities(texts), **lape_parameters(parameters))
     return NeuronSet(masks, texts.languages, "lape", parameters, texts.model, texts.model_fingerprint)
 
 
@@ -31,7 +32,7 @@ def lape_membership(
     Documents are drawn within languages; a language keeps its number of documents.
 
     Args:
-        texts: counts a document, from `record_texts(..., reductions=["active"])`.
+        texts: counts per document, from `record_texts(..., reductions=["active"])`.
         parameters: those of `lape`.
 
     Returns:
@@ -42,7 +43,9 @@ def lape_membership(
     chosen = torch.zeros(*texts.values.shape[1:], len(texts.languages))
     for _ in range(resamples):
         weights = resampled_weights(texts, random)
-        masks = select_by_entropy(weighted_probabilities(counts, n_tokens, weights, texts), **with_defaults(parameters))
+        masks = select_by_entropy(
+            weighted_probabilities(counts, n_tokens, weights, texts), **lape_parameters(parameters)
+        )
         chosen += masks.permute(1, 2, 0)
     return NeuronScores(
         chosen / resamples,
@@ -63,19 +66,19 @@ def permutation_test(
     many neurons have an entropy at most that of the last neuron kept in the real data and pass the same bars.
 
     Args:
-        texts: counts a document, from `record_texts(..., reductions=["active"])`.
+        texts: counts per document, from `record_texts(..., reductions=["active"])`.
         level: share of false discoveries allowed (Benjamini and Hochberg 1995).
         parameters: those of `lape`.
 
     Returns:
-        a row a language: found, chance_mean, chance_high (95 % quantile), significant (found neurons whose corrected
-        p-value is at most `level`); and the corrected p-value of every neuron (1 where LAPE dismisses it), whose
-        smallest possible value before correction is 1 / (permutations + 1).
+        one row per language: found, chance_mean, chance_high (95 % quantile), significant (found neurons whose
+        corrected p-value is at most `level`); and the corrected p-value of every neuron (1 where LAPE dismisses it),
+        whose smallest possible value before correction is 1 / (permutations + 1).
     """
     from scipy.stats import false_discovery_control
 
     counts, n_tokens = checked_counts(texts)
-    given = with_defaults(parameters)
+    given = lape_parameters(parameters)
     real = probabilities(texts)
     masks = select_by_entropy(real, **given)
     entropy = dismiss_rare(entropy_over_languages(real), real, given["filter_rate"])
@@ -107,11 +110,11 @@ def permutation_test(
     return table, corrected.float()
 
 
-def half_agreement(texts: TextActivations, detector: Detector, *, splits: int = 10, seed: int = 0) -> pd.DataFrame:
+def half_agreement(texts: TextActivations, detector: Choice, *, splits: int = 10, seed: int = 0) -> pd.DataFrame:
     """Jaccard overlap of the sets that a detector finds on two halves of the documents of each language.
 
     Returns:
-        a row a language: agreement (mean over random splits), low and high (smallest and largest).
+        one row per language: agreement (mean over random splits), low and high (smallest and largest).
     """
     random = np.random.default_rng(seed)
     rows = []
@@ -130,13 +133,10 @@ def half_agreement(texts: TextActivations, detector: Detector, *, splits: int = 
     return pd.DataFrame(columns, index=index).reset_index()
 
 
-DEFAULTS = {"rate": 0.01, "filter_rate": 0.95, "activation_bar_ratio": 0.95}
-
-
-def with_defaults(parameters: dict[str, float]) -> dict[str, Any]:
-    if unknown := set(parameters) - set(DEFAULTS):
-        raise ValueError(f"lape has no parameter {sorted(unknown)[0]!r}; it has {', '.join(DEFAULTS)}")
-    return {**DEFAULTS, **parameters}
+def lape_parameters(given: Mapping[str, Any]) -> dict[str, Any]:
+    """All parameters of `lape`: those given, and the defaults of the others."""
+    rate = given.get("rate", detector_of("lape").rate)
+    return {"rate": rate, **checked_settings("lape", {name: v for name, v in given.items() if name != "rate"})}
 
 
 def checked_counts(texts: TextActivations) -> tuple[Float[Tensor, "text layer_neuron"], Float[Tensor, " text"]]:

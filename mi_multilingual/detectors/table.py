@@ -28,11 +28,11 @@ from .sharing import sharing, sharing_scores
 class Setting:
     """A number or word that a detector, or the recording of its evidence, can be asked for."""
 
-    default: float | str | None
+    default: float | int | str | None
     about: str
     """What it is, for people."""
-    low: float | None = None
-    high: float | None = None
+    low: float | int | None = None
+    high: float | int | None = None
     """Limits of a number, both allowed unless `above` says otherwise."""
     above: bool = False
     """Whether `low` itself is excluded."""

@@ -28,7 +28,7 @@ class Kind:
     """Whether it is read at a site that can be chosen."""
     by_document: bool = False
     """Whether every row must be a document, whatever the layout asked for."""
-    passes: float = 1.0
+    passes: float | int = 1
     """Cost per token, in recordings of activations; a backward pass counts two and needs the logits."""
     numbers: int = 1
     """64-bit numbers kept for every neuron and language (for every neuron and text, half of one: `per_text`)."""

@@ -202,8 +202,8 @@ def check_fits(model: HookedModel, neurons: NeuronSet, known: str | None = None)
     shape = neurons_shape(model, neurons.part)
     if tuple(neurons.masks.shape[1:]) != shape:
         raise ValueError(
-            f"the neuron set is for {tuple(neurons.masks.shape[1:])} (layers, {neurons.part} neurons a layer), the "
-            f"model has {shape}; load the model the set was made for"
+            f"the neuron set must be of {shape[0]} layers x {shape[1]} {neurons.part} neurons, got "
+            f"{neurons.masks.shape[1]} x {neurons.masks.shape[2]}; load the model the set was made for"
         )
     if not neurons.model_fingerprint:
         return known

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..detectors.table import DETECTORS, Setting, checked_settings, detector_of, recordable, takes_rate
-from ..evidence.table import EVIDENCE, kind_of
+from ..evidence.table import EVIDENCE
 
 
 def typed(name: str, given: Mapping[str, str]) -> dict[str, Any]:
@@ -52,9 +52,12 @@ def recording_options(
     """What the recording of a kind of evidence takes of what was asked for.
 
     Raises:
-        ValueError: an unknown kind, or an option that it does not have.
+        ValueError: no kind that text is enough for, or an option that it does not have.
     """
-    row, settings = kind_of(kind), recorded_settings(kind)
+    kinds = [name for name, row in EVIDENCE.items() if row.record is not None]
+    if kind not in kinds:
+        raise ValueError(f"--evidence must be one of {', '.join(kinds)}, got {kind!r}")
+    row, settings = EVIDENCE[kind], recorded_settings(kind)
     if unknown := [key for key in given if key not in settings]:
         raise ValueError(f"settings of {kind} must be among {', '.join(settings) or 'none'}, got {unknown[0]!r}")
     if site is not None and not row.has_site:

@@ -5,17 +5,19 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 from torch.nn.functional import pad
-from transformers import PreTrainedTokenizerBase
 
 from .corpora import Corpus
 from .models.hooked import HookedModel, max_window, on_cpu
+
+if TYPE_CHECKING:  # these two take a second to import
+    import pandas as pd
+    from transformers import PreTrainedTokenizerBase
 
 CHUNK = 1000  # documents tokenised at once
 
@@ -313,6 +315,8 @@ def warn_of_unknown(ids: Tensor, tokenizer: PreTrainedTokenizerBase, language: s
 
 def token_counts(corpus: Corpus, tokenizer: PreTrainedTokenizerBase) -> pd.DataFrame:
     """One row per language: language, n_documents, n_characters, n_bytes, n_tokens, bytes_per_token."""
+    import pandas as pd
+
     rows = []
     for language, texts in corpus.documents.items():
         n_tokens = len(encoded(corpus, language, tokenizer)[0])

@@ -103,11 +103,11 @@ class Detector:
 
 
 ENTROPY = {
-    "filter_rate": Setting(0.95, "quantile of all values that a neuron must exceed at all", 0, 1, above=True),
-    "activation_bar_ratio": Setting(0.95, "quantile it must exceed to belong to a language", 0, 1, above=True),
+    "filter_rate": Setting(0.95, "quantile of all values that a neuron must exceed at all", 0.0, 1.0, above=True),
+    "activation_bar_ratio": Setting(0.95, "quantile it must exceed to belong to a language", 0.0, 1.0, above=True),
 }
 LAP_THRESHOLD = Setting(
-    None, "instead of a rate, the probability to exceed (0.95 in the paper)", 0, 1, below=True, replaces_rate=True
+    None, "instead of a rate, the probability to exceed (0.95 in the paper)", 0.0, 1.0, below=True, replaces_rate=True
 )
 TANG = "Tang et al. 2024, arXiv:2402.16438"
 DETECTORS: dict[str, Detector] = {
@@ -131,7 +131,7 @@ DETECTORS: dict[str, Detector] = {
         0.1,
         {
             "score": Setting("paper", "how impact is measured", choices=SCORES, recorded=True),
-            "epsilon": Setting(None, "instead of a rate, the impact to exceed", 0, replaces_rate=True),
+            "epsilon": Setting(None, "instead of a rate, the impact to exceed", 0.0, replaces_rate=True),
             "part": Setting("mlp", "MLP neurons, or columns of W_Q, W_K, W_V", choices=IMPACT_PARTS),
         },
         ("part",),

@@ -48,8 +48,8 @@ def record_sharing(model: HookedModel, corpus: Corpus, *, threshold: float = 0.0
 EVIDENCE: dict[str, Kind] = {
     "activations": Kind(ActivationStats, record, has_site=True, numbers=4),
     "texts": Kind(TextActivations, record_mean_texts, has_site=True, by_document=True, per_text=True),
-    "impact": Kind(Impact, record_impact, by_document=True, passes=2, numbers=2),
-    "relevance": Kind(Relevance, record_relevance, passes=4),
+    "impact": Kind(Impact, record_impact, by_document=True, passes=2.0, numbers=2),
+    "relevance": Kind(Relevance, record_relevance, passes=4.0),
     "sharing": Kind(Sharing, record_sharing, has_site=True, by_document=True, numbers=5),
     "weight change": Kind(WeightChange, None),
 }

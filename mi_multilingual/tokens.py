@@ -189,7 +189,7 @@ def prefix_ids(tokenizer: PreTrainedTokenizerBase, bos: str = "tokenizer") -> tu
         return own_prefix(tokenizer)
     if tokenizer.bos_token_id is None:
         raise ValueError(f"bos must be 'tokenizer' or 'none' for a tokenizer without a BOS token, got {bos!r}")
-    return (tokenizer.bos_token_id,)
+    return (int(tokenizer.bos_token_id),)
 
 
 def own_prefix(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
@@ -199,7 +199,7 @@ def own_prefix(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
         whole = tokenizer(probe)["input_ids"]
         for start in range(len(whole) - len(plain) + 1 if plain else 0):
             if whole[start : start + len(plain)] == plain:
-                return tuple(whole[:start])
+                return tuple(int(i) for i in whole[:start])
     raise ValueError(
         "the tokenizer's special tokens cannot be told from its text: tokenizer(text) does not hold the ids of "
         "tokenizer(text, add_special_tokens=False); give bos='none' or bos='row'"

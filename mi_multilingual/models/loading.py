@@ -5,6 +5,7 @@ import warnings
 from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
@@ -192,7 +193,7 @@ def to_bridge(hf_model: PreTrainedModel, folder: str, name: str, device: str, dt
     from transformer_lens.model_bridge import TransformerBridge
 
     try:
-        model = TransformerBridge.boot_transformers(
+        model: Any = TransformerBridge.boot_transformers(
             folder,
             hf_model=hf_model.to(device),
             tokenizer=AutoTokenizer.from_pretrained(folder),

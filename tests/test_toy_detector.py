@@ -101,7 +101,7 @@ def test_a_study_file_can_name_it(home, loaded, tmp_path):
     assert len(plan(load_study(file)).cells)
     assert main(["run", str(file), "--out", str(tmp_path / "run"), "--quiet"]) == 0
     table = results(tmp_path / "run")
-    assert set(table.detector) == {"toy", "toy"}
+    assert set(table.detector) == {"toy"}
     stats = record(*loaded, reading=DOCUMENTS, progress=False)
     chosen = table[table.condition == "chosen"].groupby("group").n_neurons.agg(set)
     for weight in (1.0, 0.0):

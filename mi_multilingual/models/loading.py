@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from ..corpora import is_like_a_path
 from .hooked import HookedModel, is_bridge, run_trunk
 
 try:
@@ -128,7 +129,11 @@ def hugging_face(
             source.config.name_or_path or architecture(source),
         )
     place = checkpoint_place(source)
-    if source != "demo" and is_like_a_path(place) and not (Path(place) / "config.json").exists():
+    if (
+        source != "demo"
+        and (Path(place).exists() or is_like_a_path(place))
+        and not (Path(place) / "config.json").exists()
+    ):
         raise ValueError(
             f"{place!r} is no checkpoint folder: it has no config.json; give a folder written by save_pretrained"
         )
@@ -145,10 +150,6 @@ def hugging_face(
 def checkpoint_place(source: str | Path) -> str:
     """The folder of the embedded model for "demo", else the name itself."""
     return str(files("mi_multilingual").joinpath("demo", "model")) if source == "demo" else str(source)
-
-
-def is_like_a_path(name: str) -> bool:
-    return Path(name).exists() or name.startswith((".", "/", "~")) or name.endswith("/") or name.count("/") > 1
 
 
 def architecture(hf_model: PreTrainedModel) -> str:

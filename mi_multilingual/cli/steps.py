@@ -137,8 +137,9 @@ def ablate(
     matrix = perplexity_matrix(load(), corpus, chosen, reading=reading, progress=not quiet)
     write(matrix, out)
     print_matrix(
-        "change of the loss, nats per token: of the language above, without the neurons of the group at the left;\n"
-        "(random): of every language without as many random neurons as it has of its own",
+        "change of the loss, in nats per token, of the language above the column\n"
+        "without the neurons of the group in the row; in row (random) without as many\n"
+        "random neurons as the language has of its own",
         "off",
         changes(matrix),
     )

@@ -37,7 +37,7 @@ from ..studies.steering_tables import best_strength, steering_quality, steering_
 from ..tokens import DOCUMENTS
 
 LAPE = {"rate": 0.05, "filter_rate": 0.985}
-"""How LAPE is asked here. 1 % of all neurons, the paper's rate, would be six per language in so small a model; and where
+"""How LAPE is asked here. 1 % of all neurons, the paper's rate, would be six per language in so small a model; where
 only one neuron in 25 is active at a token, the paper's 0.95 lets neurons pass that hardly ever fire."""
 READING = DOCUMENTS
 """How text is read here: the corpus is single sentences."""

@@ -55,7 +55,7 @@ def column(names: str, title: str = "", form: str = "{}", words: Callable[[str],
     return Column(tuple(names.split()), title or names.replace("_", " "), form, words=words)
 
 
-def language(name: str = "language", title: str = "") -> Column:
+def language_column(name: str = "language", title: str = "") -> Column:
     """A column of codes of languages, shown with the languages' names."""
     return column(name, title, words=named)
 

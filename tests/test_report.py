@@ -205,13 +205,15 @@ def test_no_finding_says_more_than_its_interval():
 
 def test_the_best_detector_is_best_only_where_intervals_say_so():
     (first, floor) = leaderboard_findings(board(lape={"specificity": 0.9, "low": 0.8, "high": 1.0}))
-    assert first.startswith("lape is most specific (+0.9000 nats per token, 95 % interval +0.8000 to +1.0000).")
+    assert first.startswith(
+        "The detector lape is most specific (+0.9000 nats per token, 95 % interval +0.8000 to +1.0000)."
+    )
     assert floor == "The intervals of 2 of 2 detectors lie above that of random neurons."
     first, floor = leaderboard_findings(board(lape={"specificity": 0.45}, floor={"high": 0.35}))
-    assert "but its interval overlaps with lap." in first
+    assert "but its interval overlaps with that of lap." in first
     assert "0 of 2" in floor
     steady = leaderboard_findings(board().assign(stability=[0.5, 0.75, math.nan]))[-1]
-    assert steady.startswith("The sets of lap change least between two halves")
+    assert steady.startswith("The sets of the detector lap change least between two halves")
     assert leaderboard_findings(board().tail(1)) == []
 
 
@@ -229,7 +231,7 @@ def test_other_findings():
     assert only.startswith("7 of 12 memberships")
     assert "in 1 of 2 languages" in only
     table = table.assign(agreement=[0.5, 0.25], low=[0.4, 0.2], high=[0.6, 0.3])
-    assert "least for French (fr) (0.25, interval 0.20 to 0.30)" in significance_findings(table)[1]
+    assert "least for French (fr): 0.25 (interval 0.20 to 0.30)" in significance_findings(table)[1]
     shares = sharing_rows().assign(low=lambda t: t["mean"] - 0.5, high=lambda t: t["mean"] + 0.5)
     assert sharing_findings(shares)[0] == (
         "All-shared neurons are 25.00% (layer 0; 0.00% to 75.00%) to 50.00% (layer 1; 0.00% to 100.00%) of a layer's "

@@ -126,7 +126,7 @@ def differences(table: pd.DataFrame, unit: str) -> list[str]:
         least, most = table.loc[table.jaccard.idxmin()], table.loc[table.jaccard.idxmax()]
         sentences.append(
             f"The sets overlap by {table.jaccard.mean():.2f} on average (Jaccard), from {least.jaccard:.2f} "
-            f"({named(least.language)}) to {most.jaccard:.2f} ({named(most.language)})."
+            f"for {named(least.language)} to {most.jaccard:.2f} for {named(most.language)}."
         )
     return sentences
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from ..patching.conditions import NOT_RANDOM
 from .languages import named
 
 LONGEST = 2000  # rows of a table in the page
@@ -48,6 +49,7 @@ class Cell:
 
 INTERVAL = Column(("low", "high"), "95 % interval")
 NEURON = Column(("layer", "neuron"), "neuron", "{}.{}", "#neuron-{}.{}")
+SEED = Column(("seed",), "seed", "{:.0f}")
 
 
 def column(names: str, title: str = "", form: str = "{}", words: Callable[[str], str] = str) -> Column:
@@ -68,6 +70,11 @@ def said(words: Mapping[str, str]) -> Callable[[str], str]:
 def interval(form: str) -> Column:
     """The columns low and high, each written in this form."""
     return Column(INTERVAL.names, INTERVAL.title, f"{form} to {form}")
+
+
+def seeds_where_random(table: pd.DataFrame) -> pd.DataFrame:
+    """The table with seeds where something is random, and none elsewhere."""
+    return table.assign(seed=table.seed.where(table.seed != NOT_RANDOM)) if "seed" in table else table
 
 
 def described(table: pd.DataFrame, columns: Sequence[Column]) -> list[Column]:

@@ -11,7 +11,7 @@ from ..files import MATRIX, NEURONS, STATS
 from ..languages import named
 from ..measured import apart
 from ..section import SIGNED, Figure, Section
-from ..tables import column, interval, language_column, said
+from ..tables import SEED, column, interval, language_column, said, seeds_where_random
 
 CONDITION_WORDS = {INTACT: "nothing", CHOSEN: "chosen neurons", RANDOM: "random neurons"}
 
@@ -106,8 +106,8 @@ def extremes(own: pd.DataFrame) -> list[str]:
     most, least = own.loc[own.change.idxmax()], own.loc[own.change.idxmin()]
     certain = apart(most.low, most.high, least.low, least.high)
     return [
-        f"The effect is largest for {named(str(most.name))} ({most.change:+.4f}, interval {most.low:+.4f} to "
-        f"{most.high:+.4f}) and smallest for {named(str(least.name))} ({least.change:+.4f}, interval {least.low:+.4f} "
+        f"The effect is largest for {named(str(most.name))}, {most.change:+.4f} (interval {most.low:+.4f} to "
+        f"{most.high:+.4f}), and smallest for {named(str(least.name))}, {least.change:+.4f} (interval {least.low:+.4f} "
         f"to {least.high:+.4f}){'' if certain else '; the two intervals overlap'}."
     ]
 
@@ -123,13 +123,14 @@ SECTIONS = (
             column("condition", "switched off", words=said(CONDITION_WORDS)),
             language_column("group", "neurons of"),
             language_column("evaluated", "text"),
-            column("seed"),
+            SEED,
             column("n_neurons", "neurons", "{:,}"),
             column("change", "change, nats per token", SIGNED),
             interval(SIGNED),
             column("nll", "loss, nats per token", "{:.4f}"),
             column("n_tokens", "tokens", "{:,}"),
         ),
+        build=seeds_where_random,
         findings=ablation_findings,
         language="evaluated",
         folded=True,

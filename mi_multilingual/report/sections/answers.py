@@ -19,8 +19,8 @@ def fact_findings(table: pd.DataFrame) -> list[str]:
     low, high = mean_interval(by_language.to_numpy())
     return [
         f"Facts are answered with an accuracy of {by_language.mean():.2f} on average over languages (95 % interval "
-        f"over languages {low:.2f} to {high:.2f}), from {by_language.min():.2f} ({named(str(by_language.idxmin()))}) "
-        f"to {by_language.max():.2f} ({named(str(by_language.idxmax()))})."
+        f"over languages {low:.2f} to {high:.2f}), from {by_language.min():.2f} in {named(str(by_language.idxmin()))} "
+        f"to {by_language.max():.2f} in {named(str(by_language.idxmax()))}."
     ]
 
 

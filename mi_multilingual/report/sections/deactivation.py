@@ -24,8 +24,8 @@ COLUMNS = (
     column("value", "without", "{:.3f}"),
     column("change", "", "{:+.3f}"),
     interval("{:+.3f}"),
-    column("random_change", "change without random neurons", "{:+.3f}"),
-    Column(("beyond_low", "beyond_high"), "beyond random neurons, 95 % interval", "{:+.3f} to {:+.3f}"),
+    column("random_change", "change, random neurons", "{:+.3f}"),
+    Column(("beyond_low", "beyond_high"), "beyond random, 95 % interval", "{:+.3f} to {:+.3f}"),
 )
 """What a table of `deactivation_effects` shows."""
 

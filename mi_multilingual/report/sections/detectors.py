@@ -24,8 +24,8 @@ def significance_findings(table: pd.DataFrame) -> list[str]:
         worst = table.loc[table.agreement.idxmin()]
         sentences.append(
             f"Two halves of the text agree on {table.agreement.mean():.0%} of the neurons on average over languages "
-            f"(Jaccard overlap); least for {named(worst.language)} ({worst.agreement:.2f}, interval {worst.low:.2f} "
-            f"to {worst.high:.2f})."
+            f"(Jaccard overlap), least for {named(worst.language)}: {worst.agreement:.2f} (interval {worst.low:.2f} to "
+            f"{worst.high:.2f})."
         )
     return sentences
 
@@ -42,12 +42,12 @@ def leaderboard_findings(table: pd.DataFrame) -> list[str]:
         return []
     best = ranked.iloc[0]
     sentence = (
-        f"{spoken(best.detector)} is most specific ({best.specificity:+.4f} nats per token, 95 % interval "
+        f"The detector {spoken(best.detector)} is most specific ({best.specificity:+.4f} nats per token, 95 % interval "
         f"{best.low:+.4f} to {best.high:+.4f})"
     )
     rivals = [row for row in ranked.iloc[1:].itertuples() if not apart(best.low, best.high, row.low, row.high)]
     if rivals:
-        sentence += f", but its interval overlaps with {listed([spoken(row.detector) for row in rivals])}"
+        sentence += f", but its interval overlaps with that of {listed([spoken(row.detector) for row in rivals])}"
     sentences = [sentence + "."]
     floor = table[table.condition == RANDOM]
     if len(floor):
@@ -56,8 +56,8 @@ def leaderboard_findings(table: pd.DataFrame) -> list[str]:
     if "stability" in table and ranked.stability.notna().any():
         steady = ranked.loc[ranked.stability.idxmax()]
         sentences.append(
-            f"The sets of {spoken(steady.detector)} change least between two halves of the corpus (mean Jaccard "
-            f"overlap {steady.stability:.2f}; no interval)."
+            f"The sets of the detector {spoken(steady.detector)} change least between two halves of the corpus (mean "
+            f"Jaccard overlap {steady.stability:.2f}; no interval)."
         )
     return sentences
 

@@ -28,7 +28,7 @@ def steering_findings(table: pd.DataFrame) -> list[str]:
     steered, plain = hits.loc[CHOSEN], hits.loc[INTACT]
     better = int((steered.hits / steered.n > (plain.hits / plain.n).reindex(steered.index)).sum())
     sentences = [
-        f"Prompted in another language, the model answers in the language it is steered to more often than it does as "
+        f"Prompted in another language, the steered model answers in the language wanted more often than the model as "
         f"it is for {better} of {len(steered)} languages."
     ]
     for condition, part in hits.groupby(level="condition", sort=False):

@@ -1,7 +1,5 @@
 """Sections on sweeps."""
 
-from collections.abc import Mapping
-
 import pandas as pd
 
 from ... import plots
@@ -11,7 +9,7 @@ from ...plots.sweeps import CONDITION_WORDS
 from ..files import SWEEP, SWEEP_EFFECTS
 from ..measured import apart
 from ..section import SIGNED, Figure, Section
-from ..tables import column, interval, language_column, said
+from ..tables import SEED, column, interval, language_column, said, seeds_where_random
 
 PLACES = {"own": "text in the neurons' own language", "no prompt": "text without a prompt"}
 
@@ -40,13 +38,13 @@ def sweep_findings(table: pd.DataFrame) -> list[str]:
     return sentences
 
 
-def change_in_words(best: pd.Series, others: Mapping[str, float]) -> str:
+def change_in_words(best: pd.Series, others: pd.Series) -> str:
     """One change of a sweep beside those of other languages and of random neurons."""
     place = PLACES.get(best["where"], f"questions without their {best['where']} neurons")
     unit = f" {CHANGE_UNITS[best.measure]}" if best.measure in CHANGE_UNITS else ""
     sentence = f"{best.change:+.4f}{unit} for {place} ({best.setting}"
     sentence += f"; 95 % interval over {best.n} languages {best.low:+.4f} to {best.high:+.4f})" if best.n > 1 else ")"
-    if best.setting in others:
+    if best.setting in others.index:
         sentence += f", {others[best.setting]:+.4f} for other languages"
     if not pd.isna(best.change_random):
         sentence += f", {best.change_random:+.4f} with as many random neurons"
@@ -89,7 +87,7 @@ SECTIONS = (
         "Every cell of the sweep",
         (SWEEP,),
         "One row for each cell, language evaluated and measure; 95 % intervals by bootstrap over rows of text or "
-        "questions, of shares by matched pairs. Seed: that of the random neurons, -1 for the chosen ones.",
+        "questions, of shares by matched pairs. Seed: that of the random neurons.",
         (
             column("model"),
             column("detector", words=spoken),
@@ -100,7 +98,7 @@ SECTIONS = (
             column("intervention"),
             language_column("group", "neurons of"),
             column("condition", "changed", words=said({**CONDITION_WORDS, INTACT: "nothing"})),
-            column("seed"),
+            SEED,
             column("n_neurons", "neurons", "{:,}"),
             column("evaluation"),
             language_column("evaluated", "measured on"),
@@ -110,6 +108,7 @@ SECTIONS = (
             column("change", "", SIGNED),
             interval(SIGNED),
         ),
+        build=seeds_where_random,
         language="evaluated",
         folded=True,
     ),

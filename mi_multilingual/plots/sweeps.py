@@ -25,7 +25,8 @@ def sweep_effects(effects: pd.DataFrame) -> go.Figure:
     named: set[str] = set()
     for col, (evaluation, measure) in enumerate(measures, start=1):
         panel = effects[(effects.evaluation == evaluation) & (effects.measure == measure)]
-        for (where, condition), part in panel.groupby(["where", "condition"], sort=False):
+        for where, condition in panel[["where", "condition"]].drop_duplicates().itertuples(index=False, name=None):
+            part = panel[(panel["where"] == where) & (panel.condition == condition)]
             trace = sweep_points(part, f"{where}, {CONDITION_WORDS[condition]}", SYMBOLS[condition], colours[where])
             trace.update(showlegend=trace.name not in named)
             figure.add_trace(trace, row=1, col=col)

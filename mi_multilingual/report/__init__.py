@@ -1,7 +1,10 @@
 """A run folder becomes one self-contained HTML page."""
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .page import write_report
 
 __all__ = ["write_report"]
 

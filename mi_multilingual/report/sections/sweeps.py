@@ -18,14 +18,15 @@ def sweep_findings(table: pd.DataFrame) -> list[str]:
     """What the `effects` of a sweep say, measure by measure: the largest change, and how many differ from random
     neurons'."""
     sentences = []
-    for (evaluation, measure), part in table.groupby(["evaluation", "measure"], sort=False):
+    for evaluation, measure in table[["evaluation", "measure"]].drop_duplicates().itertuples(index=False, name=None):
+        part = table[(table.evaluation == evaluation) & (table.measure == measure)]
         here = part[part["where"] != "others"]
         chosen, random = here[here.condition == CHOSEN], here[here.condition == RANDOM]
         both = chosen.merge(random, how="left", on=["setting", "where"], suffixes=("", "_random"))
         if both.empty:
             continue
         others = part[(part["where"] == "others") & (part.condition == CHOSEN)].set_index("setting")["change"]
-        name = f"{str(measure).capitalize()} ({evaluation})"
+        name = f"{measure.capitalize()} ({evaluation})"
         best = both.loc[both.change.abs().idxmax()]
         which = f"the largest of {len(both)} changes is" if len(both) > 1 else "the change is"
         sentences.append(f"{name}: {which} {change_in_words(best, others)}.")

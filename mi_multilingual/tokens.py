@@ -213,6 +213,16 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], bos: st
     return [prefix + list(row) for row in rows]
 
 
+def start_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """The ids after which a text without a prompt begins.
+
+    They are what the tokenizer itself puts in front. Where it puts nothing there, it is the end-of-text token, after
+    which a new document began in training (BLOOM's `</s>`); without one BOS; without that none.
+    """
+    special = [i for i in (tokenizer.eos_token_id, tokenizer.bos_token_id) if i is not None]
+    return own_prefix(tokenizer) or tuple(special[:1])
+
+
 def pad_right(rows: Sequence[Sequence[int]]) -> tuple[Int[Tensor, "row pos"], Int[Tensor, " row"]]:
     """Rows of ids in one table, each filled up with its own last id, and their lengths.
 

@@ -10,7 +10,7 @@ import pytest
 
 from mi_multilingual import choice_accuracy, demo, generate, load, load_corpus, load_facts, run_demo
 from mi_multilingual.demo.job import CONTINUED
-from mi_multilingual.evaluation.tasks import opening
+from mi_multilingual.evaluation.generation import first_words
 from mi_multilingual.neurons import NeuronSet
 from mi_multilingual.report import files
 from mi_multilingual.report.sections import SECTIONS, sweeps
@@ -93,7 +93,7 @@ def test_a_few_words_are_continued_in_their_own_language(demo_model):
     corpus = load_corpus("demo", split="evaluate")
     py3langid.set_languages(list(corpus.languages))
     for language, documents in corpus.documents.items():
-        prompts = [opening(d, language) for d in documents[:20]]
+        prompts = [first_words(d, language) for d in documents[:20]]
         continued = generate(demo_model, prompts, **CONTINUED, progress=False)
         hits = sum(py3langid.classify(text)[0] == language for text in continued)
         assert hits >= 18, f"{language}: {hits} of 20: {continued}"

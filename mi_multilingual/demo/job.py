@@ -15,10 +15,10 @@ from ..analysis.examples import logit_effects, top_examples
 from ..analysis.significance import half_agreement, lape_membership, lape_of_texts, permutation_test
 from ..corpora import Corpus, load_corpus
 from ..detectors.lape import lape
-from ..evaluation.generation import generate
+from ..evaluation.generation import first_words, generate
 from ..evaluation.intervals import wilson_interval
 from ..evaluation.readers import load_facts
-from ..evaluation.tasks import Item, choice_accuracy, opening
+from ..evaluation.tasks import Item, choice_accuracy
 from ..evidence.activations import ActivationStats, record
 from ..evidence.sharing import sharing_categories
 from ..evidence.texts import record_texts
@@ -175,7 +175,7 @@ def asked_facts() -> list[Item]:
 
 def write_continuations(out: Path, model: HookedModel, evaluate: Corpus, progress: bool) -> None:
     """A few sentences of each language, continued from their first words."""
-    prompts = [(k, opening(d, k)) for k, docs in evaluate.documents.items() for d in docs[:PROMPTS_PER_LANGUAGE]]
+    prompts = [(k, first_words(d, k)) for k, docs in evaluate.documents.items() for d in docs[:PROMPTS_PER_LANGUAGE]]
     continued = generate(model, [p for _, p in prompts], **CONTINUED, progress=progress)
     examples = [{"language": k, "prompt": p, "continuation": c} for (k, p), c in zip(prompts, continued, strict=True)]
     write_json(examples, out / files.CONTINUATIONS)

@@ -9,12 +9,12 @@ import numpy as np
 import pandas as pd
 
 from ..corpora import Corpus
-from ..evaluation.generation import generate
+from ..evaluation.generation import first_words, generate
 from ..evaluation.intervals import ratio_interval
 from ..evaluation.language_id import identify_language
 from ..evaluation.numbers import last_number
 from ..evaluation.perplexity import corpus_losses, corpus_rows
-from ..evaluation.tasks import Item, opening, written_accuracy
+from ..evaluation.tasks import Item, written_accuracy
 from ..models.hooked import HookedModel
 from ..patching.conditions import layer_matched_random
 from ..studies.deactivation import Question, checked_questions, margins, own_neurons
@@ -133,7 +133,7 @@ def prompts_of(corpus: Corpus, kind: str, n: int) -> list[tuple[str, str]]:
     """Pairs of language and prompt: the openings of the first documents, or n times nothing."""
     if kind == NO_PROMPT:
         return [(NO_PROMPT, "")] * n
-    return [(k, opening(d, k)) for k, documents in corpus.documents.items() for d in documents[:n]]
+    return [(k, first_words(d, k)) for k, documents in corpus.documents.items() for d in documents[:n]]
 
 
 MEASURES: Mapping[str, Callable[[HookedModel, Cell, Texts, Mapping[str, Any]], list[Observations]]] = {

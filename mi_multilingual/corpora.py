@@ -14,6 +14,7 @@ from types import MappingProxyType
 from typing import Any
 
 from .display import Summarised
+from .storage import is_like_a_path
 
 ENDINGS = (".txt", ".txt.gz", ".jsonl", ".parquet")
 
@@ -108,12 +109,6 @@ def load_corpus(
     corpus = Corpus({k: tuple(islice(texts, max_documents)) for k, texts in documents.items()}, str(source))
     warn_of_shared_documents(corpus)
     return corpus
-
-
-def is_like_a_path(source: Path | str) -> bool:
-    """Whether a name can only be meant as a place on this machine, not as the id of a data set or model."""
-    name = str(source)
-    return isinstance(source, Path) or name.startswith((".", "/", "~")) or name.endswith("/") or name.count("/") > 1
 
 
 def demo_documents(languages: Sequence[str], split: str | None) -> dict[str, tuple[str, ...]]:

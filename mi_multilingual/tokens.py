@@ -219,7 +219,7 @@ def start_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
     They are what the tokenizer itself puts in front. Where it puts nothing there, it is the end-of-text token, after
     which a new document began in training (BLOOM's `</s>`); without one BOS; without that none.
     """
-    special = [i for i in (tokenizer.eos_token_id, tokenizer.bos_token_id) if i is not None]
+    special = [int(i) for i in (tokenizer.eos_token_id, tokenizer.bos_token_id) if i is not None]
     return own_prefix(tokenizer) or tuple(special[:1])
 
 

@@ -52,7 +52,7 @@ class IntervenedLM(HFLM):
     """The harness' own Hugging Face model with an intervention in its weights, or else in hooks.
 
     Requests, batches and generation are the harness' own, so with an intervention that weights can carry every number
-    is that of its `hf` type on the checkpoint that `export` writes. Special tokens alone are read as in the rest of this
+    is that of its `hf` type on the checkpoint that `export` writes. Special tokens alone are read as everywhere in this
     package: those of `bos` stand in front, once, and none behind. The `hf` type keeps those behind a prompt, and begins
     text without context with BOS and what the tokenizer puts in front, one after the other.
     """

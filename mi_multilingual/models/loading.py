@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from ..corpora import is_like_a_path
+from ..storage import is_like_a_path
 from .hooked import HookedModel, is_bridge, run_trunk
 
 try:

@@ -423,7 +423,7 @@ def test_mistakes_are_told_before_anything_runs(model, stats, neurons):
         "strengths must hold at least one number, got none": lambda: strength_curve(
             model, PROMPTS, neurons, stats, [], **curve
         ),
-        "for every target, got inf for 'en'": lambda: strength_curve(
+        "for every target, got inf for 'fr'": lambda: strength_curve(
             model, PROMPTS, neurons, stats, [1.0, math.inf], **curve
         ),
         "sets must hold at least one set, got none": lambda: rate_curve(model, PROMPTS, {}, stats, **curve),

@@ -37,7 +37,7 @@ class Condition(Summarised):
     interventions: tuple[Intervention, ...] = ()
 
     def summary(self) -> tuple[str, Mapping[str, Sequence[Any]]]:
-        labels = ", ".join(f"{name}={value}" for name, value in self.labels.items())
+        labels = ", ".join(f"{name}={value!r}" for name, value in self.labels.items())
         kinds = [f"{i.kind} at {i.site}" for i in self.interventions]
         return labels, {"intervention": kinds, "neurons": [int(i.neurons.union().sum()) for i in self.interventions]}
 

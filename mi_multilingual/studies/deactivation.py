@@ -117,7 +117,7 @@ def checked_questions(model: HookedModel, items: Sequence[Item], bos: str = "tok
                 f"every item must have at least two choices, got {len(item.choices)} for {item.id!r} ({item.language})"
             )
     parallel = [list(same.values()) for same in parallel_items(items).values()]
-    return [[Question(i, tuple(continuations(model, i.prompt, i.choices))) for i in same] for same in parallel]
+    return [[Question(i, tuple(continuations(model, i.prompt, i.choices, bos=bos))) for i in same] for same in parallel]
 
 
 def without_types(

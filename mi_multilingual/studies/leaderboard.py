@@ -80,11 +80,10 @@ def leaderboard(
 
     found = pd.DataFrame(measured(model, conditions, changes, title="comparing detectors", progress=progress))
     n_tokens = {k: loss.n_tokens.numpy() for k, loss in intact.items()}
+    by = ["condition", "detector"]
     table = [
-        dict(zip(("condition", "detector"), key, strict=True))  # type: ignore[arg-type]
-        | {"n_neurons": part.n_neurons.mean()}
-        | summary(over_seeds(part), n_tokens)
-        for key, part in found.groupby(["condition", "detector"], sort=False)
+        {**part.iloc[0][by], "n_neurons": part.n_neurons.mean(), **summary(over_seeds(part), n_tokens)}
+        for _, part in found.groupby(by, sort=False)
     ]
     return pd.DataFrame(table).sort_values("specificity", ascending=False, ignore_index=True)
 

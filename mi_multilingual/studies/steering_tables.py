@@ -72,12 +72,17 @@ def steering_quality(
     outputs: pd.DataFrame,
     by: Sequence[str] = ("strength", "condition"),
     *,
+    bos: str = "tokenizer",
     progress: bool = True,
 ) -> pd.DataFrame:
     """How likely the model as it is finds the outputs after their prompts, and how much they repeat themselves.
 
     Perplexity counts the change of language too: an output in another language than its prompt's is unlikely however
     well it is written, so compare strengths at which as many outputs are in the target language.
+
+    Args:
+        outputs, by: as of `steering_shares`.
+        bos: special tokens before every prompt, as in `generate`.
 
     Returns:
         the columns of `by`, n, nll (nats per token, over all tokens of the group), nll_low, nll_high (95 % bootstrap
@@ -88,7 +93,8 @@ def steering_quality(
     """
     check_columns(outputs, by)
     texts = outputs[["prompt", "continuation"]].drop_duplicates(ignore_index=True)
-    scores = continuation_perplexity(model, texts.prompt.tolist(), texts.continuation.tolist(), progress=progress)
+    prompts, continuations = texts.prompt.tolist(), texts.continuation.tolist()
+    scores = continuation_perplexity(model, prompts, continuations, bos=bos, progress=progress)
     scored = outputs.merge(pd.concat([texts, scores], axis=1), on=["prompt", "continuation"], validate="many_to_one")
     rows = []
     for key, group in named_groups(scored, by):

@@ -167,8 +167,8 @@ def written_accuracy(
     """Whether what the model writes after the prompt is the right answer.
 
     Args:
-        extract: what counts of a text, the model's and the right answer's alike: all of it by default (exact match),
-            `last_number` for sums.
+        extract: the part that is compared, taken from the model's text and from the right answer: all of it by default
+            (exact match), `last_number` for sums.
         bos: special tokens before every prompt (see `Reading`).
         decoding: options of `generate`; unless they say otherwise, the answer ends with its line (stop=["\\n"]).
 

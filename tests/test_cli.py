@@ -172,6 +172,32 @@ def test_a_language_called_random_is_shown_beside_random_neurons():
     assert frame.random.to_dict() == {"random": 2.0, "(random)": 1.0}
 
 
+def test_evaluate_hands_on_what_it_is_told(tmp_path, capsys, monkeypatch):
+    asked = {}
+
+    def scores(model, tasks, **options):
+        asked.update(options, model=model, tasks=tasks)
+        return pd.DataFrame([("xcopa_id", "acc", "none", 0.5, float("nan"), 4)], columns=HARNESS_COLUMNS)
+
+    monkeypatch.setattr("mi_multilingual.evaluation.harness.harness_scores", scores)
+    out = tmp_path / "scores.parquet"
+    options = "--groups fr,ja --intervention scale --value 0.5 --site post --bos none --limit 4 --batch-size 2"
+    assert main(["evaluate", "demo", "--tasks", "xcopa_id,xcopa_th", "--out", str(out), *options.split()]) == 0
+    expected = {
+        "groups": ("fr", "ja"),
+        "intervention": "scale",
+        "value": 0.5,
+        "site": "post",
+        "bos": "none",
+        "limit": 4,
+    }
+    expected |= {"model": "demo", "tasks": ("xcopa_id", "xcopa_th"), "batch_size": 2}
+    assert asked == {"neurons": None, "include_path": None, **expected}
+    assert pd.read_parquet(out).value.tolist() == [0.5]
+    assert "xcopa_id" in capsys.readouterr().out
+
+
+HARNESS_COLUMNS = ["task", "metric", "filter", "value", "stderr", "n"]
 RECORD = ["record", "demo", "demo", "--out", "s"]
 
 

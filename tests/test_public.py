@@ -24,7 +24,6 @@ SEVERAL_DEFAULTS = {
     "source": "each data set has its own id",
     "source_off": "a matrix of languages compares switching with raising; a curve varies one thing",
     "split": "each data set has its own part for testing",
-    "stop": "written answers end with their line",
     "threshold": "an activation to exceed, or for LAP a probability instead of a rate",
     "wordings": "each set of questions has its own number of them",
 }

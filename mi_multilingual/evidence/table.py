@@ -28,6 +28,8 @@ class Kind:
     """Whether it is read at a site that can be chosen."""
     by_document: bool = False
     """Whether every row must be a document, whatever the layout asked for."""
+    in_one_row: bool = False
+    """Whether no document is ever cut, so that the window is the model's context whatever was asked for."""
     passes: float | int = 1
     """Cost per token, in recordings of activations; a backward pass counts two and needs the logits."""
     numbers: int = 1
@@ -59,6 +61,7 @@ EVIDENCE: dict[str, Kind] = {
         record_sharing,
         has_site=True,
         by_document=True,
+        in_one_row=True,
         numbers=5,
         options={"threshold": 0.0, "tokens": "last"},
     ),
@@ -80,7 +83,7 @@ def record_evidence(
     """Record one kind of evidence.
 
     Args:
-        reading: how text becomes rows; kinds that look at single documents take its layout for "documents".
+        reading: how text becomes rows, as far as the kind leaves a choice (see `reading_for`).
         site: where neurons are read, for the kinds that can choose.
         options: of that kind, such as `threshold` of sharing.
 
@@ -97,7 +100,9 @@ def record_evidence(
 
 def reading_for(kind: str, reading: Reading) -> Reading:
     """The reading that this kind of evidence takes where `reading` is asked for."""
-    return replace(reading, layout="documents") if kind_of(kind).by_document else reading
+    row = kind_of(kind)
+    layout = "documents" if row.by_document else reading.layout
+    return replace(reading, layout=layout, window=None if row.in_one_row else reading.window)
 
 
 def kind_of(kind: str) -> Kind:

@@ -6,7 +6,6 @@ import itertools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
 from typing import Any
 
 from pydantic import TypeAdapter
@@ -22,7 +21,7 @@ SCHEMA = "sweep/3"
 """Raise it when the same cell would give other numbers or columns: folders of another one are refused."""
 THIRDS = {"all": (0, 3), "first": (0, 1), "middle": (1, 2), "last": (2, 3)}
 
-Pairs = tuple[tuple[str, float | int | str | None], ...]
+Pairs = tuple[tuple[str, float | str | None], ...]
 """A frozen mapping of settings, by name."""
 
 
@@ -122,12 +121,10 @@ class Cell:
         Raises:
             ValueError: a field that is missing or cannot be.
         """
-        return cell_type().validate_python(content)
+        return CELL.validate_python(content)
 
 
-@cache
-def cell_type() -> TypeAdapter[Cell]:
-    return TypeAdapter(Cell)
+CELL = TypeAdapter(Cell)
 
 
 @dataclass(frozen=True)

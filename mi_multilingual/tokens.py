@@ -164,12 +164,16 @@ def language_rows(model: HookedModel, corpus: Corpus, reading: Reading) -> Itera
     Raises:
         ValueError: as `token_rows`.
     """
-    reading = reading.for_model(model)
+    return tokenizer_rows(model.tokenizer, corpus, reading.for_model(model))
+
+
+def tokenizer_rows(tokenizer: PreTrainedTokenizerBase, corpus: Corpus, reading: Reading) -> Iterator[TokenRows]:
+    """`language_rows` where the model itself is elsewhere; the reading has a window (`Reading.for_model`)."""
     if reading.equal_tokens:
-        shortest = min(len(encoded(corpus, k, model.tokenizer)[0][: reading.max_tokens]) for k in corpus.languages)
+        shortest = min(len(encoded(corpus, k, tokenizer)[0][: reading.max_tokens]) for k in corpus.languages)
         reading = replace(reading, max_tokens=shortest)
     for language in corpus.languages:
-        yield token_rows(corpus, language, model.tokenizer, reading)
+        yield token_rows(corpus, language, tokenizer, reading)
 
 
 def prefix_ids(tokenizer: PreTrainedTokenizerBase, bos: str = "tokenizer") -> tuple[int, ...]:

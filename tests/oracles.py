@@ -350,19 +350,18 @@ def steering_counts(rows, by):
 
 
 def sweep_means(rows):
-    """{(detector, rate, neurons, where): (languages, mean change)} of rows (dicts) of a sweep, one row at a time."""
-    types = ("all-shared", "partial-shared", "specific", "non-activated")
+    """{(detector, rate, condition, where): (languages, mean change)} of rows (dicts) of a sweep, one row at a time."""
     cells = {}
     for row in rows:
-        ablated, evaluated = row["ablated"], row["evaluated"]
-        if ablated in types:
-            where, unit = ablated, evaluated
-        elif evaluated == "none":
-            where, unit = "no prompt", ablated
+        group, evaluated = row["group"], row["evaluated"]
+        if row["detector"] == "sharing":
+            where, unit = group, evaluated
+        elif evaluated == "":
+            where, unit = "no prompt", group
         else:
-            where, unit = "own" if ablated == evaluated else "others", ablated
+            where, unit = "own" if group == evaluated else "others", group
         rate = None if math.isnan(row["rate"]) else row["rate"]
-        key = (row["detector"], rate, "detected" if row["seed"] == -1 else "random", where)
+        key = (row["detector"], rate, "chosen" if row["seed"] == -1 else "random", where)
         cells.setdefault(key, {}).setdefault(unit, []).append(row["change"])
     means = {key: [math.fsum(c) / len(c) for c in units.values()] for key, units in cells.items()}
     return {key: (len(m), math.fsum(m) / len(m)) for key, m in means.items()}

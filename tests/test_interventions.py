@@ -138,7 +138,7 @@ def test_mistakes_are_told(model, corpus):
     other = NeuronSet(chosen(model).masks, ("en", "fr"), "m", model_fingerprint="another")
     with pytest.raises(ValueError, match="made for other weights"), ablate(model, other):
         pass
-    with pytest.raises(ValueError, match="with 30 new ones the model takes"):
+    with pytest.raises(ValueError, match="followed by 30 new ones"):
         generate(model, ["The dog sleeps under"], max_new_tokens=30, progress=False)
 
 

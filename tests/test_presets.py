@@ -138,14 +138,14 @@ def test_every_question_loses_its_own_neurons_as_in_the_deactivation_study(home,
     model = load_model(home / "model", device="cpu")
     items = drawn(load_xcopa(home / "xcopa"), 2)
     answers = deactivation_study(model, items, seeds=(0, 2), progress=False)
-    means = answers.groupby(["off", "seed", "language"])[["correct", "margin"]].mean()
+    means = answers.groupby(["group", "seed", "language"])[["correct", "margin"]].mean()
     whole = table[table.layers == "all"]
     assert len(whole) == 4 * 3 * 3 * 2
     for row in whole.itertuples():
         column = {"accuracy": "correct", "margin": "margin"}[row.measure]
         assert row.value == pytest.approx(means[column][row.group, row.seed, row.evaluated], abs=1e-6)
-        assert row.base == pytest.approx(means[column]["none", -1, row.evaluated], abs=1e-6)
-    effects = deactivation_effects(answers).query("language == 'en' and measure == 'margin'").set_index("off")
+        assert row.base == pytest.approx(means[column]["", -1, row.evaluated], abs=1e-6)
+    effects = deactivation_effects(answers).query("language == 'en' and measure == 'margin'").set_index("group")
     mine = whole[(whole.evaluated == "en") & (whole.measure == "margin") & (whole.seed == -1)].set_index("group")
     for name in ("change", "low", "high"):
         np.testing.assert_allclose(mine[name], effects[name][mine.index], atol=1e-6)

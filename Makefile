@@ -11,7 +11,7 @@ export NO_MKDOCS_2_WARNING := 1
 PYTEST_SETTINGS := OMP_NUM_THREADS=1
 PYTEST_OPTIONS := --numprocesses 2 --dist loadfile
 
-.PHONY: help demo test check pytest notebooks docs audit bench test-tl4
+.PHONY: help demo test check stub pytest notebooks docs audit bench test-tl4
 
 help: ## this list
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -26,6 +26,9 @@ check: $(STAMP) ## style, types and the order of imports
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/lint-imports
+
+stub: $(STAMP) ## types of the public names for editors -> mi_multilingual/__init__.pyi
+	$(BIN)/python tests/stub.py
 
 docs: $(STAMP) ## the documentation -> build/site; a warning is a failure
 	$(BIN)/mkdocs build --strict --quiet

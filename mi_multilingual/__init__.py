@@ -1,6 +1,7 @@
 """Mechanistic interpretability of multilingual language models at the level of neurons.
 
-Everything is imported when it is first asked for, so that importing the package costs nothing.
+Everything is imported when it is first asked for, so that importing the package costs nothing. Editors and type
+checkers read `__init__.pyi`, which `make stub` writes from the tables below.
 """
 
 from importlib import import_module
@@ -93,8 +94,8 @@ FURTHER = {
 }
 """Module -> further names that can be had here, too."""
 
-MODULES = ("analysis", "demo", "detectors", "evaluation", "evidence", "experiments", "patching", "plots", "report")
-MODULES += ("studies",)
+MODULES = ("analysis", "demo", "detectors", "evaluation", "evidence", "experiments", "models", "patching", "plots")
+MODULES += ("report", "studies")
 HOMES = {name: module for table in (MOST_USED, FURTHER) for module, names in table.items() for name in names}
 
 __all__ = sorted(name for names in MOST_USED.values() for name in names)

@@ -4,7 +4,8 @@ import gzip
 import hashlib
 import json
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from itertools import islice
@@ -13,6 +14,7 @@ from types import MappingProxyType
 from typing import Any
 
 from .display import Summarised
+from .storage import is_like_a_path
 
 ENDINGS = (".txt", ".txt.gz", ".jsonl", ".parquet")
 
@@ -96,10 +98,14 @@ def load_corpus(
         documents = demo_documents(languages or DEMO_LANGUAGES, split)
     elif Path(source).is_dir() and config is None:
         documents = folder_documents(Path(source), languages, split, column)
+    elif config is None and is_like_a_path(source) and not Path(source).exists():
+        raise ValueError(
+            f"source must be a folder, 'demo' or the id of a data set, got {str(source)!r}, which is not there"
+        )
     elif config is not None or not Path(source).exists():
         documents = hub_documents(str(source), languages, split or "train", config, column, max_documents)
     else:
-        raise ValueError(f"{str(source)!r} is a file; give the folder that holds <language>.txt files")
+        raise ValueError(f"source must be a folder with <language>.txt files, got the file {str(source)!r}")
     corpus = Corpus({k: tuple(islice(texts, max_documents)) for k, texts in documents.items()}, str(source))
     warn_of_shared_documents(corpus)
     return corpus
@@ -151,13 +157,25 @@ def file_documents(path: Path, column: str) -> Iterator[str]:
         return
     opener = gzip.open if path.suffix == ".gz" else open
     with opener(path, "rb") as file:
-        for number, raw in enumerate(file, start=1):
+        for number, raw in enumerate(lines_of(file, path), start=1):
             try:
                 line = raw.decode("utf-8").rstrip("\r\n")
             except UnicodeDecodeError as error:
                 raise ValueError(f"{path}, line {number}: not UTF-8 ({error.reason}); convert the file") from error
             if line.strip():
                 yield json_text(line, column, f"{path}, line {number}") if path.suffix == ".jsonl" else line
+
+
+def lines_of(file: Iterable[bytes], path: Path) -> Iterator[bytes]:
+    """The lines of a file, compressed or not.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    try:
+        yield from file
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise ValueError(f"{path} must be a whole gzip file, got {error}; compress the text again") from error
 
 
 def json_text(line: str, column: str, place: str) -> str:
@@ -196,7 +214,8 @@ def hub_documents(
 
     if not languages:
         raise ValueError(
-            f"name the languages to take from data set {source!r}: load_corpus(..., languages=['en', ...])"
+            f"languages must be named for a data set: load_corpus({source!r}, languages=['en', ...]); there is no "
+            f"folder {source!r} either"
         )
 
     def documents(language: str) -> Iterator[str]:

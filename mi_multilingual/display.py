@@ -18,7 +18,8 @@ class Summarised:
         head, table = self.summary()
         rows = [" ".join(map(cell, row)) for row in zip(*table.values(), strict=True)]
         more = f", ... ({len(rows)} in all)" if len(rows) > LISTED else ""
-        return f"{type(self).__name__}({head}: {', '.join(rows[:LISTED])}{more})"
+        listed = f": {', '.join(rows[:LISTED])}{more}" if rows else ""
+        return f"{type(self).__name__}({head}{listed})"
 
     def _repr_html_(self) -> str:
         head, table = self.summary()

@@ -150,3 +150,9 @@ def load_record(path: Path | str, schema: str) -> tuple[dict[str, Tensor], dict[
     if found != schema:
         raise ValueError(f"{path} must hold {schema}, got {found or 'no record of this package'}")
     return tensors, header
+
+
+def is_like_a_path(source: Path | str) -> bool:
+    """Whether a name can only be meant as a place on this machine, not as the id of a data set or model."""
+    name = str(source)
+    return isinstance(source, Path) or name.startswith((".", "/", "~")) or name.endswith("/") or name.count("/") > 1

@@ -164,12 +164,16 @@ def language_rows(model: HookedModel, corpus: Corpus, reading: Reading) -> Itera
     Raises:
         ValueError: as `token_rows`.
     """
-    reading = reading.for_model(model)
+    return tokenizer_rows(model.tokenizer, corpus, reading.for_model(model))
+
+
+def tokenizer_rows(tokenizer: PreTrainedTokenizerBase, corpus: Corpus, reading: Reading) -> Iterator[TokenRows]:
+    """`language_rows` where the model itself is elsewhere; the reading has a window (`Reading.for_model`)."""
     if reading.equal_tokens:
-        shortest = min(len(encoded(corpus, k, model.tokenizer)[0][: reading.max_tokens]) for k in corpus.languages)
+        shortest = min(len(encoded(corpus, k, tokenizer)[0][: reading.max_tokens]) for k in corpus.languages)
         reading = replace(reading, max_tokens=shortest)
     for language in corpus.languages:
-        yield token_rows(corpus, language, model.tokenizer, reading)
+        yield token_rows(corpus, language, tokenizer, reading)
 
 
 def prefix_ids(tokenizer: PreTrainedTokenizerBase, bos: str = "tokenizer") -> tuple[int, ...]:
@@ -189,7 +193,7 @@ def prefix_ids(tokenizer: PreTrainedTokenizerBase, bos: str = "tokenizer") -> tu
         return own_prefix(tokenizer)
     if tokenizer.bos_token_id is None:
         raise ValueError(f"bos must be 'tokenizer' or 'none' for a tokenizer without a BOS token, got {bos!r}")
-    return (tokenizer.bos_token_id,)
+    return (int(tokenizer.bos_token_id),)
 
 
 def own_prefix(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
@@ -199,7 +203,7 @@ def own_prefix(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
         whole = tokenizer(probe)["input_ids"]
         for start in range(len(whole) - len(plain) + 1 if plain else 0):
             if whole[start : start + len(plain)] == plain:
-                return tuple(whole[:start])
+                return tuple(int(i) for i in whole[:start])
     raise ValueError(
         "the tokenizer's special tokens cannot be told from its text: tokenizer(text) does not hold the ids of "
         "tokenizer(text, add_special_tokens=False); give bos='none' or bos='row'"
@@ -211,6 +215,16 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], bos: st
     prefix = list(prefix_ids(tokenizer, bos))
     rows = tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"] if len(texts) else []
     return [prefix + list(row) for row in rows]
+
+
+def start_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """The ids after which a text without a prompt begins.
+
+    They are what the tokenizer itself puts in front. Where it puts nothing there, it is the end-of-text token, after
+    which a new document began in training (BLOOM's `</s>`); without one BOS; without that none.
+    """
+    special = [int(i) for i in (tokenizer.eos_token_id, tokenizer.bos_token_id) if i is not None]
+    return own_prefix(tokenizer) or tuple(special[:1])
 
 
 def pad_right(rows: Sequence[Sequence[int]]) -> tuple[Int[Tensor, "row pos"], Int[Tensor, " row"]]:

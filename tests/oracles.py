@@ -300,26 +300,28 @@ def logits_without_columns(hf_model, tokens, off):
     return logits
 
 
-def deactivation_effect(answers, off, language, measure, draws):
+def deactivation_effect(answers, group, language, measure, draws):
     """One row of the table of effects; `draws` says how often each question, in order of its id, is drawn."""
     names = sorted({a["id"] for a in answers})
     column = {"accuracy": "correct", "margin": "margin"}[measure]
 
-    def score(name, off, seed):
-        """Of one question, the mean over its languages for "all"."""
+    def score(name, *under):
+        """The value of one question, or the mean over its languages for language ""."""
         found = [
             float(a[column])
             for a in answers
-            if (a["id"], a["off"], a["seed"]) == (name, off, seed) and language in (a["language"], "all")
+            if (a["id"], a["condition"], a["group"], a["seed"]) == (name, *under) and language in (a["language"], "")
         ]
         return math.fsum(found) / len(found)
 
     seeds = sorted({a["seed"] for a in answers if a["seed"] >= 0})
-    intact = [score(name, "none", -1) for name in names]
-    value = [score(name, off, -1) for name in names]
-    random = [math.fsum(score(name, off, s) for s in seeds) / len(seeds) for name in names]
+    intact = [score(name, "intact", "", -1) for name in names]
+    value = [score(name, "chosen", group, -1) for name in names]
+    random = [math.fsum(score(name, "random", group, s) for s in seeds) / len(seeds) for name in names]
     sizes = [
-        a["n_neurons"] for a in answers if a["off"] == off and a["seed"] == -1 and language in (a["language"], "all")
+        a["n_neurons"]
+        for a in answers
+        if (a["condition"], a["group"]) == ("chosen", group) and language in (a["language"], "")
     ]
     mean = lambda xs: math.fsum(xs) / len(xs)  # noqa: E731
     result = {"n_items": len(names), "n_neurons": mean(sizes)}
@@ -348,19 +350,18 @@ def steering_counts(rows, by):
 
 
 def sweep_means(rows):
-    """{(detector, rate, neurons, where): (languages, mean change)} of rows (dicts) of a sweep, one row at a time."""
-    types = ("all-shared", "partial-shared", "specific", "non-activated")
+    """{(detector, rate, condition, where): (languages, mean change)} of rows (dicts) of a sweep, one row at a time."""
     cells = {}
     for row in rows:
-        ablated, evaluated = row["ablated"], row["evaluated"]
-        if ablated in types:
-            where, unit = ablated, evaluated
-        elif evaluated == "none":
-            where, unit = "no prompt", ablated
+        group, evaluated = row["group"], row["evaluated"]
+        if row["detector"] == "sharing":
+            where, unit = group, evaluated
+        elif evaluated == "":
+            where, unit = "no prompt", group
         else:
-            where, unit = "own" if ablated == evaluated else "others", ablated
+            where, unit = "own" if group == evaluated else "others", group
         rate = None if math.isnan(row["rate"]) else row["rate"]
-        key = (row["detector"], rate, "detected" if row["seed"] == -1 else "random", where)
+        key = (row["detector"], rate, "chosen" if row["seed"] == -1 else "random", where)
         cells.setdefault(key, {}).setdefault(unit, []).append(row["change"])
     means = {key: [math.fsum(c) / len(c) for c in units.values()] for key, units in cells.items()}
     return {key: (len(m), math.fsum(m) / len(m)) for key, m in means.items()}

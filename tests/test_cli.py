@@ -126,11 +126,11 @@ def test_compare_takes_some_detectors_with_their_settings(tmp_path, tiny, texts)
     command += ["--detector", "lape", "--detector", "lave"]
     assert main(command) == 0
     usual = pd.read_parquet(table).set_index("detector")
-    assert main([*command, "--set", "lape.filter_rate=0.5"]) == 0
+    assert main([*command, "--set", "lape.filter_rate=1"]) == 0
     asked = pd.read_parquet(table).set_index("detector")
     assert set(asked.index) == {"lape", "lave", ""}
     assert usual.own["lave"] == asked.own["lave"]
-    assert usual.own["lape"] != asked.own["lape"]
+    assert usual.n_neurons["lape"] > asked.n_neurons["lape"] == 0  # no value is above the highest of all
 
 
 @pytest.mark.parametrize("script", ["", "_Latn"])
@@ -172,13 +172,39 @@ def test_a_language_called_random_is_shown_beside_random_neurons():
     assert frame.random.to_dict() == {"random": 2.0, "(random)": 1.0}
 
 
+def test_evaluate_hands_on_what_it_is_told(tmp_path, capsys, monkeypatch):
+    asked = {}
+
+    def scores(model, tasks, **options):
+        asked.update(options, model=model, tasks=tasks)
+        return pd.DataFrame([("xcopa_id", "acc", "none", 0.5, float("nan"), 4)], columns=HARNESS_COLUMNS)
+
+    monkeypatch.setattr("mi_multilingual.evaluation.harness.harness_scores", scores)
+    out = tmp_path / "scores.parquet"
+    options = "--groups fr,ja --intervention scale --value 0.5 --site post --bos none --limit 4 --batch-size 2"
+    assert main(["evaluate", "demo", "--tasks", "xcopa_id,xcopa_th", "--out", str(out), *options.split()]) == 0
+    expected = {
+        "groups": ("fr", "ja"),
+        "intervention": "scale",
+        "value": 0.5,
+        "site": "post",
+        "bos": "none",
+        "limit": 4,
+    }
+    expected |= {"model": "demo", "tasks": ("xcopa_id", "xcopa_th"), "batch_size": 2}
+    assert asked == {"neurons": None, "include_path": None, **expected}
+    assert pd.read_parquet(out).value.tolist() == [0.5]
+    assert "xcopa_id" in capsys.readouterr().out
+
+
+HARNESS_COLUMNS = ["task", "metric", "filter", "value", "stderr", "n"]
 RECORD = ["record", "demo", "demo", "--out", "s"]
 
 
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["report", "nowhere"], 1, "error: nowhere has no stats.safetensors"),
+        (["report", "nowhere"], 1, "error: folder must hold a run, got nowhere without stats.safetensors"),
         (["record", "nowhere/", "demo", "--out", "s"], 1, "error: 'nowhere/' is no checkpoint folder"),
         ([*RECORD, "--layout", "rows"], 1, "error: layout must be one of stream, documents, got 'rows'"),
         ([*RECORD, "--bos", "yes"], 1, "error: bos must be one of tokenizer, none, row, count, got 'yes'"),
@@ -252,7 +278,7 @@ def test_an_interrupt_is_one_line_and_exit_code_130(capsys, monkeypatch):
 
 
 def test_debug_shows_the_trace(tmp_path):
-    with pytest.raises(ValueError, match="has no stats"):
+    with pytest.raises(ValueError, match="must hold a run"):
         main(["report", str(tmp_path), "--debug"])
 
 

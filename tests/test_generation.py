@@ -10,9 +10,10 @@ from transformers.generation.logits_process import RepetitionPenaltyLogitsProces
 import checkpoints
 import oracles
 from mi_multilingual import NeuronSet, ablate, generate, load_model
-from mi_multilingual.evaluation.generation import Decoding, continuation_text, drawn, ended, penalised
+from mi_multilingual.evaluation.generation import Decoding, continuation_text, drawn, ended, first_words, penalised
 from mi_multilingual.models.hooked import next_token_logits
 from mi_multilingual.models.loading import HookedTransformer
+from mi_multilingual.tokens import TOKENS_PER_BATCH
 
 PROMPTS = ["The dog", "We drink tea when it rains", "犬が", "The tea", ""]
 SETTINGS = {
@@ -43,7 +44,7 @@ def some_neurons(model, density):
 
 
 def quietly(model, prompts, **settings):
-    return generate(model, prompts, progress=False, **{"max_new_tokens": 6, **settings})
+    return generate(model, prompts, progress=False, **{"bos": "row", "max_new_tokens": 6, **settings})
 
 
 @each_setting
@@ -116,7 +117,7 @@ def test_global_random_numbers_are_left_alone(either):
 def test_groups_larger_than_a_batch(either, monkeypatch):
     prompts = [f"The dog {n}" for n in range(10, 17)]
     together = quietly(either, prompts, temperature=1.0)
-    monkeypatch.setattr("mi_multilingual.evaluation.generation.TOKENS_A_BATCH", 40)
+    monkeypatch.setitem(TOKENS_PER_BATCH, "generation", 40)
     assert quietly(either, prompts, temperature=1.0) == together
 
 
@@ -205,14 +206,14 @@ def test_a_draw_is_always_a_likely_token(row, draw, temperature, top_p):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"max_new_tokens": 0}, "ask for at least 1"),
-        ({"temperature": -1.0}, "temperature is -1.0"),
-        ({"temperature": math.nan}, "temperature is nan"),
-        ({"top_p": 0.0}, "top_p is 0.0"),
-        ({"repetition_penalty": 0.0}, "repetition_penalty is 0.0"),
-        ({"stop": ["a", ""]}, "stop string is empty"),
-        ({"stop": "ab"}, "'ab' is one string"),
-        ({"max_new_tokens": 30}, "with 30 new ones the model takes 32"),
+        ({"max_new_tokens": 0}, "max_new_tokens must be at least 1, got 0"),
+        ({"temperature": -1.0}, "temperature must be .* got -1.0"),
+        ({"temperature": math.nan}, "temperature must be .* got nan"),
+        ({"top_p": 0.0}, "top_p must be .* got 0.0"),
+        ({"repetition_penalty": 0.0}, "repetition_penalty must be .* got 0.0"),
+        ({"stop": ["a", ""]}, "stop must be strings with text, got an empty one"),
+        ({"stop": "ab"}, "stop must be a list of strings, got 'ab'"),
+        ({"max_new_tokens": 30}, "prompts must have 1 to 2 tokens to be followed by 30 new ones, got 14 for 'The dog"),
     ],
 )
 def test_mistakes_are_told(either, settings, message):
@@ -221,17 +222,20 @@ def test_mistakes_are_told(either, settings, message):
 
 
 def test_one_string_is_no_list_of_prompts(either):
-    with pytest.raises(ValueError, match="'The dog' is one string"):
+    with pytest.raises(ValueError, match="prompts must be a list of strings, got 'The dog'"):
         quietly(either, "The dog")
     assert quietly(either, []) == []
 
 
 def test_a_prompt_needs_a_token(folders, tmp_path):
     hf = AutoModelForCausalLM.from_pretrained(folders["llama"])
-    model = load_model(hf, tokenizer=checkpoints.tokenizer(tmp_path, bos=False), device="cpu")
-    model.tokenizer.bos_token = None  # HookedTransformer sets one where there is none
-    with pytest.raises(ValueError, match="prompt '' has 0 tokens"):
-        quietly(model, [""])
+    tokenizer = checkpoints.tokenizer(tmp_path, bos=False)
+    model = load_model(hf, tokenizer=tokenizer, device="cpu")
+    # Generation needs a token to begin with; end of text is one.
+    assert len(quietly(model, [""], bos="tokenizer")) == 1
+    model.tokenizer.eos_token = None
+    with pytest.raises(ValueError, match="prompts must have 1 to 26 tokens .* got 0 for ''"):
+        quietly(model, [""], bos="tokenizer")
 
 
 def test_no_text_ends_before_the_least_number_of_tokens(either, monkeypatch):
@@ -245,5 +249,10 @@ def test_no_text_ends_before_the_least_number_of_tokens(either, monkeypatch):
     monkeypatch.setattr("mi_multilingual.evaluation.generation.next_token_logits", ends_at_once)
     assert quietly(either, ["The dog"]) == [""]
     assert quietly(either, ["The dog"], min_new_tokens=4) == [tokenizer.decode([word] * 4)]
-    with pytest.raises(ValueError, match="min_new_tokens is 7; give a number from 0 to max_new_tokens=6"):
+    with pytest.raises(ValueError, match="min_new_tokens must be from 0 to max_new_tokens=6, got 7"):
         quietly(either, PROMPTS, min_new_tokens=7)
+
+
+def test_first_words_are_a_prompt():
+    assert first_words("one two three four five six", "en") == "one two three four five"
+    assert first_words("犬が古い木の下で眠っている。", "ja") == "犬が古い木の下で"

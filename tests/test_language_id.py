@@ -86,11 +86,11 @@ def test_py3langid_s_own_identifier_stays_as_it_is():
 def test_mistakes_are_told(monkeypatch):
     with pytest.raises(ValueError, match="language 'xx' is not known to the identifier; it knows ace, af"):
         identify_language(["a"], ["en", "xx"])
-    with pytest.raises(ValueError, match="name at least one"):
+    with pytest.raises(ValueError, match="languages must be one or more, got none; name at least one"):
         identify_language(["a"], [])
-    with pytest.raises(ValueError, match="'hello' is one string"):
+    with pytest.raises(ValueError, match="texts must be a list of strings, got 'hello'"):
         identify_language("hello", ["en"])
-    with pytest.raises(ValueError, match="'en' is one string"):
+    with pytest.raises(ValueError, match="languages must be a list of strings, got 'en'"):
         identify_language(["hello"], "en")
     language_id.identifier.cache_clear()
     monkeypatch.setitem(sys.modules, "py3langid.langid", None)

@@ -8,14 +8,18 @@ import oracles
 from mi_multilingual import NeuronSet, ablate, layer_matched_random, perplexity, perplexity_matrix, token_rows
 from mi_multilingual.evaluation.perplexity import RowLosses, change_interval, corpus_losses, corpus_rows, row_losses
 from mi_multilingual.models.hooked import fingerprint
-from mi_multilingual.tokens import TokenRows
+from mi_multilingual.tokens import Reading, TokenRows
 
 WINDOW = 8
 
 
+def with_bos(layout="stream", window=WINDOW):
+    return Reading(window=window, layout=layout, bos="row")
+
+
 def by_hand(model, corpus, language, layout="stream"):
     """Token losses by one softmax at a time, one row after another."""
-    rows = token_rows(corpus, language, model.tokenizer, window=WINDOW, layout=layout)
+    rows = token_rows(corpus, language, model.tokenizer, with_bos(layout))
     losses, n_bytes = [], 0
     for tokens, valid, sizes in zip(rows.tokens, rows.valid, rows.n_bytes, strict=True):
         with torch.no_grad():
@@ -27,7 +31,7 @@ def by_hand(model, corpus, language, layout="stream"):
 
 @pytest.mark.parametrize("layout", ["stream", "documents"])
 def test_perplexity_equals_a_loop_over_tokens(model, corpus, layout):
-    table = perplexity(model, corpus, window=WINDOW, layout=layout, progress=False).set_index("language")
+    table = perplexity(model, corpus, reading=with_bos(layout), progress=False).set_index("language")
     for language in corpus.languages:
         losses, n_bytes = by_hand(model, corpus, language, layout)
         row = table.loc[language]
@@ -84,14 +88,14 @@ def test_the_interval_covers_the_true_change_in_about_95_of_100_samples():
 
 
 def test_rows_keep_their_order_whatever_the_ablation(ungated, corpus):
-    rows = token_rows(corpus, "en", ungated.tokenizer, window=WINDOW, layout="documents")
+    rows = token_rows(corpus, "en", ungated.tokenizer, with_bos("documents"))
     with ablate(ungated, neuron_set(ungated)["en"]):
         off = row_losses(ungated, rows)
     assert torch.equal(off.n_tokens, row_losses(ungated, rows).n_tokens)
 
 
 def test_losses_of_all_languages_together_are_those_of_each(model, corpus):
-    rows = corpus_rows(model, corpus, 12, "documents")
+    rows = corpus_rows(model, corpus, with_bos("documents", window=12))
     together = corpus_losses(model, rows)
     for k, text in rows.items():
         # one row at a time, so that nothing is reordered

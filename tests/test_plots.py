@@ -1,3 +1,5 @@
+import json
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -13,44 +15,55 @@ from mi_multilingual import (
     plots,
     sharing_categories,
 )
+from mi_multilingual.tokens import DOCUMENTS
 
 LANGUAGES = ("en", "fr", "ja")
+RANDOM_NEURONS = "<i>random neurons</i>"
 
 
-@pytest.fixture
-def stats():
+def stats_of(languages):
     random = torch.Generator().manual_seed(0)
     n_tokens = torch.tensor([100, 120, 90])
     active = (torch.rand(2, 30, 3, generator=random) * n_tokens).long()
     active[0, 0] = 0
     values = torch.rand(2, 30, 3, generator=random).double()
-    return ActivationStats(LANGUAGES, n_tokens, active, values, values, values, "gate", 0.0, "m", "f", "c")
+    return ActivationStats(languages, n_tokens, active, values, values, values, "gate", 0.0, "m", "f", "c", DOCUMENTS)
+
+
+def neurons_of(languages):
+    return NeuronSet(torch.rand(3, 2, 30, generator=torch.Generator().manual_seed(1)) < 0.2, languages, "lape")
+
+
+def matrix_of(languages):
+    intact = [("intact", "", e, -1, 0.0) for e in languages]
+    chosen = [
+        ("chosen", group, e, -1, change)
+        for group in languages
+        for e, change in zip(languages, (0.5, -0.2, 0.1), strict=True)
+    ]
+    random = [
+        ("random", e, e, seed, change)
+        for seed in (0, 1)
+        for e, change in zip(languages, (0.01 * seed, 0.0, 0.02), strict=True)
+    ]
+    table = pd.DataFrame([*intact, *chosen, *random], columns=["condition", "group", "evaluated", "seed", "change"])
+    low, high, nll = table.change - 0.1, table.change + 0.1, table.change + 3
+    return table.assign(n_neurons=5, low=low, high=high, nll=nll)
+
+
+@pytest.fixture
+def stats():
+    return stats_of(LANGUAGES)
 
 
 @pytest.fixture
 def neurons():
-    return NeuronSet(torch.rand(3, 2, 30, generator=torch.Generator().manual_seed(1)) < 0.2, LANGUAGES, "lape")
+    return neurons_of(LANGUAGES)
 
 
 @pytest.fixture
 def matrix():
-    rows = [
-        {
-            "ablated": a,
-            "evaluated": e,
-            "seed": s,
-            "n_neurons": 5,
-            "change": c,
-            "low": c - 0.1,
-            "high": c + 0.1,
-            "nll": 3 + c,
-        }
-        for a, s in [("none", -1), ("en", -1), ("fr", -1), ("ja", -1), ("random", 0), ("random", 1)]
-        for e, c in zip(
-            LANGUAGES, {"none": (0, 0, 0), "random": (0.01 * s, 0.0, 0.02)}.get(a, (0.5, -0.2, 0.1)), strict=True
-        )
-    ]
-    return pd.DataFrame(rows)
+    return matrix_of(LANGUAGES)
 
 
 def check_titles(figure):
@@ -64,12 +77,14 @@ def test_perplexity_change_shows_the_matrix_centred_at_zero(matrix):
     figure = plots.perplexity_change(matrix)
     check_titles(figure)
     heat = figure.data[0]
-    assert heat.y == ("en", "fr", "ja", "random")
+    assert heat.y == ("en", "fr", "ja", RANDOM_NEURONS)
     assert heat.x == LANGUAGES
     np.testing.assert_allclose(heat.z[:3], [[0.5, -0.2, 0.1]] * 3)
     np.testing.assert_allclose(heat.z[3], [0.005, 0.0, 0.02])
     assert heat.zmid == 0
     assert -heat.zmin == heat.zmax == 0.5
+    alone = plots.perplexity_change(matrix[matrix.condition != "random"]).data[0]
+    assert alone.y == LANGUAGES
 
 
 def test_layer_counts_are_the_counts(neurons):
@@ -108,14 +123,15 @@ def test_neuron_profile_shows_probability_with_its_interval(stats):
         interval = binomtest(int(stats.active[1, 3, k]), int(stats.n_tokens[k])).proportion_ci(method="wilson")
         assert bar.y[k] - bar.error_y.arrayminus[k] == pytest.approx(interval.low, abs=1e-4)
         assert bar.y[k] + bar.error_y.array[k] == pytest.approx(interval.high, abs=1e-4)
-    with pytest.raises(ValueError, match=r"there is no neuron 2.0; layers are 0..1, neurons 0..29"):
+    with pytest.raises(ValueError, match=r"one of layers 0..1 and neurons 0..29, got 2.0"):
         plots.neuron_profile(stats, 2, 0)
 
 
-def test_the_leaderboard_has_a_bar_and_an_interval_a_detector():
-    table = pd.DataFrame(
+def board():
+    return pd.DataFrame(
         {
-            "detector": ["a", "b"],
+            "condition": ["chosen", "random"],
+            "detector": ["a_b", ""],
             "n_neurons": [5.0, 5.0],
             "own": [0.5, 0.1],
             "elsewhere": [0.1, 0.1],
@@ -125,10 +141,14 @@ def test_the_leaderboard_has_a_bar_and_an_interval_a_detector():
             "hits": [3, 1],
         }
     )
+
+
+def test_the_leaderboard_has_a_bar_and_an_interval_for_each_detector():
+    table = board()
     figure = plots.leaderboard(table)
     check_titles(figure)
     bar = figure.data[0]
-    assert list(bar.y) == ["a", "b"]
+    assert list(bar.y) == ["a b", RANDOM_NEURONS]
     np.testing.assert_allclose(bar.x + bar.error_x.array, table.high)
     np.testing.assert_allclose(bar.x - bar.error_x.arrayminus, table.low)
 
@@ -138,7 +158,7 @@ def sharing(ungated, corpus):
     return sharing_categories(ungated, corpus, progress=False)
 
 
-def test_sharing_by_layer_draws_a_line_and_a_band_a_type(sharing):
+def test_sharing_by_layer_draws_a_line_and_a_band_for_each_type(sharing):
     table = sharing.layer_shares()
     figure = plots.sharing_by_layer(table, threshold=0.2)
     assert figure.layout.title.text
@@ -152,7 +172,7 @@ def test_sharing_by_layer_draws_a_line_and_a_band_a_type(sharing):
     bands = [trace for trace in figure.data if trace.mode == "none"]
     for band, line in zip(bands, lines, strict=True):
         np.testing.assert_allclose(band.y[: len(line.y)], part[part.type == line.name]["max"])
-    with pytest.raises(ValueError, match=r"no threshold 0\.7"):
+    with pytest.raises(ValueError, match=r"one of this table's, 0, .*, got 0\.7"):
         plots.sharing_by_layer(table, threshold=0.7)
 
 
@@ -166,7 +186,7 @@ def test_activity_overlap_shows_the_table_without_its_diagonal(sharing):
     assert np.isnan(np.diag(z)).all()
 
 
-def test_type_contributions_add_up_to_one_a_column(ungated, corpus):
+def test_type_contributions_add_up_to_one_in_every_column(ungated, corpus):
     table = attribution(ungated, corpus, corpus, progress=False)
     figure = plots.type_contributions(table)
     sums = {}
@@ -178,33 +198,43 @@ def test_type_contributions_add_up_to_one_a_column(ungated, corpus):
     assert list(sums.values()) == pytest.approx([1.0] * len(sums))
 
 
+def chance_of(languages):
+    counts = {"found": 9, "significant": 7, "chance_mean": 1.5, "chance_high": 3.0}
+    return pd.DataFrame([{"language": k, **counts} for k in languages])
+
+
 def test_found_and_chance_shows_the_three_counts():
-    table = pd.DataFrame(
-        {"language": ["en"], "found": [9], "significant": [7], "chance_mean": [1.5], "chance_high": [3.0]}
-    )
-    figure = plots.found_and_chance(table)
+    figure = plots.found_and_chance(chance_of(["en"]))
     check_titles(figure)
     assert [bar.y[0] for bar in figure.data] == [9, 7, 1.5]
+    assert (figure.data[2].error_y.array[0], figure.data[2].error_y.arrayminus[0]) == (1.5, 0.0)
+
+
+def scores_of(languages):
+    return NeuronScores(torch.rand(2, 30, 3, generator=torch.Generator().manual_seed(0)), languages, "lape membership")
 
 
 def test_membership_holds_a_number_for_every_membership(neurons):
-    random = torch.Generator().manual_seed(0)
-    scores = NeuronScores(torch.rand(2, 30, 3, generator=random), LANGUAGES, "lape membership")
+    scores = scores_of(LANGUAGES)
     figure = plots.membership(scores, neurons)
     check_titles(figure)
     for k, bar in enumerate(figure.data):
         assert sorted(bar.x) == sorted(scores.values[..., k][neurons.masks[k]].tolist())
 
 
-def test_recovery_draws_a_curve_a_detector():
+def curves():
     rows = [("a", 1, 0.5), ("a", 2, 0.9), ("b", 1, 0.1), ("b", 2, 0.2)]
     table = pd.DataFrame(rows, columns=["detector", "effect", "f1"])
-    figure = plots.recovery(table.assign(low=table.f1 - 0.1, high=table.f1 + 0.1), "effect", title="t")
+    return table.assign(low=table.f1 - 0.1, high=table.f1 + 0.1)
+
+
+def test_recovery_draws_a_curve_for_each_detector():
+    figure = plots.recovery(curves(), "effect", title="t")
     check_titles(figure)
     assert [(line.name, list(line.y)) for line in figure.data] == [("a", [0.5, 0.9]), ("b", [0.1, 0.2])]
 
 
-def test_neuron_map_has_a_point_a_neuron_and_group(stats, neurons):
+def test_neuron_map_has_a_point_for_each_neuron_and_group(stats, neurons):
     figure = plots.neuron_map(stats, neurons)
     for trace, mask in zip(figure.data, neurons.masks, strict=True):
         assert list(trace.text) == [f"{layer}.{j}" for layer, j in mask.nonzero().tolist()]
@@ -214,13 +244,12 @@ def test_neuron_map_has_a_point_a_neuron_and_group(stats, neurons):
     assert [trace.name for trace in figure.data] == list(LANGUAGES)
 
 
-@pytest.fixture
-def effects():
+def effects_of(languages):
     random = np.random.default_rng(0)
     rows = [
-        {"off": off, "language": k, "measure": m, "n_items": 9, "n_neurons": size}
-        for off, size in (("en", 17.0), ("fr", 20.0))
-        for k in (*LANGUAGES, "all")
+        {"group": group, "language": k, "measure": m, "n_items": 9, "n_neurons": size}
+        for group, size in zip(languages[:2], (17.0, 20.0), strict=True)
+        for k in (*languages, "")
         for m in ("accuracy", "margin")
     ]
     table = pd.DataFrame(rows)
@@ -231,8 +260,13 @@ def effects():
     return table
 
 
+@pytest.fixture
+def effects():
+    return effects_of(LANGUAGES)
+
+
 @pytest.mark.parametrize("measure", ["accuracy", "margin"])
-@pytest.mark.parametrize("language", ["all", "ja"])
+@pytest.mark.parametrize("language", ["", "ja"])
 def test_deactivation_bars_show_changes_beside_random(effects, measure, language):
     figure = plots.deactivation_bars(effects, measure=measure, language=language)
     check_titles(figure)
@@ -244,9 +278,9 @@ def test_deactivation_bars_show_changes_beside_random(effects, measure, language
         np.testing.assert_allclose(bar.error_y.array, 0.2)
         np.testing.assert_allclose(bar.error_y.arrayminus, 0.3)
     assert own.x == ("en<br>17 neurons", "fr<br>20 neurons")
-    with pytest.raises(ValueError, match="unknown measure 'loss'"):
+    with pytest.raises(ValueError, match="measure must be one of accuracy, margin, got 'loss'"):
         plots.deactivation_bars(effects, measure="loss")
-    with pytest.raises(ValueError, match="no answers in 'de'"):
+    with pytest.raises(ValueError, match="one of this table's, en, fr, ja, got 'de'"):
         plots.deactivation_bars(effects, language="de")
 
 
@@ -254,48 +288,56 @@ def test_deactivation_matrix_shows_off_by_asked_and_random(effects):
     figure = plots.deactivation_matrix(effects)
     check_titles(figure)
     heat = figure.data[0]
-    part = effects[(effects.measure == "margin") & (effects.language != "all")]
-    assert (heat.y, heat.x) == (("en", "fr", "random"), LANGUAGES)
+    part = effects[(effects.measure == "margin") & (effects.language != "")]
+    assert (heat.y, heat.x) == (("en", "fr", RANDOM_NEURONS), LANGUAGES)
     np.testing.assert_allclose(heat.z[:2], part.change.to_numpy().reshape(2, 3))
     np.testing.assert_allclose(heat.z[2], part.random_change.to_numpy().reshape(2, 3).mean(axis=0))
     assert -heat.zmin == heat.zmax == np.abs(heat.z).max()
 
 
-def test_steering_matrix_shows_the_steered_share_beside_the_others():
+def shares_of(languages):
+    en, fr, ja = languages
     rows = [
         (s, t, c, 4, y, y - 0.1, y + 0.1, 0.0, 1 - y)
-        for (c, y) in (("unsteered", 0.1), ("steered", 0.75), ("random", 0.2))
-        for s, t in (("en", "fr"), ("en", "ja"), ("ja", "fr"))
+        for (c, y) in (("intact", 0.1), ("chosen", 0.75), ("random", 0.2))
+        for s, t in ((en, fr), (en, ja), (ja, fr))
     ]
     names = ["source", "target", "condition", "n", "in_target", "low", "high", "in_source", "elsewhere"]
-    table = pd.DataFrame(rows, columns=names)
+    return pd.DataFrame(rows, columns=names)
+
+
+def test_steering_matrix_shows_the_steered_share_beside_the_others():
+    table = shares_of(LANGUAGES)
     figure = plots.steering_matrix(table)
     check_titles(figure)
     heat = figure.data[0]
     assert (heat.y, heat.x) == (("en", "ja"), ("fr", "ja"))
     np.testing.assert_allclose(np.array(heat.z, dtype=float), [[0.75, 0.75], [0.75, np.nan]])
     np.testing.assert_allclose(heat.customdata[0, 0], [0.65, 0.85, 0.0, 0.25, 4, 0.1, 0.2])
-    alone = plots.steering_matrix(table[table.condition == "steered"]).data[0]
+    alone = plots.steering_matrix(table[table.condition == "chosen"]).data[0]
     assert np.isnan(np.array(alone.customdata, dtype=float)[..., -2:]).all()
 
 
-def test_steering_curve_has_a_line_a_condition_in_both_panels():
+def curve():
     rows = [
-        (0.0, "unsteered", 9, 0.1, 2.0),
-        (4.0, "steered", 9, 0.9, 4.0),
-        (1.0, "steered", 9, 0.5, 3.0),
+        (0.0, "intact", 9, 0.1, 2.0),
+        (4.0, "chosen", 9, 0.9, 4.0),
+        (1.0, "chosen", 9, 0.5, 3.0),
         (1.0, "random", 9, 0.1, 2.1),
     ]
     table = pd.DataFrame(rows, columns=["strength", "condition", "n", "in_target", "nll"])
     table = table.assign(low=table.in_target - 0.1, high=table.in_target + 0.05, in_source=0.0, elsewhere=0.1)
-    table = table.assign(nll_low=table.nll - 0.2, nll_high=table.nll + 0.2, ppl=np.exp(table.nll), distinct_2=0.9)
-    figure = plots.steering_curve(table)
+    return table.assign(nll_low=table.nll - 0.2, nll_high=table.nll + 0.2, ppl=np.exp(table.nll), distinct_2=0.9)
+
+
+def test_steering_curve_has_a_line_for_each_condition_in_both_panels():
+    figure = plots.steering_curve(curve())
     assert figure.layout.title.text
     assert figure.layout.xaxis2.title.text == "strength"
     assert figure.layout.yaxis.title.text
     assert figure.layout.yaxis2.title.text
     assert all(trace.hovertemplate for trace in figure.data)
-    assert [trace.name for trace in figure.data] == ["steered"] * 2 + ["random"] * 2 + ["unsteered"] * 2
+    assert [trace.name for trace in figure.data] == ["steered"] * 2 + ["random neurons"] * 2 + ["as it is"] * 2
     above, below = figure.data[:2]
     assert list(above.x) == [0.0, 1.0, 4.0]
     assert list(above.y) == [0.1, 0.5, 0.9]
@@ -304,14 +346,19 @@ def test_steering_curve_has_a_line_a_condition_in_both_panels():
     np.testing.assert_allclose(np.log(below.y + below.error_y.array), [2.2, 3.2, 4.2])
 
 
-def test_fallback_shows_every_step():
+def fallback_of(languages):
+    en, fr, _ = languages
     rows = [
         (n, off, c, found, 6, share, share, share)
-        for n, off, c in ((0, "", "unsteered"), (2, "fr", "steered"), (1, "en", "steered"), (1, "en", "random"))
-        for found, share in (("", 0.1 * n), ("en", 1 - 0.1 * n))
+        for n, off, c in ((0, "", "intact"), (2, fr, "chosen"), (1, en, "chosen"), (1, en, "random"))
+        for found, share in (("", 0.1 * n), (en, 1 - 0.1 * n))
     ]
     names = ["n_off", "off", "condition", "found", "n", "share", "low", "high"]
-    table = pd.DataFrame(rows, columns=names)
+    return pd.DataFrame(rows, columns=names)
+
+
+def test_fallback_shows_every_step():
+    table = fallback_of(LANGUAGES)
     figure = plots.fallback(table)
     check_titles(figure)
     heat = figure.data[0]
@@ -319,22 +366,26 @@ def test_fallback_shows_every_step():
     assert heat.x == ("none found", "en")
     np.testing.assert_allclose(np.array(heat.z, dtype=float), [[0, 1], [0.1, 0.9], [0.2, 0.8]])
     assert plots.fallback(table, condition="random").data[0].y == ("none", "+ en")
-    with pytest.raises(ValueError, match="no condition 'off' in this table; it has unsteered, steered, random"):
+    with pytest.raises(ValueError, match="condition must be one of this table's, chosen, random, got 'off'"):
         plots.fallback(table, condition="off")
 
 
-def test_sweep_effects_has_a_panel_a_measure_and_crosses_for_random_neurons():
+def sweep_rows():
     rows = [
-        (setting, evaluation, measure, where, neurons, 3, 2.0, 2.0 + y, y, y - 0.1, y + 0.2)
+        (setting, evaluation, measure, where, condition, 3, 2.0, 2.0 + y, y, y - 0.1, y + 0.2)
         for evaluation, measure in (("language", "loss"), ("facts", "accuracy"))
         for i, setting in enumerate(("rate 0.1", "rate 0.2"))
-        for where, neurons, y in (("own", "detected", 0.5 + i), ("own", "random", 0.1), ("others", "detected", 0.2))
+        for where, condition, y in (("own", "chosen", 0.5 + i), ("own", "random", 0.1), ("others", "chosen", 0.2))
     ]
-    names = ["setting", "evaluation", "measure", "where", "neurons", "n", "base", "value", "change", "low", "high"]
-    figure = plots.sweep_effects(pd.DataFrame(rows, columns=names))
+    names = ["setting", "evaluation", "measure", "where", "condition", "n", "base", "value", "change", "low", "high"]
+    return pd.DataFrame(rows, columns=names)
+
+
+def test_sweep_effects_has_a_panel_for_each_measure_and_crosses_for_random_neurons():
+    figure = plots.sweep_effects(sweep_rows())
     assert figure.layout.title.text
     assert [a.text for a in figure.layout.annotations] == ["loss (language)", "accuracy (facts)"]
-    assert figure.layout.xaxis.title.text == "change, nats a token"
+    assert figure.layout.xaxis.title.text == "change, nats per token"
     assert figure.layout.xaxis2.title.text == "change, share"
     assert len(figure.data) == 6
     own, random, others = figure.data[:3]
@@ -346,5 +397,55 @@ def test_sweep_effects_has_a_panel_a_measure_and_crosses_for_random_neurons():
     assert own.marker.symbol == others.marker.symbol != random.marker.symbol
     assert [trace.showlegend for trace in figure.data] == [True] * 3 + [False] * 3
     assert all(trace.hovertemplate for trace in figure.data)
-    one = plots.sweep_effects(pd.DataFrame(rows[:1], columns=names))
+    one = plots.sweep_effects(sweep_rows().head(1))
     assert len(one.data) == 1
+
+
+def sharing_rows():
+    rows = [("all", 0.0, i, t, 0.25, 0.2, 0.3, 0.1, 0.4) for i in range(2) for t in TYPES]
+    return pd.DataFrame(rows, columns=["task", "threshold", "layer", "type", "mean", "low", "high", "min", "max"])
+
+
+def parts_of(languages):
+    rows = [(k, i, t, 0.25, 0.25) for k in languages for i in range(2) for t in TYPES]
+    return pd.DataFrame(rows, columns=["language", "layer", "type", "share", "top_share"])
+
+
+EVERY_FIGURE = {
+    "activity_overlap": lambda k: plots.activity_overlap(pd.DataFrame(np.eye(3), index=list(k), columns=list(k))),
+    "deactivation_bars": lambda k: plots.deactivation_bars(effects_of(k)),
+    "deactivation_matrix": lambda k: plots.deactivation_matrix(effects_of(k)),
+    "entropy_histogram": lambda k: plots.entropy_histogram(stats_of(k), neurons_of(k)),
+    "fallback": lambda k: plots.fallback(fallback_of(k)),
+    "found_and_chance": lambda k: plots.found_and_chance(chance_of(k)),
+    "layer_counts": lambda k: plots.layer_counts(neurons_of(k)),
+    "leaderboard": lambda k: plots.leaderboard(board()),
+    "membership": lambda k: plots.membership(scores_of(k), neurons_of(k)),
+    "neuron_map": lambda k: plots.neuron_map(stats_of(k), neurons_of(k)),
+    "neuron_profile": lambda k: plots.neuron_profile(stats_of(k), 1, 3),
+    "overlap": lambda k: plots.overlap(neurons_of(k)),
+    "perplexity_change": lambda k: plots.perplexity_change(matrix_of(k)),
+    "recovery": lambda k: plots.recovery(curves(), "effect", title="t"),
+    "sharing_by_layer": lambda k: plots.sharing_by_layer(sharing_rows()),
+    "steering_curve": lambda k: plots.steering_curve(curve()),
+    "steering_matrix": lambda k: plots.steering_matrix(shares_of(k)),
+    "sweep_effects": lambda k: plots.sweep_effects(sweep_rows()),
+    "type_contributions": lambda k: plots.type_contributions(parts_of(k)),
+}
+PLAIN = ("qqa", "qqb", "qqc")
+
+
+def test_every_figure_is_tried_with_strange_names():
+    assert sorted(EVERY_FIGURE) == sorted(plots.__all__)
+
+
+@pytest.mark.parametrize("names", [("none", "random", "all"), ("intact", "chosen", "random neurons")])
+@pytest.mark.parametrize("figure", EVERY_FIGURE)
+def test_languages_may_have_any_name(figure, names):
+    """The figure is that of languages with plain names, but for the names themselves."""
+    text = json.dumps(EVERY_FIGURE[figure](PLAIN).to_plotly_json(), default=np.ndarray.tolist)
+    for plain, strange in zip(PLAIN, names, strict=True):
+        text = text.replace(plain, strange)
+    assert json.loads(text) == json.loads(
+        json.dumps(EVERY_FIGURE[figure](names).to_plotly_json(), default=np.ndarray.tolist)
+    )

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import checkpoints
-from mi_multilingual import layer_matched_random, load_model, perplexity, plnd
+from mi_multilingual import Reading, layer_matched_random, load_model, perplexity, plnd
 from mi_multilingual.evaluation.numbers import last_number
 from mi_multilingual.evaluation.readers import load_mgsm, load_mpararel, load_xcopa
 from mi_multilingual.evaluation.tasks import choice_accuracy, in_every_language, written_accuracy
@@ -17,15 +17,17 @@ from mi_multilingual.experiments import measures, sweep
 from mi_multilingual.experiments.cells import cells_of, region
 from mi_multilingual.experiments.config import Study
 from mi_multilingual.experiments.context import Context
-from mi_multilingual.experiments.detectors import needs
+from mi_multilingual.experiments.execution import condition_for
 from mi_multilingual.experiments.loading import load_study, preset_names
 from mi_multilingual.experiments.measures import drawn
 from mi_multilingual.experiments.planning import plan
+from mi_multilingual.experiments.recordings import needs
 from mi_multilingual.patching.changes import Intervention
 from mi_multilingual.patching.hooks import steer
 from mi_multilingual.studies.deactivation import deactivation_effects, deactivation_study
 
 WINDOW = 12
+READING = Reading(layout="documents", window=WINDOW)
 PLND = {"detector": "plnd", "rate": 0.6, "ablated": "it"}
 OWN = {"detector": "sharing", "site": "post", "evaluate": "xcopa", "layers": ["all", "first"], "seeds": [0, 2]}
 QUESTIONS = {
@@ -91,12 +93,12 @@ def test_parts_of_a_region_are_off_together_as_by_the_single_steps(home, tmp_pat
     table = results(tiny(home, part=part, layers="last", seeds=[], **PLND), tmp_path).set_index("evaluated")
     model = load_model(home / "model", device="cpu")
     corpus = Context(tiny(home)).corpus("evaluate")
-    impact = record_impact(model, corpus, window=WINDOW, progress=False)
-    sets = [plnd(impact[p], rate=0.6)["it"].in_layers(region("last", model.cfg.n_layers)) for p in parts]
+    impact = record_impact(model, corpus, reading=READING, progress=False)
+    sets = [plnd(impact, rate=0.6, part=p)["it"].in_layers(region("last", model.cfg.n_layers)) for p in parts]
     assert all(one.union().any() for one in sets)
-    base = perplexity(model, corpus, window=WINDOW, layout="documents", progress=False).set_index("language").nll
+    base = perplexity(model, corpus, reading=READING, progress=False).set_index("language").nll
     with steer(model, *(Intervention("zero", one) for one in sets)):
-        off = perplexity(model, corpus, window=WINDOW, layout="documents", progress=False).set_index("language").nll
+        off = perplexity(model, corpus, reading=READING, progress=False).set_index("language").nll
     np.testing.assert_allclose(table.change, (off - base)[table.index], atol=1e-5)
     assert table.change.abs().min() > 1e-6
     assert set(table.n_neurons) == {sum(int(one.union().sum()) for one in sets)}
@@ -106,7 +108,12 @@ def test_parts_of_a_region_are_off_together_as_by_the_single_steps(home, tmp_pat
 def test_random_columns_are_as_many_a_layer_of_each_part_and_drawn_apart(home):
     study = tiny(home, part="all", **PLND)
     context = Context(study)
-    own, random = (sweep.own_neurons(cell, context) for cell in cells_of(study, context.inputs()))
+    conditions = [condition_for(cell, context) for cell in cells_of(study, context.inputs())]
+    assert [(c.labels["condition"], c.labels["group"], c.labels["seed"]) for c in conditions] == [
+        ("chosen", "it", -1),
+        ("random", "it", 0),
+    ]
+    own, random = ([intervention.neurons for intervention in c.interventions] for c in conditions)
     assert [one.part for one in own] == [one.part for one in random] == ["mlp", "q", "k", "v"]
     for one, other in zip(own, random, strict=True):
         assert torch.equal(one.union().sum(dim=1), other.union().sum(dim=1))
@@ -136,14 +143,14 @@ def test_every_question_loses_its_own_neurons_as_in_the_deactivation_study(home,
     assert len(whole) == 4 * 3 * 3 * 2
     for row in whole.itertuples():
         column = {"accuracy": "correct", "margin": "margin"}[row.measure]
-        assert row.value == pytest.approx(means[column][row.ablated, row.seed, row.evaluated], abs=1e-6)
+        assert row.value == pytest.approx(means[column][row.group, row.seed, row.evaluated], abs=1e-6)
         assert row.base == pytest.approx(means[column]["none", -1, row.evaluated], abs=1e-6)
     effects = deactivation_effects(answers).query("language == 'en' and measure == 'margin'").set_index("off")
-    mine = whole[(whole.evaluated == "en") & (whole.measure == "margin") & (whole.seed == -1)].set_index("ablated")
+    mine = whole[(whole.evaluated == "en") & (whole.measure == "margin") & (whole.seed == -1)].set_index("group")
     for name in ("change", "low", "high"):
         np.testing.assert_allclose(mine[name], effects[name][mine.index], atol=1e-6)
     np.testing.assert_array_equal(mine.n_neurons, effects.n_neurons[mine.index].round())
-    first = table[(table.layers == "first") & (table.seed == -1)].groupby("ablated").n_neurons.first()
+    first = table[(table.layers == "first") & (table.seed == -1)].groupby("group").n_neurons.first()
     assert (first <= mine.n_neurons[first.index]).all()
     assert abs(first.sum() - model.cfg.d_mlp) <= 2  # of means, rounded
 

@@ -123,7 +123,7 @@ def test_perplexity_is_the_mean_loss_of_the_continuation(model):
     prompts = ["The dog", "Le chien dort", "犬が", "We drink"]
     continuations = generate(model, prompts, max_new_tokens=6, temperature=1.0, progress=False)
     continuations[3] = " tea in the evening"
-    table = continuation_perplexity(model, prompts, continuations, progress=False)
+    table = continuation_perplexity(model, prompts, continuations, bos="row", progress=False)
     tok = model.tokenizer
     for prompt, continuation, row in zip(prompts, continuations, table.itertuples(), strict=True):
         alone, ids = (
@@ -149,13 +149,13 @@ def test_what_the_model_would_say_is_likelier_than_nonsense(demo_model):
 
 
 def test_mistakes_are_told(model):
-    with pytest.raises(ValueError, match="1 found but 2 wanted"):
+    with pytest.raises(ValueError, match="got 1 found but 2 wanted"):
         language_accuracy(["en"], ["en", "fr"])
-    with pytest.raises(ValueError, match="1 found but 0 wanted"):
+    with pytest.raises(ValueError, match="got 1 found but 0 wanted"):
         language_distribution(["en"], [])
-    with pytest.raises(ValueError, match="n is 0"):
+    with pytest.raises(ValueError, match="n must be at least 1 unit, got 0"):
         distinct_n(["a"], 0)
-    with pytest.raises(ValueError, match="'a b' is one string"):
+    with pytest.raises(ValueError, match="texts must be a list of strings, got 'a b'"):
         distinct_n("a b", 1)
     with pytest.raises(ValueError, match="the model takes 32"):
         continuation_perplexity(model, ["The"], [" dog" * 40], progress=False)

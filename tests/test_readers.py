@@ -125,13 +125,13 @@ def test_xnli_from_a_local_copy(tmp_path):
     assert en.prompt.startswith('Take the following as truth: It rains.\nThen the following statement: "It is wet." is')
     assert (en.id, en.task, en.answer_text, fr.language, fr.answer_text) == ("xnli/0", "xnli", "true", "fr", "false")
     assert set(parallel_items([en, fr])) == {"xnli/0"}
-    with pytest.raises(ValueError, match="XNLI has no language 'ja'; choose of: ar, bg"):
+    with pytest.raises(ValueError, match="XNLI has no language 'ja'; choose from: ar, bg"):
         load_xnli(folder, languages=["ja"])
     with pytest.raises(ValueError, match=r"cannot read .*'de', 'validation'"):
         load_xnli(folder, languages=["de"])
     with pytest.raises(ValueError, match=r"cannot read .*'en', 'test'"):
         load_xnli(folder, languages=["en"], split="test")
-    with pytest.raises(ValueError, match="'en' is one string"):
+    with pytest.raises(ValueError, match="names must be a list of strings, got 'en'"):
         load_xnli(folder, languages="en")
 
 
@@ -162,11 +162,11 @@ def test_belebele_from_a_local_copy(tmp_path):
 def test_damaged_and_missing_files_are_named(tmp_path, facts):
     for match, call in {
         "has no <language>.test.jsonl file for 'any'": lambda: load_xcopa(tmp_path / "nowhere"),
-        "has no <language>.tsv file for 'fr'; choose of: none": lambda: load_mgsm(tmp_path, languages=["fr"]),
-        "has no folder for 'de'; choose of: en, ja": lambda: load_mpararel(facts, languages=["de"]),
+        "has no <language>.tsv file for 'fr'; choose from: none": lambda: load_mgsm(tmp_path, languages=["fr"]),
+        "has no folder for 'de'; choose from: en, ja": lambda: load_mpararel(facts, languages=["de"]),
         "has no <relation>.patterns.jsonl for 'P1'": lambda: load_mpararel(facts, relations=["P1"]),
         r"no pattern that ends with \[Y\]": lambda: load_mpararel(facts, languages=["ja"], relations=["P36"]),
-        "'en' is one string": lambda: load_mpararel(facts, languages="en"),
+        "names must be a list of strings, got 'en'": lambda: load_mpararel(facts, languages="en"),
     }.items():
         with pytest.raises(ValueError, match=match):
             call()
@@ -186,7 +186,7 @@ def test_damaged_and_missing_files_are_named(tmp_path, facts):
     with pytest.raises(ValueError, match="there is no XCOPA prompt for 'qu'"):
         load_xcopa(tmp_path, languages=["qu"])
     (tmp_path / "en.tsv").write_text("How many?\tmany\n")
-    with pytest.raises(ValueError, match=r"en.tsv, line 1: no question, tab and number"):
+    with pytest.raises(ValueError, match=r"en.tsv, line 1: must be a question, a tab and a number"):
         load_mgsm(tmp_path)
 
 

@@ -2,7 +2,7 @@ import json
 import math
 import re
 import shutil
-import sys
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -12,30 +12,42 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from mi_multilingual import TYPES, ActivationStats, NeuronScores, NeuronSet, lape, report
+import mi_multilingual.report.sections as report_sections
+from mi_multilingual import TYPES, ActivationStats, NeuronScores, NeuronSet, lape, load, save, write_report
 from mi_multilingual.demo.job import steering_examples
-from mi_multilingual.report import findings, neuron_pages, script_json
-from mi_multilingual.report.intervals import difference, mean_of
+from mi_multilingual.report import files, neuron_pages
+from mi_multilingual.report import page as page_of
+from mi_multilingual.report.languages import NAMES, listed, named
+from mi_multilingual.report.measured import difference, mean_of
+from mi_multilingual.report.page import script_json
 from mi_multilingual.report.run import Run
-from mi_multilingual.report.sections import SECTIONS, Section
-from mi_multilingual.report.tables import LONGEST, cells, column, described
+from mi_multilingual.report.section import Section
+from mi_multilingual.report.sections import SECTIONS
+from mi_multilingual.report.sections.ablation import ablation_findings, effects
+from mi_multilingual.report.sections.answers import fact_findings
+from mi_multilingual.report.sections.deactivation import deactivation_findings
+from mi_multilingual.report.sections.detectors import leaderboard_findings, significance_findings
+from mi_multilingual.report.sections.sharing import contribution_findings, sharing_findings
+from mi_multilingual.report.sections.steering import steering_findings
+from mi_multilingual.report.sections.sweeps import sweep_findings
+from mi_multilingual.report.tables import LONGEST, cells, column, described, language_column, said
 from mi_multilingual.studies.deactivation import deactivation_effects
 from mi_multilingual.studies.steering_tables import steering_shares
+from mi_multilingual.tokens import DOCUMENTS
 
 EVIL = "<script>document.title='owned'</script>"
 NASTY = EVIL + "</script>\u2028\"'&<img src=x onerror=alert(1)>"
 LANGUAGES = ("en", "fr", "x" + EVIL)
 
 
-def matrix(own=(0.2, 0.3, 0.4), other=0.01, random=0.001, half=0.05):
-    rows = []
-    for ablated, seed in [("none", -1), *((k, -1) for k in LANGUAGES), ("random", 0), ("random", 1)]:
-        for i, evaluated in enumerate(LANGUAGES):
-            change = {"none": 0.0, "random": random}.get(ablated, own[i] if ablated == evaluated else other)
-            row = {"ablated": ablated, "evaluated": evaluated, "seed": seed, "n_neurons": 7, "change": change}
-            row |= {"low": change - half, "high": change + half, "nll": 3 + change, "ppl": 20.0, "bits_per_byte": 2.0}
-            rows.append({**row, "n_tokens": 100, "n_bytes": 300, "n_rows": 9})
-    return pd.DataFrame(rows)
+def matrix(own=(0.2, 0.3, 0.4), other=0.01, random=0.001, half=0.05, languages=LANGUAGES):
+    rows = [("intact", "", k, -1, 0.0) for k in languages]
+    for group, mine in zip(languages, own, strict=True):
+        rows += [("chosen", group, k, -1, mine if group == k else other) for k in languages]
+    rows += [("random", k, k, seed, random) for seed in (0, 1) for k in languages]
+    table = pd.DataFrame(rows, columns=["condition", "group", "evaluated", "seed", "change"])
+    table = table.assign(low=table.change - half, high=table.change + half, nll=table.change + 3)
+    return table.assign(n_neurons=7, ppl=20.0, bits_per_byte=2.0, n_tokens=100, n_bytes=300, n_rows=9)
 
 
 def sharing_rows():
@@ -46,44 +58,81 @@ def sharing_rows():
 
 def board(**changes):
     row = {"own": 0.5, "elsewhere": 0.1, "specificity": 0.4, "low": 0.3, "high": 0.5, "hits": 3, "n_neurons": 5.0}
-    rows = [{"detector": name, **row, **changes.get(name, {})} for name in ("lape", "lap")]
+    rows = [{"condition": "chosen", "detector": name, **row, **changes.get(name, {})} for name in ("lape", "lap")]
     floor = {"specificity": 0.0, "low": -0.1, "high": 0.1, **changes.get("floor", {})}
-    return pd.DataFrame([*rows, {"detector": "layer-matched random", **row, **floor}])
+    return pd.DataFrame([*rows, {"condition": "random", "detector": "", **row, **floor}])
 
 
-def write_studies(folder):
+def write_studies(folder, languages=LANGUAGES):
     """The tables that a run holds beside its main job."""
-    n = len(LANGUAGES)
+    n = len(languages)
     found = {"found": [9] * n, "significant": [7] * n, "chance_mean": [1.5] * n, "chance_high": [3.0] * n}
     halves = {"agreement": [0.4] * n, "low": [0.3] * n, "high": [0.5] * n}
-    pd.DataFrame({"language": LANGUAGES, **found, **halves}).to_parquet(folder / "significance.parquet")
-    NeuronScores(torch.full((2, 60, n), 0.5), LANGUAGES, "membership").save(folder / "membership.safetensors")
-    sharing_rows().to_parquet(folder / "sharing.parquet")
-    pd.DataFrame(torch.eye(n).numpy(), LANGUAGES, LANGUAGES).to_parquet(folder / "overlap.parquet")
-    parts = [(k, i, t, 0.25, 0.25) for k in LANGUAGES for i in range(2) for t in TYPES]
+    pd.DataFrame({"language": languages, **found, **halves}).to_parquet(folder / files.SIGNIFICANCE)
+    save(NeuronScores(torch.full((2, 60, n), 0.5), languages, "membership"), folder / files.MEMBERSHIP)
+    sharing_rows().to_parquet(folder / files.SHARING)
+    pd.DataFrame(torch.eye(n).numpy(), languages, languages).to_parquet(folder / files.OVERLAP)
+    parts = [(k, i, t, 0.25, 0.25) for k in languages for i in range(2) for t in TYPES]
     pd.DataFrame(parts, columns=["language", "layer", "type", "share", "top_share"]).to_parquet(
-        folder / "attribution.parquet"
+        folder / files.ATTRIBUTION
     )
-    board().assign(detector=[EVIL, "lap", "layer-matched random"]).to_parquet(folder / "leaderboard.parquet")
-    facts = {"language": "en", "relation": NASTY, "wording": 0, "accuracy": 0.9, "low": 0.8, "high": 0.95, "n": 40}
-    pd.DataFrame([facts, {**facts, "language": "fr", "relation": "=1+1"}]).to_parquet(folder / "facts.parquet")
-    continued = [{"language": "en", "prompt": "The dog", "continuation": f"sleeps {EVIL}"}]
-    (folder / "continuations.json").write_text(json.dumps(continued))
+    board().assign(detector=[EVIL, "lap", ""]).to_parquet(folder / files.LEADERBOARD)
+    facts = {"relation": NASTY, "wording": 0, "accuracy": 0.9, "low": 0.8, "high": 0.95, "n": 40}
+    asked = [{"language": languages[0], **facts}, {"language": languages[1], **facts, "relation": "=1+1"}]
+    pd.DataFrame(asked).to_parquet(folder / files.FACTS)
+    continued = [{"language": languages[0], "prompt": "The dog", "continuation": f"sleeps {EVIL}"}]
+    (folder / files.CONTINUATIONS).write_text(json.dumps(continued))
 
 
-def write_neuron_pages(folder, neurons):
-    """Two examples of every language neuron in en and fr, and what it writes."""
+def steered_outputs(languages=("en", "fr")):
+    """Outputs of a steering study: as it is, the model stays in the prompt's language, steered it follows."""
+    pairs = [(source, target) for source in languages for target in languages if source != target]
+    rows = [
+        (source, target, condition, -1, strength, EVIL, f"{EVIL} {condition}", found)
+        for source, target in pairs
+        for condition, strength, found in (("intact", 0.0, source), ("chosen", 2.0, target))
+    ]
+    columns = ["source", "target", "condition", "seed", "strength", "prompt", "continuation", "found"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def write_steering(folder, languages=("en", "fr")):
+    outputs = steered_outputs(languages)
+    steering_shares(outputs, ["source", "target", "condition"]).to_parquet(folder / files.STEERING)
+    quality = {"nll": 2.0, "nll_low": 1.5, "nll_high": 2.5, "ppl": 7.4, "distinct_2": 0.9}
+    curve = steering_shares(outputs, ["strength", "condition"]).assign(**quality)
+    curve.to_parquet(folder / files.STEERING_CURVE)
+    (folder / files.STEERING_EXAMPLES).write_text(json.dumps(steering_examples(outputs)))
+
+
+def effect_rows(groups, languages):
+    """Rows of `deactivation_effects`, the mean over languages among them."""
+    numbers = {"intact": 1.0, "value": 0.5, "random": 0.9, "change": -0.5, "low": -0.6, "high": -0.4, "n_items": 9}
+    numbers |= {"random_change": -0.1, "random_low": -0.2, "random_high": 0.0}
+    numbers |= {"beyond": -0.4, "beyond_low": -0.5, "beyond_high": -0.3, "n_neurons": 17.0}
+    return pd.DataFrame(
+        [
+            {"group": group, "language": k, "measure": m, **numbers}
+            for group in groups
+            for k in (*languages, "")
+            for m in ("accuracy", "margin")
+        ]
+    )
+
+
+def write_neuron_pages(folder, neurons, languages=("en", "fr")):
+    """Two examples of every language neuron in two languages, and what it writes."""
     examples, logits = [], []
     for layer, j in neurons.union().nonzero().tolist():
-        for language in ("en", "fr"):
+        for language in languages:
             for rank in (1, 2):
                 texts, heights = [f"{language}{rank} ", "", NASTY, "end\ufffd"], [0.5, 0.7, 3.0 / rank, 0.0]
                 examples.append((language, layer, j, rank, 3.0 / rank, 0, texts, heights, 2))
         logits += [(layer, j, d, rank, f" {EVIL}{rank}", 1.5) for d in ("promoted", "suppressed") for rank in (1, 2)]
     columns = ["language", "layer", "neuron", "rank", "activation", "document", "tokens", "activations", "peak"]
-    pd.DataFrame(examples, columns=columns).to_parquet(folder / neuron_pages.EXAMPLES)
+    pd.DataFrame(examples, columns=columns).to_parquet(folder / files.NEURON_EXAMPLES)
     columns = ["layer", "neuron", "direction", "rank", "token", "effect"]
-    pd.DataFrame(logits, columns=columns).to_parquet(folder / neuron_pages.LOGITS)
+    pd.DataFrame(logits, columns=columns).to_parquet(folder / files.NEURON_LOGITS)
 
 
 def write_run(folder, seed=0, **changes):
@@ -91,13 +140,13 @@ def write_run(folder, seed=0, **changes):
     n_tokens = torch.tensor([1000, 1200, 900])
     active = (torch.rand(2, 60, 3, generator=random) ** 4 * n_tokens).long()
     sums = torch.rand(2, 60, 3, generator=random).double()
-    model = changes.get("model", "tiny" + EVIL)
-    stats = ActivationStats(LANGUAGES, n_tokens, active, sums, sums, sums, "gate", 0.0, model, model, "c")
-    stats.save(folder / "stats.safetensors")
-    neurons = lape(stats, top_rate=0.2, activation_bar_ratio=0.8)
-    neurons.save(folder / "neurons.safetensors")
-    changes.get("matrix", matrix()).to_parquet(folder / "matrix.parquet")
-    (folder / "run.json").write_text(json.dumps({"seconds": EVIL, "evaluated_on": changes.get("text", "t")}))
+    model, languages = changes.get("model", "tiny" + EVIL), changes.get("languages", LANGUAGES)
+    stats = ActivationStats(languages, n_tokens, active, sums, sums, sums, "gate", 0.0, model, model, "c", DOCUMENTS)
+    save(stats, folder / files.STATS)
+    neurons = lape(stats, rate=0.2, activation_bar_ratio=0.8)
+    save(neurons, folder / files.NEURONS)
+    changes.get("matrix", matrix(languages=languages)).to_parquet(folder / files.MATRIX)
+    (folder / files.ABOUT).write_text(json.dumps({"seconds": EVIL, "evaluated_on": changes.get("text", "t")}))
     return neurons
 
 
@@ -111,11 +160,11 @@ def run_folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def page(run_folder):
-    return report(run_folder)
+    return write_report(run_folder)
 
 
 def test_effects_are_means_over_languages():
-    assert findings.effects(matrix()) == {
+    assert effects(matrix()) == {
         "own": pytest.approx(0.3),
         "other": pytest.approx(0.01),
         "random": pytest.approx(0.001),
@@ -124,74 +173,76 @@ def test_effects_are_means_over_languages():
         "n_languages": 3,
     }
     worse = matrix()
-    worse.loc[(worse.ablated == "en") & (worse.evaluated == "fr"), "change"] = 0.9
-    assert findings.effects(worse)["hits"] == 2
+    worse.loc[(worse.group == "en") & (worse.evaluated == "fr"), "change"] = 0.9
+    assert effects(worse)["hits"] == 2
 
 
 def test_findings_on_ablation_are_made_from_the_numbers():
-    words = " ".join(findings.ablation(matrix()))
+    words = " ".join(ablation_findings(matrix()))
     assert "most of all in 3 of 3 languages, in 3 beyond the intervals of all other languages" in words
     assert "its own loss rises with 95 % confidence in 3" in words
-    assert "+0.3000 nats a token" in words
+    assert "+0.3000 nats per token" in words
     assert "30 times less" in words
     assert "above those of all random controls in 3 of 3 languages" in words
-    assert "smallest for en" in words
+    assert "smallest for English (en)" in words
     assert "overlap" not in words
 
 
 def test_no_finding_says_more_than_its_interval():
-    words = " ".join(findings.ablation(matrix(own=(0.01, 0.02, 0.03), other=0.015, random=0.02)))
+    words = " ".join(ablation_findings(matrix(own=(0.01, 0.02, 0.03), other=0.015, random=0.02)))
     assert "most of all in 2 of 3 languages, in 0 beyond" in words
     assert "confidence in 0" in words
     assert "times less" not in words
     assert "random controls in 0 of 3" in words
     assert "the two intervals overlap" in words
-    nothing = " ".join(findings.ablation(matrix(other=0.0)))
+    nothing = " ".join(ablation_findings(matrix(other=0.0)))
     assert "times less" not in nothing
-    types = matrix().replace({"ablated": {k: f"type {i}" for i, k in enumerate(LANGUAGES)}})
-    assert findings.ablation(types) == []
-    alone = matrix()[lambda t: t.ablated.isin(["none", "en"]) & (t.evaluated == "en")]
-    assert len(findings.ablation(alone)) == 2, "nothing on other languages, random neurons or extremes"
+    types = matrix().replace({"group": {k: f"type {i}" for i, k in enumerate(LANGUAGES)}})
+    assert ablation_findings(types[types.condition != "random"]) == []
+    alone = matrix()[lambda t: t.group.isin(["", "en"]) & (t.evaluated == "en") & (t.condition != "random")]
+    assert len(ablation_findings(alone)) == 2, "nothing on other languages, random neurons or extremes"
 
 
 def test_the_best_detector_is_best_only_where_intervals_say_so():
-    (first, floor) = findings.detectors(board(lape={"specificity": 0.9, "low": 0.8, "high": 1.0}))
-    assert first.startswith("lape is most specific (+0.9000 nats a token, 95 % interval +0.8000 to +1.0000).")
+    (first, floor) = leaderboard_findings(board(lape={"specificity": 0.9, "low": 0.8, "high": 1.0}))
+    assert first.startswith(
+        "The detector lape is most specific (+0.9000 nats per token, 95 % interval +0.8000 to +1.0000)."
+    )
     assert floor == "The intervals of 2 of 2 detectors lie above that of random neurons."
-    first, floor = findings.detectors(board(lape={"specificity": 0.45}, floor={"high": 0.35}))
-    assert "but its interval overlaps with lap." in first
+    first, floor = leaderboard_findings(board(lape={"specificity": 0.45}, floor={"high": 0.35}))
+    assert "but its interval overlaps with that of lap." in first
     assert "0 of 2" in floor
-    steady = findings.detectors(board().assign(stability=[0.5, 0.75, math.nan]))[-1]
-    assert steady.startswith("The sets of lap change least between two halves")
-    assert findings.detectors(board().tail(1)) == []
+    steady = leaderboard_findings(board().assign(stability=[0.5, 0.75, math.nan]))[-1]
+    assert steady.startswith("The sets of the detector lap change least between two halves")
+    assert leaderboard_findings(board().tail(1)) == []
 
 
 def test_types_that_carry_answers_are_named_where_the_interval_excludes_zero():
     rows = [(k, 0, t, 0.2, top) for k, top in zip("abc", (0.3, 0.4, 0.5), strict=True) for t in ("specific",)]
     rows += [(k, 0, "all-shared", 0.2, top) for k, top in zip("abc", (0.1, 0.2, 0.3), strict=True)]
-    (only,) = findings.contributions(pd.DataFrame(rows, columns=["language", "layer", "type", "share", "top_share"]))
+    (only,) = contribution_findings(pd.DataFrame(rows, columns=["language", "layer", "type", "share", "top_share"]))
     assert only.startswith("Specific neurons are 20.00% of all, but 40.00% of those")
 
 
 def test_other_findings():
     table = pd.DataFrame({"language": ["en", "fr"], "found": [9, 3], "significant": [7, 0], "chance_mean": [1.0, 2.0]})
     table["chance_high"] = [3.0, 4.0]
-    (only,) = findings.significance(table)
+    (only,) = significance_findings(table)
     assert only.startswith("7 of 12 memberships")
     assert "in 1 of 2 languages" in only
     table = table.assign(agreement=[0.5, 0.25], low=[0.4, 0.2], high=[0.6, 0.3])
-    assert "least for fr (0.25, interval 0.20 to 0.30)" in findings.significance(table)[1]
+    assert "least for French (fr): 0.25 (interval 0.20 to 0.30)" in significance_findings(table)[1]
     shares = sharing_rows().assign(low=lambda t: t["mean"] - 0.5, high=lambda t: t["mean"] + 0.5)
-    assert findings.sharing(shares)[0] == (
+    assert sharing_findings(shares)[0] == (
         "All-shared neurons are 25.00% (layer 0; 0.00% to 75.00%) to 50.00% (layer 1; 0.00% to 100.00%) of a layer's "
         "neurons; the two intervals overlap."
     )
     facts = pd.DataFrame({"language": ["en", "fr"], "accuracy": [0.5, 1.0]})
     assert (
         "accuracy of 0.75 on average over languages (95 % interval over languages 0.50 to 1.00)"
-        in (findings.facts(facts)[0])
+        in (fact_findings(facts)[0])
     )
-    assert findings.facts(facts.head(1)) == []
+    assert fact_findings(facts.head(1)) == []
 
 
 def measured(n):
@@ -203,33 +254,33 @@ def measured(n):
 
 def test_steering_counts_targets_and_pools_outputs():
     rows = [
-        ("en", "fr", "unsteered", 4, 0.0),
-        ("en", "fr", "steered", 4, 0.75),
-        ("ja", "fr", "steered", 4, 0.25),
-        ("ja", "fr", "unsteered", 4, 0.0),
-        ("en", "ja", "unsteered", 4, 0.5),
-        ("en", "ja", "steered", 4, 0.5),
-        ("en", "en", "steered", 4, 1.0),
+        ("en", "fr", "intact", 4, 0.0),
+        ("en", "fr", "chosen", 4, 0.75),
+        ("ja", "fr", "chosen", 4, 0.25),
+        ("ja", "fr", "intact", 4, 0.0),
+        ("en", "ja", "intact", 4, 0.5),
+        ("en", "ja", "chosen", 4, 0.5),
+        ("en", "en", "chosen", 4, 1.0),
     ]
     table = pd.DataFrame(rows, columns=["source", "target", "condition", "n", "in_target"])
-    first, unsteered, steered = findings.steering(table)
+    first, intact, steered = steering_findings(table)
     assert "for 1 of 2 languages" in first
-    assert "Unsteered: 17% of 12 outputs" in unsteered
-    assert "Steered: 50% of 12 outputs" in steered
-    assert findings.steering(table[table.condition == "steered"]) == []
+    assert "The model as it is gives 17% of 12 outputs in the language wanted" in intact
+    assert "The steered model gives 50% of 12 outputs in the language wanted" in steered
+    assert steering_findings(table[table.condition == "chosen"]) == []
 
 
 def test_deactivation_names_what_is_worse_than_random():
-    columns = ["off", "language", "measure", "n_neurons", "change", "low", "high", "random_change", "beyond_high"]
+    columns = ["group", "language", "measure", "n_neurons", "change", "low", "high", "random_change", "beyond_high"]
     rows = [
-        ("all-shared", "all", "margin", 28.0, -3.5, -4.6, -2.6, -0.1, -2.0),
-        ("specific", "all", "margin", 380.0, 0.0, -0.3, 0.4, -0.4, 0.9),
+        ("all-shared", "", "margin", 28.0, -3.5, -4.6, -2.6, -0.1, -2.0),
+        ("specific", "", "margin", 380.0, 0.0, -0.3, 0.4, -0.4, 0.9),
         ("all-shared", "en", "accuracy", 28.0, -0.2, -0.3, -0.1, -0.1, -0.01),
     ]
-    worse, rest = findings.deactivation(pd.DataFrame(rows, columns=columns))
-    assert "all-shared neurons (28 a question)" in worse
+    worse, rest = deactivation_findings(pd.DataFrame(rows, columns=columns))
+    assert "all-shared neurons (28 per question)" in worse
     assert "-3.50 nats (95 % interval -4.60 to -2.60)" in worse
-    assert rest.endswith("less harmful: specific.")
+    assert rest == "Whether specific neurons do more harm than random ones is not certain."
 
 
 @given(measured(3), measured(3))
@@ -280,14 +331,49 @@ def test_json_cannot_end_its_script_element():
     assert json.loads(script_json(f'["{chr(0x2028)}犬"]')) == ["\u2028犬"]
 
 
+def test_languages_have_names_where_they_are_known():
+    assert (named("ja"), named("zz"), named("all-shared")) == ("Japanese (ja)", "zz", "all-shared")
+    assert len(set(NAMES.values())) == len(NAMES)
+    assert (listed(["a"]), listed(["a", "b", "c"])) == ("a", "a, b and c")
+
+
+def test_text_in_a_table_is_said_in_words_and_kept_in_code():
+    table = pd.DataFrame({"language": ["fr"], "condition": ["chosen"]})
+    (row,) = cells(table, (language_column(), column("condition", words=said({"chosen": "steered"}))))
+    assert [(cell.text, cell.values) for cell in row] == [("French (fr)", ["fr"]), ("steered", ["chosen"])]
+
+
+def test_every_file_of_a_run_is_shown():
+    """A renamed file would drop its section, and a file without a section would never be seen."""
+    named = {value for name, value in vars(files).items() if name.isupper()}
+    shown = {name for s in SECTIONS for name in (*s.files, *(name for f in s.figures for name in f.files))}
+    parts_of_the_page = {files.NEURON_EXAMPLES, files.NEURON_LOGITS, files.ABOUT, files.PAGE}
+    assert shown | parts_of_the_page == named
+    assert not shown & parts_of_the_page
+
+
+def test_file_names_stand_in_one_place():
+    """No other file of the report or the demo names a file of a run."""
+    names = "|".join(re.escape(value) for name, value in vars(files).items() if name.isupper())
+    folder = Path(files.__file__).parents[1]
+    sources = [p for part in ("report", "demo", "plots") for p in (folder / part).rglob("*.py")]
+    found = [p.name for p in sources if re.search(f"[\"'](?:{names})[\"']", p.read_text(encoding="utf-8"))]
+    assert found == ["files.py"]
+
+
+def test_sections_are_a_module_of_their_own():
+    assert report_sections.SECTIONS is SECTIONS
+    assert all(section in SECTIONS for subject in report_sections.SUBJECTS for section in subject.SECTIONS)
+
+
 def test_sections_and_figures_have_ids_of_their_own():
     ids = [s.id for s in SECTIONS] + [f.id for s in SECTIONS for f in s.figures]
     assert len(set(ids)) == len(ids)
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"has no stats.safetensors .*; run `mi-multilingual demo"):
-        report(tmp_path)
+    with pytest.raises(ValueError, match=r"without stats.safetensors .*; run `mi-multilingual demo"):
+        write_report(tmp_path)
 
 
 def test_the_page_needs_no_network_and_texts_are_escaped(page):
@@ -305,17 +391,17 @@ def test_the_page_needs_no_network_and_texts_are_escaped(page):
 
 def test_stability_of_detectors_is_shown_where_it_is_known(tmp_path):
     write_run(tmp_path)
-    board().to_parquet(tmp_path / "leaderboard.parquet")
-    assert ">stability<" not in report(tmp_path).read_text()
-    board().assign(stability=[0.5, 0.625, math.nan]).to_parquet(tmp_path / "leaderboard.parquet")
-    assert {">stability<", ">0.62<"} <= set(re.findall(r">stability<|>0.62<", report(tmp_path).read_text()))
+    board().to_parquet(tmp_path / files.LEADERBOARD)
+    assert ">stability<" not in write_report(tmp_path).read_text()
+    board().assign(stability=[0.5, 0.625, math.nan]).to_parquet(tmp_path / files.LEADERBOARD)
+    assert {">stability<", ">0.62<"} <= set(re.findall(r">stability<|>0.62<", write_report(tmp_path).read_text()))
 
 
 def test_tables_of_any_columns_make_sections(tmp_path, monkeypatch):
     """What needs no statistics needs none: a file alone makes a page."""
-    monkeypatch.setattr(sys.modules["mi_multilingual.report"], "SECTIONS", (Section("new", "New", ("new.parquet",)),))
+    monkeypatch.setattr(page_of, "SECTIONS", (Section("new", "New", ("new.parquet",)),))
     pd.DataFrame({"language": ["en"], "strength": [1.5], "text": [EVIL]}).to_parquet(tmp_path / "new.parquet")
-    text = report(tmp_path).read_text()
+    text = write_report(tmp_path).read_text()
     assert '<table id="table-new">' in text
     assert EVIL not in text
     assert 'id="search"' not in text
@@ -323,88 +409,140 @@ def test_tables_of_any_columns_make_sections(tmp_path, monkeypatch):
 
 
 def test_steering_has_its_sections(tmp_path):
-    outputs = pd.DataFrame(
-        [
-            (source, target, condition, -1, 2.0, EVIL, f"{EVIL} {condition}", found)
-            for source, target in (("en", "fr"), ("fr", "en"))
-            for condition, found in (("unsteered", source), ("steered", target))
-        ],
-        columns=["source", "target", "condition", "seed", "strength", "prompt", "continuation", "found"],
-    )
-    shares = steering_shares(outputs, ["source", "target", "condition"])
-    shares.to_parquet(tmp_path / "steering.parquet")
-    quality = {"nll": 2.0, "nll_low": 1.5, "nll_high": 2.5, "ppl": 7.4, "distinct_2": 0.9}
-    curve = steering_shares(outputs, ["strength", "condition"]).assign(**quality)
-    curve.to_parquet(tmp_path / "steering_curve.parquet")
-    examples = pd.DataFrame(steering_examples(outputs))
-    (tmp_path / "steering_examples.json").write_text(json.dumps(examples.to_dict("records")))
-    text = report(tmp_path).read_text()
+    write_steering(tmp_path)
+    text = write_report(tmp_path).read_text()
     for section in ("steering", "steering-curve", "steering-examples"):
         assert f'<table id="table-{section}">' in text
     assert EVIL not in text
     assert "for 2 of 2 languages" in text
+    assert {">as it is<", ">steered<"} <= set(re.findall(">[a-z ]+<", text))
 
 
 def test_deactivation_has_its_sections(tmp_path):
-    items = [("a", k, off, -1 if seed is None else seed, right) for k in ("en", "fr") for off, seed, right in ANSWERS]
-    answers = pd.DataFrame(items, columns=["id", "language", "off", "seed", "correct"])
-    answers = answers.assign(task="t", n_neurons=3, margin=answers.correct - 0.5)
-    for name in ("deactivation.parquet", "cross_facts.parquet"):
-        deactivation_effects(answers).to_parquet(tmp_path / name)
-    text = report(tmp_path).read_text()
+    items = [
+        ("a", k, "t", condition, group, seed, 3, right - 0.5, right)
+        for k in ("en", "fr")
+        for condition, group, seed, right in ANSWERS
+    ]
+    columns = ["id", "language", "task", "condition", "group", "seed", "n_neurons", "margin", "correct"]
+    for name in (files.DEACTIVATION, files.CROSS_FACTS):
+        deactivation_effects(pd.DataFrame(items, columns=columns)).to_parquet(tmp_path / name)
+    text = write_report(tmp_path).read_text()
     assert '<table id="table-deactivation">' in text
     assert '<table id="table-cross-facts">' in text
+    assert ">all languages<" in text
 
 
-ANSWERS = [("none", None, True), ("all-shared", None, False), ("all-shared", 0, True)]
+ANSWERS = [("intact", "", -1, True), ("chosen", "all-shared", -1, False), ("random", "all-shared", 0, True)]
 
 
 def sweep_table(own=0.5, random=0.1, others=0.01, half=0.05):
-    names = ["setting", "evaluation", "measure", "where", "neurons", "n", "base", "change", "low", "high"]
+    names = ["setting", "evaluation", "measure", "where", "condition", "n", "base", "change", "low", "high"]
     rows = [
-        (f"rate {rate}", "language", "loss", where, neurons, 3, 2.0, rate * y, rate * y - half, rate * y + half)
+        (f"rate {rate}", "language", "loss", where, condition, 3, 2.0, rate * y, rate * y - half, rate * y + half)
         for rate in (1, 2)
-        for where, neurons, y in (("own", "detected", own), ("own", "random", random), ("others", "detected", others))
+        for where, condition, y in (("own", "chosen", own), ("own", "random", random), ("others", "chosen", others))
     ]
     table = pd.DataFrame(rows, columns=names)
     return table.assign(value=table.base + table.change)
 
 
 def test_a_sweep_is_told_by_its_largest_change_and_against_random_neurons():
-    said = findings.sweep(sweep_table())
+    said = sweep_findings(sweep_table())
     assert said == [
-        "Loss (language), largest change of 2: +1.0000 nats a token for text in the neurons' own language (rate 2; "
-        "95 % interval over 3 languages +0.9500 to +1.0500), +0.0200 for other languages, +0.2000 with as many random "
-        "neurons.",
+        "Loss (language): the largest of 2 changes is +1.0000 nats per token for text in the neurons' own language "
+        "(rate 2; 95 % interval over 3 languages +0.9500 to +1.0500), +0.0200 for other languages, +0.2000 with as "
+        "many random neurons.",
         "Loss (language): 2 of 2 changes have an interval apart from that of random neurons.",
     ]
-    assert findings.sweep(sweep_table(own=0.12))[1].startswith("Loss (language): 0 of 2 changes")
-    one = sweep_table().query("setting == 'rate 1' and neurons == 'detected' and where == 'own'")
+    assert sweep_findings(sweep_table(own=0.12))[1].startswith("Loss (language): 0 of 2 changes")
+    one = sweep_table().query("setting == 'rate 1' and condition == 'chosen' and where == 'own'")
     types = one.assign(where="all-shared", measure="accuracy", n=1, low=float("nan"), high=float("nan"))
-    assert findings.sweep(types) == [
-        "Accuracy (language): +0.5000 for questions without their all-shared neurons (rate 1)."
+    assert sweep_findings(types) == [
+        "Accuracy (language): the change is +0.5000 for questions without their all-shared neurons (rate 1)."
     ]
-    assert findings.sweep(one.assign(where="others")) == []
+    assert sweep_findings(one.assign(where="others")) == []
 
 
 def test_a_sweep_has_its_sections(tmp_path):
-    sweep_table().to_parquet(tmp_path / "sweep_effects.parquet")
-    cells = {"model": "demo", "detector": "lape", "rate": [0.1, float("nan")], "ablated": "en", "evaluated": "fr"}
-    cells |= {"measure": "loss", "change": 0.5, "low": 0.4, "high": 0.6, "n_neurons": 5, "parameters": "{}"}
-    pd.DataFrame(cells).to_parquet(tmp_path / "sweep.parquet")
-    text = report(tmp_path).read_text(encoding="utf-8")
+    sweep_table().to_parquet(tmp_path / files.SWEEP_EFFECTS)
+    cells = {"model": "demo", "detector": "lape", "rate": [0.1, float("nan")], "group": "en", "evaluated": "fr"}
+    cells |= {
+        "condition": ["chosen", "random"],
+        "measure": "loss",
+        "change": 0.5,
+        "low": 0.4,
+        "high": 0.6,
+        "n_neurons": 5,
+        "parameters": "{}",
+    }
+    pd.DataFrame(cells).to_parquet(tmp_path / files.SWEEP)
+    text = write_report(tmp_path).read_text(encoding="utf-8")
     assert 'id="section-sweep-effects"' in text
     assert 'id="section-sweep-cells"' in text
-    assert "largest change of 2" in text
+    assert "the largest of 2 changes is" in text
+    assert {">chosen neurons<", ">random neurons<"} <= set(re.findall(">[a-z ]+<", text))
     assert "What the settings of the sweep change" in text
+
+
+PLAIN = ("qqa", "qqb", "qqc")
+
+
+def whole_run(folder, languages):
+    """A run with everything that a page can show."""
+    folder.mkdir()
+    write_neuron_pages(folder, write_run(folder, languages=languages), languages[:2])
+    write_studies(folder, languages)
+    write_steering(folder, languages)
+    effect_rows(TYPES, languages).to_parquet(folder / files.DEACTIVATION)
+    effect_rows(languages, languages).to_parquet(folder / files.CROSS_FACTS)
+    sweep_table().to_parquet(folder / files.SWEEP_EFFECTS)
+    cells = {"group": languages[0], "evaluated": languages, "condition": ["chosen", "random", "chosen"]}
+    pd.DataFrame({"model": "demo", **cells, "change": 0.5}).to_parquet(folder / files.SWEEP)
+    return folder
+
+
+@pytest.mark.parametrize("names", [("none", "random", "all"), ("intact", "chosen", "random neurons")])
+def test_languages_may_have_any_name(tmp_path, names):
+    """The page is that of languages with plain names, but for the names themselves."""
+    plain, strange = (whole_run(tmp_path / str(i), languages) for i, languages in enumerate((PLAIN, names)))
+    missing = {files.PAGE} - {p.name for p in strange.iterdir()}
+    assert {p.name for p in strange.iterdir()} | missing == {v for n, v in vars(files).items() if n.isupper()}
+    expected = write_report(plain).read_text(encoding="utf-8")
+    for name, other in zip(PLAIN, names, strict=True):
+        expected = expected.replace(name, other)
+    found = write_report(strange).read_text(encoding="utf-8")
+    differing = [(a, b) for a, b in zip(expected.split("\n"), found.split("\n"), strict=True) if a != b]
+    assert [(a[:200], b[:200]) for a, b in differing] == []
+
+
+@pytest.mark.parametrize(
+    ("name", "table"),
+    [
+        (files.MATRIX, {"ablated": ["none"], "evaluated": ["en"]}),
+        (files.DEACTIVATION, {"off": ["en"], "language": ["all"], "beyond": [0.1]}),
+        (files.STEERING, {"source": ["en"], "condition": ["unsteered"]}),
+    ],
+)
+def test_tables_of_an_earlier_version_are_refused(tmp_path, name, table):
+    pd.DataFrame(table).to_parquet(tmp_path / name)
+    with pytest.raises(ValueError, match=r"written by mi_multilingual 0\.1; make it again"):
+        write_report(tmp_path)
+
+
+def test_a_file_that_holds_something_else_is_refused(tmp_path):
+    neurons = write_run(tmp_path)
+    save(neurons, tmp_path / files.STATS)
+    with pytest.raises(ValueError, match="must hold ActivationStats, got NeuronSet"):
+        write_report(tmp_path)
 
 
 def test_long_tables_are_cut_and_empty_ones_left_out(tmp_path, monkeypatch):
     sections = tuple(Section(name, name, (f"{name}.parquet",)) for name in ("long", "empty"))
-    monkeypatch.setattr(sys.modules["mi_multilingual.report"], "SECTIONS", sections)
+    monkeypatch.setattr(page_of, "SECTIONS", sections)
     pd.DataFrame({"a": range(LONGEST + 7)}).to_parquet(tmp_path / "long.parquet")
     pd.DataFrame({"a": []}).to_parquet(tmp_path / "empty.parquet")
-    text = report(tmp_path).read_text()
+    text = write_report(tmp_path).read_text()
     assert "The first 2,000 rows; 7 more are in long.parquet." in text
     assert "table-empty" not in text
 
@@ -442,7 +580,7 @@ def two_runs(tmp_path):
 def comparison_text(folders, **changes):
     write_run(folders[0])
     write_run(folders[1], **changes)
-    text = report(folders[0], compare=folders[1]).read_text()
+    text = write_report(folders[0], compare=folders[1]).read_text()
     part = text[text.index('<section id="section-comparison">') :]
     return part[: part.index("</section>")], text
 
@@ -462,7 +600,7 @@ def test_differences_of_runs_have_intervals(two_runs):
     reach = math.sqrt(2) * 0.05
     assert f">{-0.5 - reach:+.4f} to {-0.5 + reach:+.4f}<" in section
     assert "different texts" in section
-    mine, theirs = (NeuronSet.load(folder / "neurons.safetensors") for folder in two_runs)
+    mine, theirs = (load(folder / files.NEURONS, NeuronSet) for folder in two_runs)
     for overlap in mine.agreement(theirs):
         assert f">{overlap:.2f}<" in section
 
@@ -471,18 +609,18 @@ def test_runs_of_different_models_compare_what_can_be_compared(two_runs):
     section, text = comparison_text(two_runs, model="another")
     assert "The models differ" in section
     assert "on average (Jaccard)" not in text
-    assert "bits a byte)" in text
+    assert "bits per byte)" in text
     assert f">{0.2 * 100 / 300 / math.log(2):+.4f}<" in section
 
 
 def test_what_cannot_be_compared_is_refused(two_runs):
     mine, other = two_runs
     write_run(mine)
-    with pytest.raises(ValueError, match=r"there cannot be compared: it has no neurons.safetensors"):
-        report(mine, compare=other)
-    write_run(other, matrix=matrix()[lambda t: t.ablated == "none"])
-    with pytest.raises(ValueError, match="no language in common"):
-        report(mine, compare=other)
+    with pytest.raises(ValueError, match=r"got .*there without neurons.safetensors"):
+        write_report(mine, compare=other)
+    write_run(other, matrix=matrix()[lambda t: t.condition == "intact"])
+    with pytest.raises(ValueError, match="must have a language in common"):
+        write_report(mine, compare=other)
 
 
 @pytest.fixture(scope="module")
@@ -642,7 +780,7 @@ def test_tables_sort_by_mouse_and_keyboard(opened):
     assert column_of(opened, "table-languages", 5) == ["+0.4000", "+0.3000", "+0.2000"]
     headings[0].find_element("tag name", "button").send_keys(" ")
     assert headings[5].get_attribute("aria-sort") == "none"
-    assert column_of(opened, "table-languages", 0) == list(LANGUAGES)
+    assert column_of(opened, "table-languages", 0) == [*map(named, LANGUAGES)]
     neurons = opened.find_elements("css selector", "#table-neurons th button")[1]
     opened.execute_script("arguments[0].click()", neurons)
     names = [tuple(map(int, name.split("."))) for name in column_of(opened, "table-neurons", 1)]
@@ -654,10 +792,10 @@ def test_the_language_switch_filters_tables_examples_and_figures(opened):
     from selenium.webdriver.support.ui import Select
 
     select = Select(opened.find_element("id", "language"))
-    assert [option.text for option in select.options] == ["all", *LANGUAGES]
+    assert [option.text for option in select.options] == ["all languages", *map(named, LANGUAGES)]
     select.select_by_value("fr")
-    assert set(column_of(opened, "table-neurons", 0)) == {"fr"}
-    assert column_of(opened, "table-languages", 0) == ["fr"]
+    assert set(column_of(opened, "table-neurons", 0)) == {"French (fr)"}
+    assert column_of(opened, "table-languages", 0) == ["French (fr)"]
     visible = opened.execute_script("return document.querySelector('#map').data.map(t => t.visible)")
     assert visible == ["legendonly", True, "legendonly"]
     link = opened.find_element("css selector", "#table-neurons tbody tr:not([hidden]) a")

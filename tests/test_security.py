@@ -12,8 +12,9 @@ import torch
 
 import checkpoints
 import mi_multilingual
-from mi_multilingual import ActivationStats, NeuronSet, load_corpus, load_model
+from mi_multilingual import ActivationStats, NeuronSet, load, load_corpus, load_model
 from mi_multilingual.evidence.activations import record
+from mi_multilingual.tokens import DOCUMENTS
 
 SOURCES = sorted(Path(mi_multilingual.__file__).parent.rglob("*.py"))
 SCRIPT = "<script>document.title = 'executed'</script>"
@@ -37,11 +38,11 @@ def test_the_malicious_pickle_would_run_if_it_were_unpickled(tmp_path, monkeypat
     assert (tmp_path / "executed").is_dir()
 
 
-@pytest.mark.parametrize("load", [NeuronSet.load, ActivationStats.load])
-def test_a_pickle_in_place_of_a_record_is_refused(here, load):
+@pytest.mark.parametrize("expected", [None, NeuronSet, ActivationStats])
+def test_a_pickle_in_place_of_a_record_is_refused(here, expected):
     (here / "record.safetensors").write_bytes(pickle.dumps(Malicious()))
-    with pytest.raises(ValueError, match="cannot be read as a safetensors file"):
-        load(here / "record.safetensors")
+    with pytest.raises(ValueError, match="must be a safetensors file"):
+        load(here / "record.safetensors", expected)
 
 
 def test_a_pickle_in_place_of_published_neurons_is_refused(here):
@@ -82,7 +83,7 @@ def test_text_is_text_whatever_it_says(here, ungated):
         (here / "texts" / f"{language}.txt").write_text(f"{line}\n" * 3)
     corpus = load_corpus(here / "texts")
     assert corpus.documents["en"][0].startswith(SCRIPT)
-    assert record(ungated, corpus, layout="documents", progress=False).n_tokens.min() > 0
+    assert record(ungated, corpus, reading=DOCUMENTS, progress=False).n_tokens.min() > 0
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda p: p.stem)

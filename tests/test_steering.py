@@ -1,3 +1,4 @@
+import itertools
 import json
 import math
 from contextlib import nullcontext
@@ -16,6 +17,7 @@ from mi_multilingual import (
     Corpus,
     Intervention,
     NeuronSet,
+    Reading,
     best_strength,
     continuation_perplexity,
     distinct_n,
@@ -38,20 +40,22 @@ from mi_multilingual import (
     strength_curve,
     unconditional_study,
 )
-from mi_multilingual.demo.job import LAYOUT, write_steering
+from mi_multilingual.demo.job import write_steering
 from mi_multilingual.models.hooked import fingerprint
 from mi_multilingual.studies.steering import RAISING
 from mi_multilingual.studies.steering_tables import loss_interval
+from mi_multilingual.tokens import DOCUMENTS
 
 LANGUAGES = ("en", "fr", "ja")
-DECODING = {"max_new_tokens": 5, "repetition_penalty": 1.2}
+READING = Reading(window=8, bos="row")
+DECODING = {"max_new_tokens": 5, "repetition_penalty": 1.2, "bos": "row"}
 PROMPTS = Corpus({"en": ("The dog", "We drink tea"), "ja": ("犬が", "小さな舟が")}, "prompts")
 RAISED = {"set_to_mean": "set", "add_mean": "add", "add_mean_difference": "add"}
 
 
 @pytest.fixture
 def stats(model, corpus):
-    return record(model, corpus, window=8, progress=False)
+    return record(model, corpus, reading=READING, progress=False)
 
 
 @pytest.fixture
@@ -84,7 +88,7 @@ def expected_row(model, source, target, prompt, interventions, labels, languages
 def by_hand(model, stats, neurons, pairs, raising, strength, source_off, seed, languages=LANGUAGES):
     """Rows of one condition by plain loops, one prompt at a time."""
     used = neurons if seed == -1 else layer_matched_random(neurons, seed=seed)
-    labels = {"condition": "steered" if seed == -1 else "random", "seed": seed, "strength": strength}
+    labels = {"condition": "chosen" if seed == -1 else "random", "seed": seed, "strength": strength}
     rows = []
     for source, target in pairs:
         raised = used[target]
@@ -97,8 +101,8 @@ def by_hand(model, stats, neurons, pairs, raising, strength, source_off, seed, l
     return rows
 
 
-def unsteered(model, pairs):
-    labels = {"condition": "unsteered", "seed": -1, "strength": 0.0}
+def intact(model, pairs):
+    labels = {"condition": "intact", "seed": -1, "strength": 0.0}
     return [expected_row(model, s, t, p, (), labels) for s, t in pairs for p in PROMPTS.documents[s]]
 
 
@@ -118,19 +122,19 @@ ALL_PAIRS = [(s, t) for s in ("en", "ja") for t in LANGUAGES]
 def test_the_matrix_equals_one_prompt_at_a_time(model, stats, neurons, raising, source_off):
     options = {"raising": raising, "strength": 3.0, "source_off": source_off, "seeds": [4], "progress": False}
     table = steering_matrix(model, PROMPTS, neurons, stats, **options, **DECODING)
-    rows = unsteered(model, ALL_PAIRS)
+    rows = intact(model, ALL_PAIRS)
     for seed in (-1, 4):
         rows += by_hand(model, stats, neurons, ALL_PAIRS, raising, 3.0, source_off, seed)
     same_rows(table, rows)
     parts = table.groupby("condition").continuation.agg(list)
-    assert parts["steered"] != parts["unsteered"]
-    assert parts["steered"] != parts["random"]
+    assert parts["chosen"] != parts["intact"]
+    assert parts["chosen"] != parts["random"]
 
 
-def test_forcing_is_the_diagonal_with_a_strength_a_language(model, stats, neurons):
+def test_forcing_is_the_diagonal_with_a_strength_per_language(model, stats, neurons):
     strength = {"en": 2.0, "ja": 4.0, "fr": math.nan}
     table = language_forcing(model, PROMPTS, neurons, stats, strength=strength, seeds=[], progress=False, **DECODING)
-    rows = unsteered(model, [("en", "en"), ("ja", "ja")])
+    rows = intact(model, [("en", "en"), ("ja", "ja")])
     for k in ("en", "ja"):
         rows += by_hand(model, stats, neurons, [(k, k)], "add_mean", strength[k], False, -1)
     same_rows(table, rows)
@@ -140,14 +144,14 @@ def test_the_curves_are_matrices_without_the_diagonal(model, stats, neurons):
     pairs = [(s, t) for s, t in ALL_PAIRS if s != t]
     options = {"progress": False, "seeds": [1], **DECODING}
     table = strength_curve(model, PROMPTS, neurons, stats, [1.0, 3.0], **options)
-    rows = unsteered(model, pairs)
+    rows = intact(model, pairs)
     for seed in (-1, 1):
         for strength in (1.0, 3.0):
             rows += by_hand(model, stats, neurons, pairs, "add_mean", strength, False, seed)
     same_rows(table, rows)
     few = replace(neurons, masks=neurons.masks & (torch.arange(neurons.masks.shape[-1]) % 2 == 0))
     table = rate_curve(model, PROMPTS, {0.2: few, 0.4: neurons}, stats, strength=3.0, **options)
-    rows = [{**row, "rate": 0.0} for row in unsteered(model, pairs)]
+    rows = [{**row, "rate": 0.0} for row in intact(model, pairs)]
     for seed in (-1, 1):
         for rate, chosen in ((0.2, few), (0.4, neurons)):
             found = by_hand(model, stats, chosen, pairs, "add_mean", 3.0, False, seed)
@@ -159,10 +163,10 @@ def test_fallback_switches_off_one_language_after_another(model, neurons):
     order = ["ja", "en"]
     table = fallback_study(model, PROMPTS, neurons, order, seeds=[2], progress=False, **DECODING)
     together = [neurons.masks[2], neurons.masks[2] | neurons.masks[0]]
-    steps = [("unsteered", -1, 0, "", None)]
+    steps = [("intact", -1, 0, "", None)]
     for n, mask in enumerate(together, 1):
         off = replace(neurons, masks=mask[None], groups=("off",))
-        steps.append(("steered", -1, n, order[n - 1], off))
+        steps.append(("chosen", -1, n, order[n - 1], off))
         steps.append(("random", 2, n, order[n - 1], layer_matched_random(off, seed=2)))
     rows = []
     for condition, seed, n, last, off in steps:
@@ -173,7 +177,7 @@ def test_fallback_switches_off_one_language_after_another(model, neurons):
 
 
 def test_unconditional_texts_are_drawn_from_bos(model, corpus, neurons):
-    texts = record_texts(model, corpus, progress=False)["mean"]
+    texts = record_texts(model, corpus, reading=Reading(layout="documents", bos="row"), progress=False)["mean"]
     values = dict(zip(texts.languages, medians(texts).unbind(-1), strict=True))
     drawing = {**DECODING, "temperature": 1.3, "seed": 5}
     table = unconditional_study(model, neurons, values, n_texts=3, seeds=[2], progress=False, **drawing)
@@ -182,7 +186,7 @@ def test_unconditional_texts_are_drawn_from_bos(model, corpus, neurons):
     for (condition, target), part in table.groupby(["condition", "target"]):
         used = layer_matched_random(neurons, seed=2) if condition == "random" else neurons
         todo = [Intervention("set", used[target], values[target])]
-        with steer(model, *todo) if condition != "unsteered" else nullcontext():
+        with steer(model, *todo) if condition != "intact" else nullcontext():
             expected = generate(model, [""] * 3, progress=False, **drawing)
         assert list(part.continuation) == expected
         assert list(part.found) == identify_language(expected, LANGUAGES)
@@ -215,7 +219,7 @@ some_outputs = st.lists(
         {
             "source": codes,
             "target": codes.filter(bool),
-            "condition": st.sampled_from(["steered", "random"]),
+            "condition": st.sampled_from(["chosen", "random"]),
             "strength": st.sampled_from([1.0, 2.0, 4.0]),
             "found": codes,
         }
@@ -254,9 +258,9 @@ def test_found_shares_are_a_full_matrix(rows, by):
 @given(some_outputs)
 def test_the_best_strength_is_the_lowest_of_the_most_accurate(rows):
     outputs = pd.DataFrame(rows)
-    steered = [r for r in rows if r["condition"] == "steered"]
+    steered = [r for r in rows if r["condition"] == "chosen"]
     if not steered:
-        with pytest.raises(ValueError, match="no steered outputs"):
+        with pytest.raises(ValueError, match="some of condition 'chosen', got none"):
             best_strength(outputs)
         return
     expected = {}
@@ -271,24 +275,24 @@ def test_the_best_strength_is_the_lowest_of_the_most_accurate(rows):
 
 def test_quality_is_of_the_model_as_it_is(model):
     rows = [
-        ("en", "fr", "steered", -1, "The dog", " sleeps under the"),
-        ("en", "ja", "steered", -1, "The dog", "犬が眠る"),
-        ("en", "fr", "steered", -1, "We drink", " tea tea tea"),
-        ("en", "fr", "unsteered", -1, "The dog", ""),
+        ("en", "fr", "chosen", -1, "The dog", " sleeps under the"),
+        ("en", "ja", "chosen", -1, "The dog", "犬が眠る"),
+        ("en", "fr", "chosen", -1, "We drink", " tea tea tea"),
+        ("en", "fr", "intact", -1, "The dog", ""),
         ("en", "fr", "random", 0, "The dog", " sleeps under the"),
         ("en", "fr", "random", 0, "The dog", ""),
     ]
     outputs = pd.DataFrame(rows, columns=["source", "target", "condition", "seed", "prompt", "continuation"])
-    table = steering_quality(model, outputs, ["condition"], progress=False).set_index("condition")
-    steered = outputs[outputs.condition == "steered"]
-    scores = continuation_perplexity(model, list(steered.prompt), list(steered.continuation), progress=False)
+    table = steering_quality(model, outputs, ["condition"], bos="row", progress=False).set_index("condition")
+    steered = outputs[outputs.condition == "chosen"]
+    scores = continuation_perplexity(model, list(steered.prompt), list(steered.continuation), bos="row", progress=False)
     nll = (scores.nll * scores.n_tokens).sum() / scores.n_tokens.sum()
-    assert table.nll["steered"] == pytest.approx(nll)
-    assert table.ppl["steered"] == pytest.approx(math.exp(nll))
-    assert table.nll_low["steered"] < nll < table.nll_high["steered"]
+    assert table.nll["chosen"] == pytest.approx(nll)
+    assert table.ppl["chosen"] == pytest.approx(math.exp(nll))
+    assert table.nll_low["chosen"] < nll < table.nll_high["chosen"]
     french = distinct_n([" sleeps under the", " tea tea tea"], 2)
-    assert table.distinct_2["steered"] == pytest.approx((french + distinct_n(["犬が眠る"], 2)) / 2)
-    assert table.loc["unsteered", ["nll", "nll_low", "nll_high", "ppl", "distinct_2"]].isna().all()
+    assert table.distinct_2["chosen"] == pytest.approx((french + distinct_n(["犬が眠る"], 2)) / 2)
+    assert table.loc["intact", ["nll", "nll_low", "nll_high", "ppl", "distinct_2"]].isna().all()
     assert table.nll["random"] == pytest.approx(scores.nll[0])
     assert list(table.n) == [3, 1, 2]
 
@@ -319,7 +323,7 @@ def test_openings_are_whole_words_of_one_length(model):
                     expected.append(start)
         assert list(texts) == expected
     assert {len(equal_openings(corpus, tokenizer, n_tokens=6, n_prompts=1).documents[k]) for k in LANGUAGES} == {1}
-    with pytest.raises(ValueError, match=r"documents of 'en' have a word that ends with token 6, 9 are asked for"):
+    with pytest.raises(ValueError, match=r"9 documents of 'en' must have a word that ends with token 6, got"):
         equal_openings(corpus, tokenizer, n_tokens=6, n_prompts=9)
 
 
@@ -337,6 +341,48 @@ def nothing_runs(monkeypatch):
     monkeypatch.setattr("mi_multilingual.studies.steering.generate", fail)
 
 
+@pytest.fixture
+def any_language(monkeypatch):
+    """An identifier that knows languages of every name, and finds them in turn."""
+    monkeypatch.setattr("mi_multilingual.studies.steering.check_known", lambda languages: None)
+    monkeypatch.setattr(
+        "mi_multilingual.studies.steering.identify_language",
+        lambda texts, languages: [["", *languages][len(text) % (1 + len(languages))] for text in texts],
+    )
+
+
+@pytest.mark.usefixtures("any_language")
+def test_languages_may_be_called_like_controls(model, corpus, neurons):
+    names = dict(zip(LANGUAGES, ("none", "random", "intact"), strict=True))
+    renamed = replace(neurons, groups=tuple(names.values()))
+
+    def of(documents, names):
+        return Corpus({names.get(k, k): texts for k, texts in documents.items()}, "renamed")
+
+    def studies(names, neurons):
+        stats = record(model, of(corpus.documents, names), reading=READING, progress=False)
+        prompts, options = of(PROMPTS.documents, names), {"seeds": [0], "progress": False, **DECODING}
+        values = dict(zip(stats.languages, stats.mean().unbind(-1), strict=True))
+        languages = neurons.groups
+        yield steering_matrix(model, prompts, neurons, stats, **options)
+        yield language_forcing(model, prompts, neurons, stats, strength=dict.fromkeys(languages, 2.0), **options)
+        yield strength_curve(model, prompts, neurons, stats, [1.0, 3.0], **options)
+        yield rate_curve(model, prompts, {0.1: neurons}, stats, **options)
+        yield fallback_study(model, prompts, neurons, languages, **options)
+        yield unconditional_study(model, neurons, values, n_texts=2, **options)
+
+    for plain, found in zip(studies({}, neurons), studies(names, renamed), strict=True):
+        columns = [name for name in ("source", "target", "off", "found") if name in plain]
+        expected = plain.assign(**{name: plain[name].replace(names) for name in columns})
+        pd.testing.assert_frame_equal(found, expected)
+        for by in (["target", "condition"], ["source", "condition"]):
+            shares = steering_shares(found, by)
+            assert sorted(shares.n) == sorted(steering_shares(plain, by).n)
+            assert sorted(shares.in_target) == sorted(steering_shares(plain, by).in_target)
+        assert found_shares(found, ["condition"]).share.sum() == pytest.approx(found.condition.nunique())
+    assert set(best_strength(next(itertools.islice(studies(names, renamed), 2, None)))) == set(names.values())
+
+
 @pytest.mark.usefixtures("nothing_runs")
 def test_mistakes_are_told_before_anything_runs(model, stats, neurons):
     def matrix(prompts=PROMPTS, chosen=neurons, recorded=stats, **options):
@@ -351,29 +397,37 @@ def test_mistakes_are_told_before_anything_runs(model, stats, neurons):
         "no neurons for 'de'": lambda: matrix(languages=["de"]),
         "no neurons for 'de'; this": lambda: matrix(german),
         "nothing was recorded for 'ja'": lambda: matrix(recorded=stats.take(["en", "fr"])),
-        "languages='fr' is no list": lambda: matrix(languages="fr"),
-        "languages=\\[\\] is no list": lambda: matrix(languages=[]),
+        "languages must be a list of at least one language to steer to, got 'fr'": lambda: matrix(languages="fr"),
+        r"languages must be a list of at least one language to steer to, got \[\]": lambda: matrix(languages=[]),
         "the neuron set was made for other weights": lambda: matrix(chosen=other),
-        "the statistics were recorded on another": lambda: matrix(
+        "stats must be recorded on this model": lambda: matrix(
             chosen=imported, recorded=replace(stats, model_fingerprint="another")
         ),
         "which nothing writes to": lambda: matrix(recorded=replace(stats, site="up")),
-        "the set of 'fr' is empty": lambda: matrix(chosen=empty_for(neurons, "fr")),
-        "the set of 'en' is empty": lambda: matrix(chosen=empty_for(neurons, "en"), languages=["fr"]),
-        "the strength for 'en' is nan": lambda: matrix(strength=math.nan),
-        "the strength for 'ja' is inf": lambda: matrix(strength={"en": 1.0, "fr": 1.0, "ja": math.inf}),
-        "the strength for 'fr' is missing": lambda: matrix(strength={"en": 1.0, "ja": 1.0}),
-        "unknown way of raising 'push'; choose set_to_mean, add_mean": lambda: matrix(raising="push"),
+        "must have neurons, got none for 'fr'": lambda: matrix(chosen=empty_for(neurons, "fr")),
+        "must have neurons, got none for 'en'": lambda: matrix(chosen=empty_for(neurons, "en"), languages=["fr"]),
+        "strength must be a finite number for every target, got nan for 'en'": lambda: matrix(strength=math.nan),
+        "strength must be a finite number for every target, got inf for 'ja'": lambda: matrix(
+            strength={"en": 1.0, "fr": 1.0, "ja": math.inf}
+        ),
+        "strength must be a finite number for every target, got nan for 'fr'": lambda: matrix(
+            strength={"en": 1.0, "ja": 1.0}
+        ),
+        "raising must be one of set_to_mean, add_mean, add_mean_difference, got 'push'": lambda: matrix(raising="push"),
         "'tlh' is not known to the identifier": lambda: matrix(
             chosen=klingon, recorded=replace(stats, languages=("en", "fr", "tlh")), prompts=PROMPTS.take(["en"])
         ),
-        "no prompts to steer to 'en' from another": lambda: strength_curve(
+        "prompts must be in another language than 'en' to steer to it": lambda: strength_curve(
             model, PROMPTS.take(["en"]), neurons, stats, [1.0], **curve
         ),
-        "no strength to try": lambda: strength_curve(model, PROMPTS, neurons, stats, [], **curve),
-        "for 'fr' is inf": lambda: strength_curve(model, PROMPTS, neurons, stats, [1.0, math.inf], **curve),
-        "no set of neurons to try": lambda: rate_curve(model, PROMPTS, {}, stats, **curve),
-        "set of 'ja' is empty": lambda: rate_curve(
+        "strengths must hold at least one number, got none": lambda: strength_curve(
+            model, PROMPTS, neurons, stats, [], **curve
+        ),
+        "for every target, got inf for 'fr'": lambda: strength_curve(
+            model, PROMPTS, neurons, stats, [1.0, math.inf], **curve
+        ),
+        "sets must hold at least one set, got none": lambda: rate_curve(model, PROMPTS, {}, stats, **curve),
+        "must have neurons, got none for 'ja'": lambda: rate_curve(
             model, PROMPTS, {0.1: neurons, 0.2: empty_for(neurons, "ja")}, stats, **curve
         ),
         "no neurons for 'de'; this set has en, fr, ja": lambda: language_forcing(
@@ -395,31 +449,37 @@ def test_mistakes_in_the_other_studies_are_told(model, neurons):
         return unconditional_study(model, neurons, values, progress=False, **options)
 
     for match, wrong in {
-        "is no list of different languages": lambda: fallback(["en", "en"]),
-        "the order \\[\\]": lambda: fallback([]),
-        "the order 'en'": lambda: fallback("en"),
+        r"order must be a list of different languages to switch off, got \['en', 'en'\]": lambda: fallback(
+            ["en", "en"]
+        ),
+        r"order must be a list of different languages to switch off, got \[\]": lambda: fallback([]),
+        "order must be a list of different languages to switch off, got 'en'": lambda: fallback("en"),
         "no neurons for 'de'": lambda: fallback(["de"]),
-        "the set of 'fr' is empty": lambda: fallback(["en", "fr"], empty_for(neurons, "fr")),
+        "must have neurons, got none for 'fr'": lambda: fallback(["en", "fr"], empty_for(neurons, "fr")),
         "made for other weights": lambda: fallback(["en"], replace(neurons, model_fingerprint="another")),
         "no neurons for 'de'; this": lambda: unconditional({"de": torch.zeros(shape)}),
         "do not fit neurons of shape": lambda: unconditional({"en": torch.zeros(shape[1], shape[0])}),
         "is nan": lambda: unconditional({"en": torch.full(shape, math.nan)}),
         "unknown site 'up'": lambda: unconditional({"en": torch.zeros(shape)}, site="up"),
-        "temperature=0": lambda: unconditional({"en": torch.zeros(shape)}, temperature=0.0),
-        "n_texts=0": lambda: unconditional({"en": torch.zeros(shape)}, n_texts=0),
-        "hold the neurons of no language": lambda: unconditional({}),
+        "temperature above 0, got 20 and 0.0": lambda: unconditional({"en": torch.zeros(shape)}, temperature=0.0),
+        "n_texts must be at least 1 and temperature above 0, got 0 and 1.0": lambda: unconditional(
+            {"en": torch.zeros(shape)}, n_texts=0
+        ),
+        "values must hold at least one language, got none": lambda: unconditional({}),
     }.items():
         with pytest.raises(ValueError, match=match):
             wrong()
 
 
 def test_tables_say_which_columns_there_are():
-    outputs = pd.DataFrame([{"source": "en", "target": "fr", "found": "fr", "condition": "steered"}])
-    with pytest.raises(ValueError, match="no column 'rate'; they have source, target, found, condition"):
+    outputs = pd.DataFrame([{"source": "en", "target": "fr", "found": "fr", "condition": "chosen"}])
+    with pytest.raises(ValueError, match=r"columns of the outputs \(source, target, found, condition\), got 'rate'"):
         steering_shares(outputs, ["rate"])
-    with pytest.raises(ValueError, match="by='target' is no list"):
+    with pytest.raises(
+        ValueError, match=r"by must be a list of columns, such as \['target', 'condition'\], got 'target'"
+    ):
         found_shares(outputs, "target")
-    with pytest.raises(ValueError, match="by=\\[\\] is no list"):
+    with pytest.raises(ValueError, match=r"by must be a list of columns, .* got \[\]"):
         steering_shares(outputs, [])
 
 
@@ -427,22 +487,22 @@ def test_tables_say_which_columns_there_are():
 def demo_steering(demo_model, tmp_path_factory):
     """What the demo writes about steering."""
     identify, evaluate = (load_corpus("demo", split=split) for split in ("identify", "evaluate"))
-    stats = record(demo_model, identify, layout=LAYOUT, progress=False)
+    stats = record(demo_model, identify, reading=DOCUMENTS, progress=False)
     folder = tmp_path_factory.mktemp("steering")
     write_steering(folder, demo_model, stats, identify, evaluate, False)
     return folder
 
 
 @pytest.mark.slow
-def test_steering_beats_the_unsteered_model_and_random_neurons_in_8_of_10_languages(demo_steering):
+def test_steering_beats_the_intact_model_and_random_neurons_in_8_of_10_languages(demo_steering):
     table = pd.read_parquet(demo_steering / "steering.parquet")
     table = table[table.source != table.target].assign(hits=lambda t: t.in_target * t.n)
     sums = table.groupby(["condition", "target"])[["hits", "n"]].sum()
     accuracy = (sums.hits / sums.n).unstack("condition")
     assert len(accuracy) == 10
-    assert (accuracy.steered > accuracy.unsteered).sum() >= 8
-    assert (accuracy.steered > accuracy.random).sum() >= 8
-    assert (accuracy.steered >= 0.5).sum() >= 8
+    assert (accuracy.chosen > accuracy.intact).sum() >= 8
+    assert (accuracy.chosen > accuracy.random).sum() >= 8
+    assert (accuracy.chosen >= 0.5).sum() >= 8
     assert accuracy.random.mean() < 0.1
 
 
@@ -455,7 +515,7 @@ def test_stronger_steering_reaches_the_target_and_costs_quality(demo_steering):
 
 
 @pytest.mark.slow
-def test_the_demo_shows_an_example_a_target(demo_steering):
+def test_the_demo_shows_an_example_per_target(demo_steering):
     examples = json.loads((demo_steering / "steering_examples.json").read_text())
     names = {"source", "target", "prompt", "strength", "steered", "unsteered", "found_steered", "found_unsteered"}
     assert all(set(e) == names for e in examples)

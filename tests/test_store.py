@@ -5,8 +5,6 @@ import random
 import resource
 import signal
 import subprocess
-import time
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,12 +12,15 @@ import pandas as pd
 import pytest
 from pandas.testing import assert_frame_equal
 
+from kills import child, ended, killed_at
 from mi_multilingual.experiments import store as store_module
-from mi_multilingual.experiments.cells import hashed
+from mi_multilingual.experiments.execution import Attempt
+from mi_multilingual.experiments.fingerprints import hashed
 from mi_multilingual.experiments.store import Store, Unwritable
-from mi_multilingual.experiments.sweep import Attempt, complete
+from mi_multilingual.experiments.sweep import complete
 
 KILLS = 50
+PIECE = 200  # bytes of a file that are written at once, so that kills fall into the middle of files
 NOBODY = 65534
 
 
@@ -49,13 +50,12 @@ def notes(log):
     return [line.split() for line in log.read_text().splitlines()] if log.exists() else []
 
 
-def work(folder, cells, log, seconds=0.0):
+def work(folder, cells, log):
     """What every process of a sweep does, with stubs for the measurements."""
 
     def runner(todo):
         for cell in todo:
             note(log, "compute", cell.key)
-            time.sleep(seconds)
             yield Attempt(cell, cell.table(), 0.5)
             note(log, "written", cell.key)
 
@@ -63,38 +63,6 @@ def work(folder, cells, log, seconds=0.0):
     with store.locked():
         store.sweep_up()
         complete(store, cells, runner, progress=False)
-
-
-@contextmanager
-def child(function, *arguments):
-    """A forked process that runs the function; it is killed at the end of the block at the latest."""
-    pid = os.fork()
-    if pid == 0:
-        code = 1
-        try:
-            code = function(*arguments) or 0
-        finally:
-            os._exit(code)
-    try:
-        yield pid
-    finally:
-        try:
-            os.kill(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
-        except (ProcessLookupError, ChildProcessError):
-            pass
-
-
-def ended(pid):
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-
-
-def slowly(file, content):
-    """Write in small pieces, so that kills fall into the middle."""
-    for i in range(0, len(content), 200):
-        file.write(content[i : i + 200])
-        file.flush()
-        time.sleep(0.001)
 
 
 def computed_in_vain(log):
@@ -109,23 +77,20 @@ def computed_in_vain(log):
 
 
 @pytest.mark.slow
-def test_after_fifty_kills_the_table_is_that_of_an_undisturbed_run_and_nothing_was_done_twice(tmp_path, monkeypatch):
-    cells = [Stub(i) for i in range(2000)]
+def test_after_fifty_kills_the_table_is_that_of_an_undisturbed_run_and_nothing_was_done_twice(tmp_path):
+    cells = [Stub(i) for i in range(300)]
     keys = [cell.key for cell in cells]
     folder, log = tmp_path / "killed", tmp_path / "log"
-    when, kills, in_write = random.Random(0), 0, 0
-    with monkeypatch.context() as slow:
-        slow.setattr(store_module, "put", slowly)
-        while kills < KILLS:
-            with child(work, folder, cells, log, 0.003) as pid:
-                time.sleep(when.uniform(0.005, 0.2))
-                assert os.waitpid(pid, os.WNOHANG) == (0, 0), "all cells were done before the last kill"
-            kills += 1
-            in_write += bool(list(folder.glob("results/.*.partial")))
-    assert in_write >= KILLS // 5
-    few = [cell for cell in cells if cell.key in Store(folder).results()][:200] + cells[-20:]
-    few_keys = list(dict.fromkeys(cell.key for cell in few))
-    assert len(few_keys) > 20
+    when, in_write = random.Random(0), 0
+    for _ in range(KILLS):
+        with child(killed_at, when.randint(1, 60), PIECE, work, folder, cells, log) as pid:
+            assert ended(pid) == -signal.SIGKILL, "all cells were done before the last kill"
+        in_write += bool(list(folder.glob("results/.*.partial")))
+    assert KILLS // 5 <= in_write < KILLS
+    done = [cell for cell in cells if cell.key in Store(folder).results()]
+    assert len(done) > 20
+    few = done + cells[-20:]
+    few_keys = [cell.key for cell in few]
     work(folder, few, log)
     work(tmp_path / "undisturbed", few, tmp_path / "other log")
     assert_frame_equal(Store(folder).table(few_keys), Store(tmp_path / "undisturbed").table(few_keys))
@@ -266,7 +231,7 @@ def test_a_folder_one_may_not_write_to_is_told_and_can_still_be_read(tmp_path):
 def hold(folder, ready):
     with Store(folder).locked():
         os.write(ready, b"x")
-        time.sleep(60)
+        signal.pause()
 
 
 def test_a_second_process_is_told_who_holds_the_folder_and_a_killed_one_lets_go(tmp_path):
@@ -326,7 +291,7 @@ def test_a_failed_cell_is_noted_and_forgotten_when_it_succeeds(tmp_path):
 
 
 def test_reading_a_folder_that_is_no_sweep_is_told(tmp_path):
-    with pytest.raises(ValueError, match="has no cells.json, so it is no sweep"):
+    with pytest.raises(ValueError, match="must hold a sweep, got no cells.json"):
         Store(tmp_path).read_json("cells.json")
     (tmp_path / "cells.json").write_text("[1, ")
     with pytest.raises(ValueError, match="is damaged"):

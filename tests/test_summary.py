@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 import oracles
 from mi_multilingual.experiments.summary import effects
 
-LANGUAGES = ("en", "fr", "ja")
+LANGUAGES = ("en", "none", "specific")  # whatever else these words mean elsewhere
 
 
 @st.composite
@@ -19,11 +19,11 @@ def sweeps(draw):
     seeds = draw(st.sampled_from([(-1,), (-1, 0), (-1, 0, 1)]))
     rows = []
     for detector, rate in (("lape", 0.1), ("lape", 0.2), ("sharing", math.nan), ("plnd", math.nan)):
-        ablated = ("all-shared", "specific") if detector == "sharing" else languages
-        prompts = ("none",) if detector == "plnd" else languages
+        groups = ("all-shared", "specific") if detector == "sharing" else languages
+        prompts = ("",) if detector == "plnd" else languages
         rows += [
-            row_of(detector, rate, a, e, seed, draw(st.floats(-3, 3)))
-            for a in ablated
+            row_of(detector, rate, group, e, seed, draw(st.floats(-3, 3)))
+            for group in groups
             for e in prompts
             for seed in seeds
             if draw(st.booleans()) or len(rows) == 0
@@ -31,9 +31,10 @@ def sweeps(draw):
     return rows
 
 
-def row_of(detector, rate, ablated, evaluated, seed, change, **other):
+def row_of(detector, rate, group, evaluated, seed, change, **other):
     row = {"model": "demo", "detector": detector, "parameters": "{}", "rate": rate, "site": "gate", "layers": "all"}
-    row |= {"part": "mlp", "intervention": "zero", "ablated": ablated, "seed": seed, "evaluation": "language"}
+    row |= {"part": "mlp", "intervention": "zero", "group": group, "seed": seed, "evaluation": "language"}
+    row |= {"condition": "chosen" if seed == -1 else "random"}
     return (
         row | {"evaluated": evaluated, "measure": "loss", "base": 2.0, "value": 2.0 + change, "change": change} | other
     )
@@ -46,7 +47,7 @@ def test_effects_are_means_over_languages_as_by_hand(rows):
     assert len(table) == len(expected)
     for row in table.itertuples():
         rate = None if math.isnan(row.rate) else row.rate
-        n, change = expected[row.detector, rate, row.neurons, row.where]
+        n, change = expected[row.detector, rate, row.condition, row.where]
         assert row.n == n
         assert row.change == pytest.approx(change, abs=1e-9)
         assert row.value - row.base == pytest.approx(change, abs=1e-9)

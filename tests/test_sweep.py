@@ -1,32 +1,52 @@
 import json
 import os
-import random
 import resource
-import time
-from dataclasses import replace
+import signal
+from dataclasses import fields, replace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from pandas.testing import assert_frame_equal
 from safetensors.torch import load_file, save_file
 
 import checkpoints
-from mi_multilingual import generate, lape, layer_matched_random, load_model, perplexity, record
+from kills import child, ended, killed_at
+from mi_multilingual import (
+    DETECTORS,
+    Detector,
+    Reading,
+    Setting,
+    generate,
+    lap_scores,
+    lape,
+    layer_matched_random,
+    load_model,
+    perplexity,
+    record,
+)
 from mi_multilingual.cli import main
 from mi_multilingual.evaluation.tasks import Item
-from mi_multilingual.experiments import sweep
-from mi_multilingual.experiments.cells import Cell, Inputs, cells_of, tokenizer_fingerprint, weights_fingerprint
-from mi_multilingual.experiments.config import Study
+from mi_multilingual.evidence.table import kind_of
+from mi_multilingual.experiments import execution, sweep
+from mi_multilingual.experiments.attempts import ATTEMPTS
+from mi_multilingual.experiments.cells import Cell, Inputs, cells_of
+from mi_multilingual.experiments.config import GenerationSettings, InterventionSettings, Study, usable_detectors
 from mi_multilingual.experiments.context import Context
-from mi_multilingual.experiments.detectors import DETECTORS, chosen, collect, evidence_of, load, needs, save
+from mi_multilingual.experiments.execution import condition_for, run_cell
+from mi_multilingual.experiments.fingerprints import tokenizer_fingerprint, weights_fingerprint
+from mi_multilingual.experiments.loading import load_study
 from mi_multilingual.experiments.measures import drawn, matched_share_interval
 from mi_multilingual.experiments.planning import plan
+from mi_multilingual.experiments.recordings import Recording, choices_of, chosen, collect, needs, recording_of
 from mi_multilingual.experiments.store import Store
 from mi_multilingual.patching.changes import Intervention, add_mean
 from mi_multilingual.patching.hooks import ablate, steer
+from mi_multilingual.storage import load, save
 
 WINDOW = 12
+READING = Reading(layout="documents", window=WINDOW)
 
 
 @pytest.fixture(scope="module")
@@ -68,11 +88,11 @@ def test_a_cell_is_what_the_single_steps_give(home, tmp_path):
     model = load_model(home / "gated", device="cpu")
     context = Context(study)
     corpus = context.corpus("evaluate")
-    stats = record(model, corpus, window=WINDOW, layout="documents", progress=False)
-    neurons = lape(stats, top_rate=0.3, filter_rate=0.5, activation_bar_ratio=0.5)
+    stats = record(model, corpus, reading=READING, progress=False)
+    neurons = lape(stats, rate=0.3, filter_rate=0.5, activation_bar_ratio=0.5)
 
     def losses():
-        return perplexity(model, corpus, window=WINDOW, layout="documents", progress=False).set_index("language").nll
+        return perplexity(model, corpus, reading=READING, progress=False).set_index("language").nll
 
     base = losses()
     for seed, own in ((-1, neurons["fr"]), (0, layer_matched_random(neurons, seed=0)["fr"])):
@@ -103,7 +123,7 @@ def test_every_detector_and_measure_runs_on_either_kind_of_mlp(home, tmp_path):
     progress = run(study, tmp_path)
     assert progress.complete, progress.failed
     table = sweep.results(tmp_path)
-    assert set(table.detector) == set(detectors) == set(DETECTORS)
+    assert set(table.detector) == set(detectors) == set(usable_detectors())
     assert table.groupby(["model", "detector"]).size().nunique() == 2  # sharing has four groups, the others three
     few = table[table.layers == "first"].n_neurons.sum()
     assert 0 < few < table[table.layers == "all"].n_neurons.sum()
@@ -123,12 +143,12 @@ def test_interventions_of_every_kind_write_what_they_say(home, tmp_path):
     both = table.pivot(index=["intervention", "evaluated"], columns="site", values="n_neurons")
     assert (both > 0).all(axis=None)
     context = Context(study)
-    cell = next(c for c in cells_of(study, context.inputs()) if c.intervention == "set -1.5" and c.site == "gate")
-    model, (neurons,) = context.model(cell.model), sweep.own_neurons(cell, context)
+    cell = next(c for c in cells_of(study, context.inputs()) if c.intervention.words == "set -1.5" and c.site == "gate")
+    model, [held] = context.model(cell.model), condition_for(cell, context).interventions
     corpus = context.corpus("evaluate")
-    base = perplexity(model, corpus, window=WINDOW, layout="documents", progress=False).nll
-    with steer(model, Intervention("set", neurons, -1.5, "gate")):
-        held = perplexity(model, corpus, window=WINDOW, layout="documents", progress=False).nll
+    base = perplexity(model, corpus, reading=READING, progress=False).nll
+    with steer(model, Intervention("set", held.neurons, -1.5, "gate")):
+        held = perplexity(model, corpus, reading=READING, progress=False).nll
     found = table[(table.intervention == "set -1.5") & (table.site == "gate")].change
     np.testing.assert_allclose(found, held - base, atol=1e-5)
 
@@ -152,7 +172,7 @@ def test_generated_text_is_counted_by_its_language(home, tmp_path):
     free = {"prompts": "none", "n": 3, "max_new_tokens": 4, "min_new_tokens": 0, "temperature": 1.0}
     assert run(tiny(home, evaluate="generation", generation=free, seeds=[]), tmp_path / "b").complete
     table = sweep.results(tmp_path / "b")
-    assert set(table.evaluated) == {"none"}
+    assert set(table.evaluated) == {""}
     assert set(table.measure) == {"target share"}
 
 
@@ -176,14 +196,14 @@ def test_the_interval_of_a_share_holds_the_truth_as_often_as_it_should(n, more):
 
 
 def log_of_cells(monkeypatch, log):
-    real = sweep.run_cell
+    real = execution.run_cell
 
     def logged(cell, context):
         with log.open("a") as file:
             file.write(cell.key + "\n")
         return real(cell, context)
 
-    monkeypatch.setattr(sweep, "run_cell", logged)
+    monkeypatch.setattr(execution, "run_cell", logged)
 
 
 def computed(log):
@@ -226,14 +246,14 @@ def test_what_is_done_is_never_done_again_and_what_changed_is(home, tmp_path, mo
 
 
 def test_a_failing_cell_is_listed_and_the_others_go_on(home, tmp_path, monkeypatch, capsys):
-    real = sweep.run_cell
+    real = execution.run_cell
 
     def fails(cell, context):
-        if cell.ablated == "fr":
+        if cell.group == "fr":
             raise ValueError("a number\nis wrong [sic]")
         return real(cell, context)
 
-    monkeypatch.setattr(sweep, "run_cell", fails)
+    monkeypatch.setattr(execution, "run_cell", fails)
     study = tiny(home)
     (tmp_path / "study.yaml").write_text(json.dumps(study.model_dump(mode="json")))
     assert main(["run", str(tmp_path / "study.yaml"), "--out", str(tmp_path / "run"), "--quiet"]) == 1
@@ -244,31 +264,26 @@ def test_a_failing_cell_is_listed_and_the_others_go_on(home, tmp_path, monkeypat
     assert len(progress.failed) == 2
     assert "fr" in progress.failed.what[0]
     assert main(["status", str(tmp_path / "run")]) == 1
-    monkeypatch.setattr(sweep, "run_cell", real)
+    monkeypatch.setattr(execution, "run_cell", real)
     assert main(["resume", str(tmp_path / "run"), "--quiet"]) == 0
     assert sweep.status(tmp_path / "run").complete
 
 
-def forked(function):
-    pid = os.fork()
-    if pid == 0:
-        try:
-            function()
-        finally:
-            os._exit(0)
-    return pid
+def run_in_one_thread(study, folder):
+    """A fork does not have the threads of its parent, and would wait for them."""
+    torch.set_num_threads(1)
+    run(study, folder)
 
 
 @pytest.mark.slow
 def test_a_real_sweep_that_is_killed_again_and_again_ends_with_the_same_table(home, tmp_path):
     study = tiny(home, detector=["lape", "average_precision"], seeds=[0, 1])
     run(study, tmp_path / "undisturbed")
-    when = random.Random(1)
-    for _ in range(8):
-        pid = forked(lambda: run(study, tmp_path / "killed"))
-        time.sleep(when.uniform(0.1, 0.9))
-        os.kill(pid, 9)
-        os.waitpid(pid, 0)
+    # Each start gets further than the one before: into the plan, the recordings, and the cells, one after another.
+    for step in range(2, 50, 6):
+        with child(killed_at, step, 4096, run_in_one_thread, study, tmp_path / "killed") as pid:
+            assert ended(pid) == -signal.SIGKILL, "the sweep was done before the last kill"
+    assert 0 < sweep.status(tmp_path / "killed").done < 18
     assert run(study, tmp_path / "killed").complete
     assert_frame_equal(sweep.results(tmp_path / "killed"), sweep.results(tmp_path / "undisturbed"))
 
@@ -305,14 +320,36 @@ def test_cells_are_unique_and_in_order_and_survive_json(home):
     cells = cells_of(study, Context(study).inputs())
     assert len(cells) == len({c.key for c in cells}) == (2 + 1) * 3 * 2
     assert [c.seed for c in cells[:4]] == [-1, 0, -1, 0]
-    assert all(Cell.of(json.loads(json.dumps(vars(c)))) == c for c in cells)
+    again = [Cell.of(json.loads(json.dumps(c.plain()))) for c in cells]
+    assert again == list(cells)
+    assert [c.key for c in again] == [c.key for c in cells]
 
 
-@pytest.mark.parametrize("field", ["model_fingerprint", "identified_on", "evaluated_on", "parameters", "window"])
-def test_the_key_changes_with_everything_that_decides_the_result(home, field):
+OTHER = {
+    "reading": Reading(layout="documents", window=WINDOW, bos="none"),
+    "settings": (("filter_rate", 0.6),),
+    "rate": 0.31,
+    "seed": 7,
+    "questions": 3,
+    "generation": GenerationSettings(),
+    "intervention": InterventionSettings(kind="scale", value=2.0),
+}
+
+
+@pytest.mark.parametrize("name", [field.name for field in fields(Cell)])
+def test_the_key_changes_with_everything_that_decides_the_result(home, name):
     study = tiny(home)
     cell = cells_of(study, Context(study).inputs())[0]
-    assert replace(cell, **{field: 7 if field == "window" else "other"}).key != cell.key
+    assert replace(cell, **{name: OTHER.get(name, "other")}).key != cell.key
+
+
+@pytest.mark.parametrize("name", [field.name for field in fields(Recording)])
+def test_the_key_of_a_recording_changes_with_everything_that_decides_its_numbers(home, name):
+    study = tiny(home)
+    recording = recording_of(cells_of(study, Context(study).inputs())[0])
+    assert dict(recording.options) == {"threshold": 0.0}, "above which a neuron is active"
+    other = {"reading": OTHER["reading"], "options": (("threshold", 0.1),)}
+    assert replace(recording, **{name: other.get(name, "other")}).key != recording.key
 
 
 def test_fingerprints_see_every_weight_and_every_rule(home, tmp_path):
@@ -326,22 +363,23 @@ def test_fingerprints_see_every_weight_and_every_rule(home, tmp_path):
     assert tokenizer_fingerprint(other) == tokenizer_fingerprint(other)
 
 
-@pytest.mark.parametrize("name", list(DETECTORS))
+@pytest.mark.parametrize("name", usable_detectors())
 def test_recordings_choose_the_same_neurons_after_a_round_trip(home, tmp_path, name):
     study = tiny(home, detector=[{"name": name}], seeds=[])
     context = Context(study)
     cell = cells_of(study, context.inputs())[0]
-    evidence = evidence_of(cell)
-    recorded = collect(evidence, context.model(cell.model), context.corpus("identify"))
-    save(tmp_path / "record.safetensors", recorded)
-    assert chosen(cell, load(tmp_path / "record.safetensors", evidence)).masks_equal(chosen(cell, recorded))
+    evidence = collect(recording_of(cell), context.model(cell.model), context.corpus("identify"))
+    save(evidence, tmp_path / "record.safetensors")
+    again = load(tmp_path / "record.safetensors", kind_of(recording_of(cell).kind).noun)
+    [choice] = choices_of(cell)
+    assert chosen(choice, again).masks_equal(chosen(choice, evidence))
 
 
 def test_cells_share_recordings(home):
     kinds = ["zero", {"kind": "set", "value": "median"}, {"kind": "set", "value": "mean"}]
     study = tiny(home, detector=["lape", "lave", "lap", "average_precision"], intervention=kinds)
     cells = cells_of(study, Context(study).inputs())
-    assert {e.kind for cell in cells for e in needs(cell)} == {"stats", "texts"}
+    assert {e.kind for cell in cells for e in needs(cell)} == {"activations", "texts"}
     assert len({e for cell in cells for e in needs(cell)}) == 2
 
 
@@ -349,13 +387,13 @@ def test_a_text_that_changes_under_the_sweep_stops_its_cells(home, tmp_path):
     study = tiny(home)
     cell = cells_of(study, Context(study).inputs())[0]
     with pytest.raises(ValueError, match="the text that is evaluated changed while the sweep was running"):
-        sweep.run_cell(replace(cell, evaluated_on="other"), Context(study))
+        run_cell(replace(cell, evaluated_on="other"), Context(study))
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"ablated": ["en", "xx"]}, "ablated names 'xx', but lape finds neurons for en, fr, ja"),
+        ({"ablated": ["en", "xx"]}, "ablated must be among en, fr, ja, for which lape finds neurons, got 'xx'"),
         ({"model": "nowhere/"}, "no checkpoint folder"),
         ({"evaluate": "facts", "corpus": {"source": "TEXTS", "languages": ["xx"]}}, "no file for 'xx'"),
     ],
@@ -374,21 +412,113 @@ def test_site_up_without_a_gate_is_told_before_anything_runs(home, tmp_path):
 
 
 def test_the_plan_counts_what_will_run(home):
-    study = tiny(home, rate=[0.2, 0.3], detector=["lape", "relevance"])
+    text = {"source": str(home / "texts"), "layout": "documents", "window": WINDOW, "bos": "row"}
+    study = tiny(home, rate=[0.2, 0.3], detector=["lape", "relevance"], corpus=text)
     made = plan(study)
     assert len(made.cells) == 2 * 2 * 3 * 2
     steps = made.steps.set_index("work")
     assert steps.times["measure language"] == 2 * 2 * 3 * 2 + 1
     context = Context(study)
     model = context.model(study.model[0])
-    n = perplexity(model, context.corpus("evaluate"), window=WINDOW, layout="documents", progress=False).n_tokens.sum()
+    n = perplexity(model, context.corpus("evaluate"), reading=study.corpus.reading, progress=False).n_tokens.sum()
     assert steps.tokens["measure language"] == n * steps.times["measure language"]
-    assert steps.tokens["record stats gate"] == steps.tokens["record relevance"] == n
+    assert steps.tokens["record activations gate"] == steps.tokens["record relevance"] == n
     assert made.seconds > 0
     held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     assert 0.5 * held < made.memory < held + 2**30
     assert "found and measured on the same text" in made.notes[0]
-    assert "tokens a second in a timed pass" in made.basis
+    assert "tokens per second in a timed pass" in made.basis
+
+
+def even_neurons(stats, *, rate, step):
+    """Every so many neurons for every language: what stands for a method of somebody else."""
+    masks = torch.zeros(len(stats.languages), *stats.active.shape[:2], dtype=torch.bool)
+    masks[:, :, :: int(step)] = True
+    return lap_scores(stats).to_set(masks, rate=rate, step=step)
+
+
+def test_a_detector_that_is_put_into_the_table_runs_from_a_study_file(home, tmp_path, monkeypatch):
+    row = Detector("activations", lap_scores, even_neurons, settings={"step": Setting(4.0, "of the neurons", 1.0)})
+    monkeypatch.setitem(DETECTORS, "even", row)
+    corpus = {"source": str(home / "texts"), "layout": "documents", "window": WINDOW}
+    study = {"model": str(home / "gated"), "corpus": corpus, "detector": ["even", {"name": "even", "step": 2}]}
+    (tmp_path / "study.yaml").write_text(json.dumps({**study, "rate": 0.2, "seeds": [0]}))
+    assert len(plan(load_study(tmp_path / "study.yaml")).cells) == 2 * 3 * 2
+    assert main(["run", str(tmp_path / "study.yaml"), "--out", str(tmp_path / "run"), "--quiet"]) == 0
+    table = sweep.results(tmp_path / "run")
+    assert set(table.detector) == {"even"}
+    n_neurons = table.groupby("parameters").n_neurons.unique().map(list).to_dict()
+    layers, width = 2, checkpoints.D_MLP
+    assert n_neurons == {'{"step": 4.0}': [layers * width // 4], '{"step": 2.0}': [layers * width // 2]}
+    (tmp_path / "study.yaml").write_text(json.dumps({**study, "detector": {"name": "even", "step": 0}}))
+    with pytest.raises(ValueError, match="line 1: detector.step must be at least 1, got 0"):
+        load_study(tmp_path / "study.yaml")
+
+
+def test_languages_may_be_called_as_other_things_are(home, tmp_path):
+    names = ("none", "random", "intact", "all", "specific", "chosen")
+    (tmp_path / "texts").mkdir()
+    for i, name in enumerate(names):
+        sentences = list(checkpoints.SENTENCES.values())[i % 3][i // 3 :]
+        (tmp_path / "texts" / f"{name}.txt").write_text("\n".join(sentences), encoding="utf-8")
+    corpus = {"source": str(tmp_path / "texts"), "layout": "documents", "window": WINDOW}
+    assert run(tiny(home, corpus=corpus), tmp_path / "run").complete
+    table = sweep.results(tmp_path / "run")
+    assert set(table.group) == set(table.evaluated) == set(names)
+    assert len(table) == 2 * len(names) ** 2
+    assert (table.condition == np.where(table.seed == -1, "chosen", "random")).all()
+    effects = pd.read_parquet(tmp_path / "run" / "sweep_effects.parquet")
+    assert set(zip(effects.condition, effects["where"], effects.n, strict=True)) == {
+        (condition, where, len(names)) for condition in ("chosen", "random") for where in ("own", "others")
+    }
+
+
+@pytest.mark.parametrize("bos", ["none", "row"])
+def test_special_tokens_are_those_the_study_asks_for(home, tmp_path, bos):
+    corpus = {"source": str(home / "texts"), "layout": "documents", "window": WINDOW, "bos": bos}
+    study = tiny(home, corpus=corpus, seeds=[])
+    assert run(study, tmp_path).complete
+    model, text = load_model(home / "gated", device="cpu"), Context(study).corpus("evaluate")
+    losses = perplexity(model, text, reading=replace(READING, bos=bos), progress=False).set_index("language").nll
+    table = sweep.results(tmp_path)
+    np.testing.assert_allclose(table.base, losses[table.evaluated], atol=1e-6)
+
+
+def test_a_cell_is_tried_again_unless_its_input_is_wrong(home, tmp_path, monkeypatch):
+    tried = []
+
+    def fails(cell, context):
+        tried.append(cell.group)
+        if cell.group == "en" and tried.count("en") < ATTEMPTS:
+            raise OSError("the disk did not answer")
+        if cell.group == "fr":
+            raise ValueError("the input is wrong")
+        if cell.group == "ja":
+            raise RuntimeError("out of memory")
+        return run_cell(cell, context)
+
+    monkeypatch.setattr(execution, "run_cell", fails)
+    progress = run(tiny(home, seeds=[]), tmp_path)
+    assert [tried.count(k) for k in ("en", "fr", "ja")] == [ATTEMPTS, 1, ATTEMPTS]
+    assert list(progress.failed.error) == ["ValueError: the input is wrong", "RuntimeError: out of memory"]
+    assert progress.done == 1
+
+
+def test_a_run_folder_of_another_version_is_refused_with_what_to_do(home, tmp_path, capsys):
+    study = tiny(home, seeds=[])
+    run(study, tmp_path)
+    first = sorted(path.name for path in tmp_path.rglob("*"))
+    cells = json.loads((tmp_path / "cells.json").read_text())["cells"]
+    (tmp_path / "cells.json").write_text(json.dumps(cells))  # as 0.1 wrote them
+    words = "was written by another version of mi_multilingual, .*; begin anew with `mi-multilingual run .*study.yaml"
+    for call in (sweep.status, sweep.results, sweep.resume, lambda folder: run(study, folder)):
+        with pytest.raises(ValueError, match=words):
+            call(tmp_path)
+    assert main(["resume", str(tmp_path)]) == 1
+    assert "begin anew with" in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.rglob("*")) == first
+    again = str(tmp_path / "again")
+    assert main(["run", str(tmp_path / "study.yaml"), "--out", again, "--quiet"]) == 0
 
 
 def test_the_plan_command_runs_nothing(home, tmp_path, capsys, monkeypatch):
@@ -411,7 +541,7 @@ def test_the_default_folder_is_named_by_the_study(home, tmp_path, monkeypatch, c
 def test_inputs_hold_what_the_cells_are_made_of():
     inputs = Inputs({"m": ("w", "t")}, "i", "e", {}, ("en", "fr"))
     cells = cells_of(Study(model=("m",), seeds=()), inputs)
-    assert [(c.ablated, c.model_fingerprint, c.identified_on, c.evaluated_on) for c in cells] == [
+    assert [(c.group, c.model_fingerprint, c.identified_on, c.evaluated_on) for c in cells] == [
         ("en", "w", "i", "e"),
         ("fr", "w", "i", "e"),
     ]
@@ -423,8 +553,6 @@ def test_a_preset_runs_on_the_demo_model(preset, tmp_path):
     given = {"corpus": {"languages": ["en", "ja"], "identify_documents": 12, "evaluate_documents": 2}, "seeds": []}
     small = {"facts": 1, "ablated": "each"}
     (tmp_path / "s.yaml").write_text(json.dumps({"preset": preset, **given, **small}))
-    from mi_multilingual.experiments.loading import load_study
-
     study = load_study(tmp_path / "s.yaml")
     study = study.model_copy(
         update={

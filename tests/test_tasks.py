@@ -23,9 +23,9 @@ from mi_multilingual import (
 )
 from mi_multilingual.corpora import WITHOUT_SPACES
 from mi_multilingual.demo.job import fact_table
-from mi_multilingual.evaluation import likelihood
 from mi_multilingual.evaluation.likelihood import continuations, forward_rows, log_likelihoods
-from mi_multilingual.evaluation.tasks import choice_log_likelihoods, opening
+from mi_multilingual.evaluation.tasks import choice_log_likelihoods
+from mi_multilingual.tokens import TOKENS_PER_BATCH
 
 
 def test_choices_in_a_batch_have_the_likelihood_of_each_alone(model):
@@ -33,7 +33,7 @@ def test_choices_in_a_batch_have_the_likelihood_of_each_alone(model):
         "The dog": (" sleeps", " sleeps under the tree.", "s"),
         "犬が": ("川を渡った。", "古い木"),
     }.items():
-        together = choice_log_likelihoods(model, prompt, choices)
+        together = choice_log_likelihoods(model, prompt, choices, bos="row")
         torch.testing.assert_close(
             together,
             torch.tensor([oracles.mean_log_likelihood(model, prompt, c, "none") for c in choices]).double(),
@@ -61,9 +61,9 @@ questions = st.lists(
 @given(asked=questions)
 def test_many_questions_in_a_batch_have_the_likelihoods_of_each_choice_alone(model, asked):
     """Empty prompts, repeated choices, choices that begin one another or join the prompt's last token."""
-    rows = [continuations(model, prompt, choices) for prompt, choices in asked]
+    rows = [continuations(model, prompt, choices, bos="row") for prompt, choices in asked]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(likelihood, "TOKENS_A_BATCH", 20)
+        patch.setitem(TOKENS_PER_BATCH, "choices", 20)
         together = log_likelihoods(model, [c for row in rows for c in row])
     alone = [oracles.mean_log_likelihood(model, prompt, c, "none") for prompt, choices in asked for c in choices]
     torch.testing.assert_close(together, torch.tensor(alone, dtype=torch.float64), atol=1e-4, rtol=1e-4)
@@ -84,7 +84,7 @@ def test_other_architectures_and_hooks_give_the_same_numbers_in_a_batch(kind, ba
     masks = torch.rand(1, 2, model.cfg.d_mlp, generator=torch.Generator().manual_seed(0)) < 0.5
     asked = {"The dog": [" sleeps", " sleeps under"], "犬が": ["川", "木の"]}
     with ablate(model, NeuronSet(masks, ("x",), "test")):
-        found = [c for prompt, choices in asked.items() for c in continuations(model, prompt, choices)]
+        found = [c for prompt, choices in asked.items() for c in continuations(model, prompt, choices, bos="row")]
         together = log_likelihoods(model, found)
         alone = [oracles.mean_log_likelihood(model, p, c, "none") for p, choices in asked.items() for c in choices]
     assert together.tolist() == pytest.approx(alone, abs=1e-4)
@@ -95,7 +95,8 @@ def test_other_architectures_and_hooks_give_the_same_numbers_in_a_batch(kind, ba
 @given(choices=st.lists(words, min_size=2, max_size=5, unique=True), how=st.sampled_from(["none", "tokens", "bytes"]))
 def test_normalised_likelihoods_choose_the_best(model, choices, how):
     scores = [oracles.mean_log_likelihood(model, "The dog", c, how) for c in choices]
-    table = choice_accuracy(model, [Item("q", "en", "t", "The dog", tuple(choices), 0)], normalise=how, progress=False)
+    item = Item("q", "en", "t", "The dog", tuple(choices), 0)
+    table = choice_accuracy(model, [item], normalise=how, bos="row", progress=False)
     assert scores[table.chosen[0]] == pytest.approx(max(scores), abs=1e-5)
 
 
@@ -113,7 +114,9 @@ def test_written_answers_are_compared_after_extract(model):
     assert table.correct.tolist() == [bool(said[0].strip()), said[1].strip() == "no"]
     shouting = written_accuracy(model, items, extract=lambda text: "same", max_new_tokens=6, progress=False)
     assert shouting.correct.all()
-    with pytest.raises(ValueError, match="nothing is left of answer 'no' of item '1'"):
+    with pytest.raises(
+        ValueError, match="extract must leave something of every answer, got nothing of 'no' of item '1'"
+    ):
         written_accuracy(model, items[1:], extract=last_number, progress=False)
 
 
@@ -187,12 +190,12 @@ def test_parallel_items_are_grouped_and_checked():
 
 def test_mistakes_are_told(model):
     for match, choices, answer in (
-        ("has answer 2, its choices are 0..1", ("b", "c"), 2),
-        ("has answer -1, its choices", ("b", "c"), -1),
-        ("has no choices for answer 0", (), 0),
-        ("has an empty choice", ("b", ""), 0),
-        ("has answer 'b' and 1 choices", ("b",), "b"),
-        ("has answer ' ' and 0 choices", (), " "),
+        ("answer of item 'q' \\(en\\) must be from 0 to 1, got 2", ("b", "c"), 2),
+        ("must be from 0 to 1, got -1", ("b", "c"), -1),
+        ("must be a text where there are no choices, got 0", (), 0),
+        ("must have some text, got an empty one", ("b", ""), 0),
+        ("a text where there are no choices, got 'b' and 1 choices", ("b",), "b"),
+        ("a text where there are no choices, got ' ' and 0 choices", (), " "),
     ):
         with pytest.raises(ValueError, match=match):
             Item("q", "en", "test", "a", choices, answer)
@@ -200,10 +203,10 @@ def test_mistakes_are_told(model):
         choice_log_likelihoods(model, "x " * 3000, ("y",))
     with pytest.raises(ValueError, match="choice '' adds no token to prompt 'The'"):
         choice_log_likelihoods(model, "The", ("",))
-    with pytest.raises(ValueError, match="unknown normalise 'words'; choose none, tokens, bytes"):
+    with pytest.raises(ValueError, match="normalise must be one of none, tokens, bytes, got 'words'"):
         choice_accuracy(model, [item("1", "en")], normalise="words", progress=False)
     assert choice_accuracy(model, [], progress=False).empty
-    with pytest.raises(ValueError, match="'q' has no choices to compare"):
+    with pytest.raises(ValueError, match="every item must have choices to compare, got none for 'q'"):
         choice_accuracy(model, [Item("q", "en", "t", "a", (), "b")], progress=False)
 
 
@@ -212,7 +215,6 @@ def test_without_bos_a_choice_needs_a_prompt(tmp_path):
     checkpoints.tokenizer(source, bos=False)
     hf_model = AutoModelForCausalLM.from_pretrained(source)
     model = load_model(hf_model, tokenizer=AutoTokenizer.from_pretrained(source), device="cpu")
-    model.tokenizer.bos_token = None
     with pytest.raises(ValueError, match="begins with the first token of all"):
         choice_log_likelihoods(model, "", (" dog",))
     assert choice_log_likelihoods(model, "The", (" dog",)).item() < 0
@@ -243,8 +245,3 @@ def test_fact_table_has_an_accuracy_and_an_interval_a_cell(model):
     row = fact_table(answers).iloc[0]
     assert (row.language, row.relation, row.wording, row.n) == ("en", "continent", 0, 8)
     assert row.low <= row.accuracy == answers.correct.mean() <= row.high
-
-
-def test_openings_are_a_few_words():
-    assert opening("one two three four five", "en") == "one two three four five"
-    assert opening("犬が古い木の下で眠っている。", "ja") == "犬が古い木の下で"

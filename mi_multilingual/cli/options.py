@@ -16,6 +16,14 @@ DTYPES = ("float32", "bfloat16", "float16")
 MODEL, TEXT, READING = "Model", "Text", "How text becomes rows of tokens"
 
 ModelName = Annotated[str, typer.Argument(help="Hugging Face id, a local checkpoint folder, or 'demo'")]
+Bos = Annotated[
+    str,
+    typer.Option(
+        help="special tokens in front of text: what the 'tokenizer' itself puts there, 'none', BOS in every 'row', or "
+        "the same with 'count', and counted",
+        rich_help_panel=READING,
+    ),
+]
 Quiet = Annotated[bool, typer.Option("--quiet", help="no progress bars")]
 Settings = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="can be given several times")]
 
@@ -127,14 +135,7 @@ def reading_asked_for(
             help="'stream': all text of a language cut into windows; 'documents': one per row", rich_help_panel=READING
         ),
     ] = "stream",
-    bos: Annotated[
-        str,
-        typer.Option(
-            help="before every row: what the 'tokenizer' itself puts there, 'none', BOS in every 'row', or the same "
-            "with 'count', and counted",
-            rich_help_panel=READING,
-        ),
-    ] = "tokenizer",
+    bos: Bos = "tokenizer",
     max_tokens: Annotated[
         int | None, typer.Option(help="at most so many tokens of text per language", rich_help_panel=READING)
     ] = None,

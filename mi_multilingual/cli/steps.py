@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .options import (
+    Bos,
     ModelName,
     Quiet,
     Settings,
@@ -137,8 +138,9 @@ def ablate(
     matrix = perplexity_matrix(load(), corpus, chosen, reading=reading, progress=not quiet)
     write(matrix, out)
     print_matrix(
-        "change of the loss, nats per token: of the language above, without the neurons of the group at the left;\n"
-        "(random): of every language without as many random neurons as it has of its own",
+        "change of the loss, in nats per token, of the language above the column\n"
+        "without the neurons of the group in the row; in row (random) without as many\n"
+        "random neurons as the language has of its own",
         "off",
         changes(matrix),
     )
@@ -211,6 +213,7 @@ def evaluate(
     include_path: Annotated[Path | None, typer.Option(help="folder with task definitions of your own")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="at most so many items per task, to try things out")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="texts per forward pass")] = 8,
+    bos: Bos = "tokenizer",
 ) -> None:
     """Run tasks of the lm-evaluation-harness, with neurons switched off or steered."""
     from ..evaluation.harness import harness_scores
@@ -223,6 +226,7 @@ def evaluate(
         groups=split_names(groups),
         value=value,
         site=site,
+        bos=bos,
         include_path=include_path,
         limit=limit,
         batch_size=batch_size,

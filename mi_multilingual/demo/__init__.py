@@ -1,17 +1,15 @@
 """The embedded demo: a small multilingual model, ten languages of text, facts, and the main job on them."""
 
-from ..evaluation.readers import load_facts
-from ..studies.planted import Planted, planted_model, planted_text
-from .job import CONTINUED, LAPE, LAYOUT, fact_prompts, run_demo
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-__all__ = [
-    "CONTINUED",
-    "LAPE",
-    "LAYOUT",
-    "Planted",
-    "fact_prompts",
-    "load_facts",
-    "planted_model",
-    "planted_text",
-    "run_demo",
-]
+if TYPE_CHECKING:
+    from .job import CONTINUED, LAPE, READING, fact_prompts, run_demo
+
+__all__ = ["CONTINUED", "LAPE", "READING", "fact_prompts", "run_demo"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.job"), name)

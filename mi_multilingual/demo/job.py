@@ -15,36 +15,42 @@ from ..analysis.examples import logit_effects, top_examples
 from ..analysis.significance import half_agreement, lape_membership, lape_of_texts, permutation_test
 from ..corpora import Corpus, load_corpus
 from ..detectors.lape import lape
-from ..evaluation.generation import generate
+from ..evaluation.generation import first_words, generate
 from ..evaluation.intervals import wilson_interval
 from ..evaluation.readers import load_facts
-from ..evaluation.tasks import Item, choice_accuracy, opening
+from ..evaluation.tasks import Item, choice_accuracy
 from ..evidence.activations import ActivationStats, record
 from ..evidence.sharing import sharing_categories
 from ..evidence.texts import record_texts
 from ..models.hooked import HookedModel
 from ..models.loading import load_model
 from ..neurons import NeuronSet
-from ..report import write_report
+from ..patching.conditions import CHOSEN, INTACT, NOT_RANDOM
+from ..report import files
+from ..report.page import write_report
+from ..storage import save
 from ..studies.ablation import perplexity_matrix
 from ..studies.deactivation import deactivation_effects, deactivation_study
 from ..studies.leaderboard import leaderboard, ranking_stability, rankings
 from ..studies.steering import equal_openings, steering_matrix, strength_curve
 from ..studies.steering_tables import best_strength, steering_quality, steering_shares
+from ..tokens import DOCUMENTS
 
 LAPE = {"rate": 0.05, "filter_rate": 0.985}
-"""How LAPE is asked here. 1 % of all neurons, the paper's rate, would be six a language in so small a model; and where
+"""How LAPE is asked here. 1 % of all neurons, the paper's rate, would be six per language in so small a model; where
 only one neuron in 25 is active at a token, the paper's 0.95 lets neurons pass that hardly ever fire."""
-LAYOUT = "documents"  # the corpus is single sentences
-PROMPTS_A_LANGUAGE = 3
+READING = DOCUMENTS
+"""How text is read here: the corpus is single sentences."""
+PROMPTS_PER_LANGUAGE = 3
 CONTINUED = {"max_new_tokens": 30, "min_new_tokens": 15, "repetition_penalty": 1.1}
 """How prompts are continued: greedily, with the penalty of LAPE's open-ended generation, and at some length."""
 PERMUTATIONS, RESAMPLES = 200, 100
-# A language, so that the demo takes less than two minutes: sentences the matrix is measured on; for the comparison of
-# detectors, sentences they see, sentences they are measured on, and neurons they give.
+# Numbers per language, such that the demo takes less than two minutes: sentences the matrix is measured on; for the
+# comparison of detectors, sentences they see, sentences they are measured on, and neurons they give; sentences among
+# which those are found at which a neuron is highest.
 EVALUATED = 32
 RANKED_ON, COMPARED_ON, COMPARED_NEURONS = 30, 3, 20
-EXAMPLES_FROM = 80  # sentences a language, among which those are found at which a neuron is highest
+EXAMPLES_FROM = 80
 STEERING_RATE = 0.1
 """LAPE's rate for steering, which takes more neurons than show in perplexity."""
 FACTS_FROM = 4  # every fourth country is asked about
@@ -61,8 +67,8 @@ def run_demo(out: Path | str, *, progress: bool = True) -> Path:
     """The main job on the embedded model and corpus: language neurons, their ablation, and the page that shows it.
 
     Beside them: whether the neurons are more than chance, which neurons the languages share, which carry an answer, and
-    how the detectors compare. Writes a table or safetensors file for each, run.json and report.html into `out`, and
-    returns the path of the page.
+    how the detectors compare. Writes the files that `mi_multilingual.report.files` names into `out`, and returns the
+    path of the page.
     """
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
@@ -77,12 +83,12 @@ def run_demo(out: Path | str, *, progress: bool = True) -> Path:
     model = timed("load", load_model, "demo")
     identify = load_corpus("demo", split="identify")
     evaluate = load_corpus("demo", split="evaluate", max_documents=EVALUATED)
-    stats = timed("record", record, model, identify, layout=LAYOUT, progress=progress)
-    stats.save(out / "stats.safetensors")
+    stats = timed("record", record, model, identify, reading=READING, progress=progress)
+    save(stats, out / files.STATS)
     neurons = timed("lape", lape, stats, **LAPE)
-    neurons.save(out / "neurons.safetensors")
-    matrix = timed("ablate", perplexity_matrix, model, evaluate, neurons, layout=LAYOUT, progress=progress)
-    matrix.to_parquet(out / "matrix.parquet")
+    save(neurons, out / files.NEURONS)
+    matrix = timed("ablate", perplexity_matrix, model, evaluate, neurons, reading=READING, progress=progress)
+    matrix.to_parquet(out / files.MATRIX)
     timed("significance", write_significance, out, model, identify, progress)
     timed("sharing", write_sharing, out, model, evaluate, progress)
     timed("examples", write_neuron_pages, out, model, identify, neurons, progress)
@@ -93,50 +99,52 @@ def run_demo(out: Path | str, *, progress: bool = True) -> Path:
     timed("steering", write_steering, out, model, stats, identify, evaluate, progress)
     run = {
         "evaluated_on": evaluate.fingerprint,
-        "random_seeds": [int(seed) for seed in sorted(set(matrix.seed) - {-1})],
+        "random_seeds": [int(seed) for seed in sorted(set(matrix.seed) - {NOT_RANDOM})],
         "seconds": seconds,
         "versions": {p: version(p) for p in ("mi_multilingual", "transformer-lens", "torch", "transformers")},
         "python": platform.python_version(),
     }
-    (out / "run.json").write_text(json.dumps(run, indent=1), encoding="utf-8")
+    write_json(run, out / files.ABOUT)
     return write_report(out)
 
 
 def write_significance(out: Path, model: HookedModel, identify: Corpus, progress: bool) -> None:
     """Chance, corrected p-values, agreement of halves and frequency of membership of the LAPE neurons."""
-    texts = record_texts(model, identify, reductions=["active"], progress=progress)["active"]
+    texts = record_texts(model, identify, reductions=["active"], reading=READING, progress=progress)["active"]
     table, _ = permutation_test(texts, permutations=PERMUTATIONS, **LAPE)
     halves = half_agreement(texts, lambda half: lape_of_texts(half, **LAPE))
-    table.merge(halves, on="language").to_parquet(out / "significance.parquet")
-    lape_membership(texts, resamples=RESAMPLES, **LAPE).save(out / "membership.safetensors")
+    table.merge(halves, on="language").to_parquet(out / files.SIGNIFICANCE)
+    save(lape_membership(texts, resamples=RESAMPLES, **LAPE), out / files.MEMBERSHIP)
 
 
 def write_sharing(out: Path, model: HookedModel, evaluate: Corpus, progress: bool) -> None:
     """Sharing categories on parallel sentences, and what each type adds to the answers of the fact questions."""
-    sharing = sharing_categories(model, evaluate, progress=progress)
+    sharing = sharing_categories(model, evaluate, reading=READING, progress=progress)
     shares = sharing.layer_shares().merge(sharing.stability(), on=["task", "threshold", "layer", "type"])
-    shares.to_parquet(out / "sharing.parquet")
-    sharing.overlap().to_parquet(out / "overlap.parquet")
+    shares.to_parquet(out / files.SHARING)
+    sharing.overlap().to_parquet(out / files.OVERLAP)
     prompts, answers = fact_prompts()
-    attribution(model, prompts, answers, progress=progress).to_parquet(out / "attribution.parquet")
+    attribution(model, prompts, answers, progress=progress).to_parquet(out / files.ATTRIBUTION)
 
 
 def write_leaderboard(out: Path, model: HookedModel, identify: Corpus, evaluate: Corpus, progress: bool) -> None:
-    """Every detector's best neurons, as many a language, switched off; and how far two halves agree on them."""
+    """Every detector's best neurons, as many per language, switched off; and how far two halves agree on them."""
     seen, few = first_documents(identify, RANKED_ON), first_documents(evaluate, COMPARED_ON)
-    ranked = rankings(model, seen, filter_rate=LAPE["filter_rate"], progress=progress)
+    bar = {"filter_rate": LAPE["filter_rate"]}
+    asked: dict[str, Any] = {"settings": {"lape": bar, "lave": bar}, "reading": READING, "progress": progress}
+    ranked = rankings(model, seen, **asked)
     detected = {name: scores.top(COMPARED_NEURONS) for name, scores in ranked.items()}
-    table = leaderboard(model, few, detected, seeds=[0], layout=LAYOUT, progress=progress)
-    stability = ranking_stability(model, seen, COMPARED_NEURONS, filter_rate=LAPE["filter_rate"], progress=progress)
-    table.assign(stability=table.detector.map(stability)).to_parquet(out / "leaderboard.parquet")
+    table = leaderboard(model, few, detected, seeds=(0,), reading=READING, progress=progress)
+    stability = ranking_stability(model, seen, n=COMPARED_NEURONS, **asked)
+    table.assign(stability=table.detector.map(stability)).to_parquet(out / files.LEADERBOARD)
 
 
 def write_neuron_pages(out: Path, model: HookedModel, identify: Corpus, neurons: NeuronSet, progress: bool) -> None:
     """What the language neurons fire at and what they write."""
     texts = first_documents(identify, EXAMPLES_FROM)
-    examples = top_examples(model, texts, neurons, layout=LAYOUT, progress=progress)
-    examples.to_parquet(out / "neuron_examples.parquet")
-    logit_effects(model, neurons).to_parquet(out / "neuron_logits.parquet")
+    examples = top_examples(model, texts, neurons, reading=READING, progress=progress)
+    examples.to_parquet(out / files.NEURON_EXAMPLES)
+    logit_effects(model, neurons).to_parquet(out / files.NEURON_LOGITS)
 
 
 def first_documents(corpus: Corpus, n: int) -> Corpus:
@@ -145,7 +153,7 @@ def first_documents(corpus: Corpus, n: int) -> Corpus:
 
 def write_facts(out: Path, model: HookedModel, progress: bool) -> None:
     """Accuracy of ten countries' facts."""
-    fact_table(choice_accuracy(model, asked_facts(), progress=progress)).to_parquet(out / "facts.parquet")
+    fact_table(choice_accuracy(model, asked_facts(), progress=progress)).to_parquet(out / files.FACTS)
 
 
 def write_deactivation(out: Path, model: HookedModel, neurons: NeuronSet, progress: bool) -> None:
@@ -153,9 +161,9 @@ def write_deactivation(out: Path, model: HookedModel, neurons: NeuronSet, progre
     facts = [item for item in asked_facts() if item.task == "continent"]
     near, far = ([item for item in facts if item.language in chosen] for chosen in (TYPES_AMONG, CROSSED))
     by_type = deactivation_study(model, near, seeds=(0,), progress=progress)
-    deactivation_effects(by_type).to_parquet(out / "deactivation.parquet")
+    deactivation_effects(by_type).to_parquet(out / files.DEACTIVATION)
     crossed = deactivation_study(model, far, neurons.take(CROSSED), seeds=(0,), progress=progress)
-    deactivation_effects(crossed).to_parquet(out / "cross_facts.parquet")
+    deactivation_effects(crossed).to_parquet(out / files.CROSS_FACTS)
 
 
 def asked_facts() -> list[Item]:
@@ -167,10 +175,10 @@ def asked_facts() -> list[Item]:
 
 def write_continuations(out: Path, model: HookedModel, evaluate: Corpus, progress: bool) -> None:
     """A few sentences of each language, continued from their first words."""
-    prompts = [(k, opening(d, k)) for k, docs in evaluate.documents.items() for d in docs[:PROMPTS_A_LANGUAGE]]
+    prompts = [(k, first_words(d, k)) for k, docs in evaluate.documents.items() for d in docs[:PROMPTS_PER_LANGUAGE]]
     continued = generate(model, [p for _, p in prompts], **CONTINUED, progress=progress)
     examples = [{"language": k, "prompt": p, "continuation": c} for (k, p), c in zip(prompts, continued, strict=True)]
-    (out / "continuations.json").write_text(json.dumps(examples, ensure_ascii=False, indent=1), encoding="utf-8")
+    write_json(examples, out / files.CONTINUATIONS)
 
 
 def write_steering(
@@ -187,26 +195,25 @@ def write_steering(
     tried = strength_curve(model, held_out.take(STEERED_FROM[:2]), neurons, stats, STRENGTHS, seeds=(), **options)
     by = ["strength", "condition"]
     quality = steering_quality(model, tried, by, progress=progress).drop(columns="n")
-    steering_shares(tried, by).merge(quality, on=by).to_parquet(out / "steering_curve.parquet")
-    outputs = steering_matrix(model, prompts, neurons, stats, strength=best_strength(tried), **options)
-    steering_shares(outputs, ["source", "target", "condition"]).to_parquet(out / "steering.parquet")
-    examples = steering_examples(outputs)
-    (out / "steering_examples.json").write_text(json.dumps(examples, ensure_ascii=False, indent=1), encoding="utf-8")
+    steering_shares(tried, by).merge(quality, on=by).to_parquet(out / files.STEERING_CURVE)
+    outputs = steering_matrix(model, prompts, neurons, stats, strength=best_strength(tried), seeds=(0,), **options)
+    steering_shares(outputs, ["source", "target", "condition"]).to_parquet(out / files.STEERING)
+    write_json(steering_examples(outputs), out / files.STEERING_EXAMPLES)
 
 
 def steering_examples(outputs: pd.DataFrame) -> list[dict[str, Any]]:
     """The first prompt for every target, from each source in turn, with its continuation as it is and steered."""
     keys = ["source", "target", "prompt"]
-    plain, steered = (outputs[outputs.condition == c].drop_duplicates(keys) for c in ("unsteered", "steered"))
+    intact, steered = (outputs[outputs.condition == c].drop_duplicates(keys) for c in (INTACT, CHOSEN))
     columns = [*keys, "continuation", "found"]
-    pairs = steered[[*columns, "strength"]].merge(plain[columns], on=keys, suffixes=("_steered", "_unsteered"))
+    pairs = steered[[*columns, "strength"]].merge(intact[columns], on=keys, suffixes=(f"_{CHOSEN}", f"_{INTACT}"))
     pairs = pairs[pairs.source != pairs.target]
     shown = []
     for i, target in enumerate(outputs.target.unique()):
         rows = pairs[pairs.target == target]
         sources = rows.source.unique()
         shown.append(rows[rows.source == sources[i % len(sources)]].iloc[0])
-    names = {"continuation_steered": "steered", "continuation_unsteered": "unsteered"}
+    names = {f"continuation_{c}": c for c in (INTACT, CHOSEN)}
     return pd.DataFrame(shown).rename(columns=names).to_dict("records")
 
 
@@ -219,6 +226,10 @@ def fact_prompts() -> tuple[Corpus, Corpus]:
     prompts = {k: tuple(items[i].prompt for i in ids) for k, items in by_language.items()}
     answers = {k: tuple(items[i].choices[items[i].answer].strip() for i in ids) for k, items in by_language.items()}
     return Corpus(prompts, "fact prompts"), Corpus(answers, "fact answers")
+
+
+def write_json(content: Any, path: Path) -> None:
+    path.write_text(json.dumps(content, ensure_ascii=False, indent=1), encoding="utf-8")
 
 
 def fact_country(item: Item) -> str:

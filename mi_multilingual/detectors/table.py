@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..evidence.impact import IMPACT_PARTS, SCORES
+from ..evidence.sharing import TYPES
 from ..evidence.table import EVIDENCE, kind_in, kind_of
 from ..neurons import NeuronScores, NeuronSet
 from .activation_percentile import activation_percentile, activation_percentile_scores
@@ -97,9 +98,14 @@ class Detector:
     settings: Mapping[str, Setting] = field(default_factory=dict)
     score_settings: tuple[str, ...] = ()
     """Those of the settings that `scores` takes."""
-    by_language: bool = True
-    """Whether its groups are languages, so that it can be compared with others."""
+    groups: tuple[str, ...] = ()
+    """The names of its groups; none where they are the languages of the evidence."""
     source: str = ""
+
+    @property
+    def by_language(self) -> bool:
+        """Whether its groups are languages, so that it can be compared with others."""
+        return not self.groups
 
 
 ENTROPY = {
@@ -152,7 +158,7 @@ DETECTORS: dict[str, Detector] = {
             "threshold": Setting(0.0, "a neuron is active above this activation", recorded=True),
             "tokens": Setting("last", "at which tokens an activation counts", choices=("last", "any"), recorded=True),
         },
-        by_language=False,
+        groups=TYPES,
         source="Wang et al. 2024, arXiv:2406.09265",
     ),
 }

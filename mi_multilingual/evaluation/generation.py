@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -12,37 +13,51 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
+from ..corpora import WITHOUT_SPACES
 from ..models.hooked import HookedModel, max_window, next_token_logits
-
-TOKENS_A_BATCH = 4096  # prompt and new ones; bounds the logits of a whole forward pass
+from ..tokens import prompt_ids, rows_per_batch, start_ids
+from .checks import check_list
 
 
 @dataclass(frozen=True)
 class Decoding:
-    """How the next token is chosen, and where a continuation ends; see `generate`."""
+    """How the next token is chosen, and where a continuation ends: the options of `generate`."""
 
     max_new_tokens: int = 30
+    """Largest number of new tokens."""
     min_new_tokens: int = 0
+    """The end-of-text token cannot come before this many tokens."""
     temperature: float = 0.0
+    """0 takes the likeliest token; above, tokens are drawn from softmax(logits / temperature)."""
     top_p: float = 1.0
+    """Tokens are drawn among the likeliest that together reach this probability (Holtzman et al. 2020)."""
     repetition_penalty: float = 1.0
-    stop: tuple[str, ...] = ()
+    """Divides the positive and multiplies the negative logits of all tokens so far, those of the prompt included,
+    before the temperature (Keskar et al. 2019)."""
+    stop: Sequence[str] = ()
+    """A continuation ends before the first of these strings."""
+    seed: int = 0
+    """Every prompt draws with its own generator, seeded by this number, its text, and how many equal prompts stand
+    before it: neither the other prompts nor their order change what it gets, and equal prompts differ."""
+    use_cache: bool = True
+    """Keep keys and values between steps; without it, every step runs the whole text again."""
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
-            raise ValueError(f"max_new_tokens is {self.max_new_tokens}; ask for at least 1")
+            raise ValueError(f"max_new_tokens must be at least 1, got {self.max_new_tokens}")
         if not 0 <= self.min_new_tokens <= self.max_new_tokens:
             raise ValueError(
-                f"min_new_tokens is {self.min_new_tokens}; give a number from 0 to max_new_tokens={self.max_new_tokens}"
+                f"min_new_tokens must be from 0 to max_new_tokens={self.max_new_tokens}, got {self.min_new_tokens}"
             )
         if not 0 <= self.temperature < float("inf"):
-            raise ValueError(f"temperature is {self.temperature}; give 0 for greedy, or a positive number")
+            raise ValueError(f"temperature must be 0, for greedy, or a positive number, got {self.temperature}")
         if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p is {self.top_p}; give a share above 0 and up to 1")
+            raise ValueError(f"top_p must be a share above 0 and up to 1, got {self.top_p}")
         if not 0 < self.repetition_penalty < float("inf"):
-            raise ValueError(f"repetition_penalty is {self.repetition_penalty}; give a positive number, 1 for none")
+            raise ValueError(f"repetition_penalty must be a positive number, 1 for none, got {self.repetition_penalty}")
+        check_list(self.stop, "stop")
         if "" in self.stop:
-            raise ValueError("a stop string is empty, which every text contains; leave it out")
+            raise ValueError("stop must be strings with text, got an empty one, which every text contains")
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,18 +71,7 @@ class Prompt:
 
 @torch.no_grad()
 def generate(
-    model: HookedModel,
-    prompts: Sequence[str],
-    *,
-    max_new_tokens: int = 30,
-    min_new_tokens: int = 0,
-    temperature: float = 0.0,
-    top_p: float = 1.0,
-    repetition_penalty: float = 1.0,
-    stop: Sequence[str] = (),
-    seed: int = 0,
-    use_cache: bool = True,
-    progress: bool = True,
+    model: HookedModel, prompts: Sequence[str], *, bos: str = "tokenizer", progress: bool = True, **decoding: Any
 ) -> list[str]:
     """The continuation of every prompt, without the prompt, ending before the first end-of-text token.
 
@@ -75,46 +79,48 @@ def generate(
     continued as it is alone, but for tokens whose scores differ by no more than rounding. Hooks that are installed
     (`ablate`) act at every step; with the cache they see the prompt first and then one new token at a time.
 
+    A prompt without tokens begins a document: it is the special tokens of `bos`, else those the tokenizer itself puts
+    in front, else the end-of-text token, after which documents began in training, else BOS.
+
     Args:
-        min_new_tokens: the end-of-text token cannot come before so many tokens.
-        temperature: 0 takes the likeliest token; above, tokens are drawn from softmax(logits / temperature).
-        top_p: draw only among the likeliest tokens that together reach this probability (Holtzman et al. 2020).
-        repetition_penalty: divides the positive and multiplies the negative logits of all tokens so far, those of the
-            prompt included, before the temperature (Keskar et al. 2019).
-        stop: a continuation ends before the first of these strings.
-        seed: every prompt draws with its own generator, seeded by `seed`, its text, and how many equal prompts stand
-            before it: neither the other prompts nor their order change what it gets, and equal prompts differ.
-        use_cache: keep keys and values between steps; without it, every step runs the whole text again.
+        bos: special tokens before every prompt (see `Reading`).
+        decoding: fields of `Decoding`: max_new_tokens (30), min_new_tokens (0), temperature (0, greedy), top_p (1),
+            repetition_penalty (1, none), stop (strings that end a continuation), seed (0), use_cache (True).
 
     Raises:
-        ValueError: a prompt without tokens, or one that with the new tokens is longer than the model's context; a
-            setting outside its range.
+        ValueError: a prompt without tokens where the tokenizer has no special ones, or one that with the new tokens is
+            longer than the model's context; a setting outside its range.
+
+    Example:
+        >>> import mi_multilingual as mm
+        >>> model = mm.load_model("demo")
+        >>> mm.generate(model, ["The capital of France is"], max_new_tokens=10, stop=["."], progress=False)
+        [' Paris']
     """
-    if isinstance(prompts, str) or isinstance(stop, str):
-        raise ValueError(f"{prompts if isinstance(prompts, str) else stop!r} is one string; give a list of strings")
-    how = Decoding(max_new_tokens, min_new_tokens, temperature, top_p, repetition_penalty, tuple(stop))
+    check_list(prompts, "prompts")
+    how = Decoding(**decoding)
     out = [""] * len(prompts)
-    ready = sorted(tokenised(model, prompts, how, seed), key=lambda p: len(p.ids))
+    ready = sorted(tokenised(model, prompts, how, bos), key=lambda p: len(p.ids))
     with tqdm(total=len(prompts), desc="generating", unit="prompt", disable=not progress) as bar:
-        for batch in batches(ready, max_new_tokens):
-            for prompt, text in zip(batch, continued(model, batch, how, use_cache), strict=True):
+        for batch in batches(model, ready, how.max_new_tokens):
+            for prompt, text in zip(batch, continued(model, batch, how), strict=True):
                 out[prompt.index] = text
             bar.update(len(batch))
     return out
 
 
-def tokenised(model: HookedModel, prompts: Sequence[str], how: Decoding, seed: int) -> Iterator[Prompt]:
-    """The prompts as token ids, with BOS in front where the tokenizer has one."""
-    start = [model.tokenizer.bos_token_id] if model.tokenizer.bos_token_id is not None else []
+def tokenised(model: HookedModel, prompts: Sequence[str], how: Decoding, bos: str) -> Iterator[Prompt]:
+    """The prompts as token ids, special tokens in front."""
+    longest = max_window(model) - how.max_new_tokens
     seen: Counter[str] = Counter()
-    for i, text in enumerate(prompts):
-        ids = start + model.tokenizer(text, add_special_tokens=False)["input_ids"]
-        if not 0 < len(ids) <= max_window(model) - how.max_new_tokens:
+    for i, (text, given) in enumerate(zip(prompts, prompt_ids(model.tokenizer, prompts, bos), strict=True)):
+        ids = given or list(start_ids(model.tokenizer))
+        if not 0 < len(ids) <= longest:
             raise ValueError(
-                f"prompt {text[:40]!r} has {len(ids)} tokens; "
-                f"with {how.max_new_tokens} new ones the model takes {max_window(model)}"
+                f"prompts must have 1 to {longest} tokens to be followed by {how.max_new_tokens} new ones, got "
+                f"{len(ids)} for {text[:40]!r}; change it, or ask for other max_new_tokens"
             )
-        yield Prompt(i, ids, generator(seed, text, seen[text]))
+        yield Prompt(i, ids, generator(how.seed, text, seen[text]))
         seen[text] += 1
 
 
@@ -124,23 +130,23 @@ def generator(seed: int, text: str, repeat: int) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))
 
 
-def batches(prompts: Sequence[Prompt], max_new_tokens: int) -> Iterator[list[Prompt]]:
-    """Prompts of equal length, sorted by length before, at most TOKENS_A_BATCH tokens together."""
+def batches(model: HookedModel, prompts: Sequence[Prompt], max_new_tokens: int) -> Iterator[list[Prompt]]:
+    """Prompts of equal length that run together; they come sorted by length."""
     for length, same in groupby(prompts, key=lambda p: len(p.ids)):
-        group, size = list(same), max(1, TOKENS_A_BATCH // (length + max_new_tokens))
+        group, size = list(same), rows_per_batch(model, length + max_new_tokens, "generation")
         yield from (group[i : i + size] for i in range(0, len(group), size))
 
 
-def continued(model: HookedModel, batch: Sequence[Prompt], how: Decoding, use_cache: bool) -> list[str]:
+def continued(model: HookedModel, batch: Sequence[Prompt], how: Decoding) -> list[str]:
     """The continuations of prompts of one length, a step at a time until all have ended."""
     tokens = torch.tensor([p.ids for p in batch], device=model.cfg.device)
     texts: list[str | None] = [None] * len(batch)
     cache = None
     fresh = tokens
     for step in range(1, how.max_new_tokens + 1):
-        logits, cache = next_token_logits(model, fresh if use_cache else tokens, cache, use_cache=use_cache)
+        logits, cache = next_token_logits(model, fresh if how.use_cache else tokens, cache, use_cache=how.use_cache)
         logits = penalised(logits, tokens, how.repetition_penalty)
-        if step <= how.min_new_tokens:
+        if step <= how.min_new_tokens and model.tokenizer.eos_token_id is not None:
             logits[:, model.tokenizer.eos_token_id] = -torch.inf
         fresh = choose(logits, batch, how)[:, None]
         tokens = torch.cat([tokens, fresh], dim=1)
@@ -179,7 +185,7 @@ def penalised(
 
 
 def choose(logits: Float[Tensor, "batch vocab"], batch: Sequence[Prompt], how: Decoding) -> Int[Tensor, " batch"]:
-    """The next token of every prompt; one random number each where they are drawn."""
+    """The next token of every prompt; one random number per prompt where tokens are drawn."""
     if how.temperature == 0:
         return logits.argmax(dim=-1)
     draws = torch.cat([torch.rand(1, generator=p.random, dtype=torch.float64) for p in batch])
@@ -198,3 +204,8 @@ def drawn(
     kept = total.gather(1, n_kept - 1)
     place = torch.searchsorted(total, draws[:, None] * kept, right=True)
     return token.gather(1, place.minimum(n_kept - 1))[:, 0]
+
+
+def first_words(document: str, language: str) -> str:
+    """A prompt: the first five words, or eight characters where words are not separated by spaces."""
+    return document[:8] if language in WITHOUT_SPACES else " ".join(document.split()[:5])

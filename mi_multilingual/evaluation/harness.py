@@ -11,6 +11,7 @@ and in Python it is enough to import this module.
 
 import copy
 import importlib
+import warnings
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -19,6 +20,9 @@ from typing import Any
 
 import pandas as pd
 import torch
+from jaxtyping import Int
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 try:
     from lm_eval.__main__ import cli_evaluate
@@ -38,6 +42,8 @@ from ..patching.changes import Intervention
 from ..patching.export import edit_checkpoint
 from ..patching.hooks import steer
 from ..patching.weights import NotWritableError
+from ..storage import load
+from ..tokens import check_bos, prefix_ids
 
 MODEL_TYPE = "mi_multilingual"
 
@@ -46,7 +52,9 @@ class IntervenedLM(HFLM):
     """The harness' own Hugging Face model with an intervention in its weights, or else in hooks.
 
     Requests, batches and generation are the harness' own, so with an intervention that weights can carry every number
-    is that of its `hf` type on the checkpoint that `export` writes.
+    is that of its `hf` type on the checkpoint that `export` writes. Special tokens alone are read as everywhere in this
+    package: those of `bos` stand in front, once, and none behind. The `hf` type keeps those behind a prompt, and begins
+    text without context with BOS and what the tokenizer puts in front, one after the other.
     """
 
     def __init__(
@@ -57,6 +65,7 @@ class IntervenedLM(HFLM):
         groups: str | None = None,
         value: float | int | None = None,
         site: str = "gate",
+        bos: str = "tokenizer",
         dtype: Any = "auto",
         **options: Any,
     ) -> None:
@@ -66,18 +75,21 @@ class IntervenedLM(HFLM):
             pretrained: a Hugging Face id, a checkpoint folder, or "demo".
             neurons: file of a NeuronSet; without one the model is as it is.
             intervention: zero (by default), set, add or scale; the last three need `value`.
-            groups: of the neurons, all by default; several as in fr+de.
+            groups: whose neurons, those of all groups by default; several as in fr+de.
             site: gate or post.
-            options: of the harness' `hf` type, such as batch_size, device, max_length.
+            bos: special tokens before every text (see `Reading`).
+            options: those of the harness' `hf` type, such as batch_size, device, max_length.
 
         Raises:
             ValueError: before anything runs: as `Intervention`, an unknown group, an empty set, or neurons of another
                 model.
         """
+        check_bos(bos)
         change = named_intervention(neurons, intervention, groups, value, site)
         options.setdefault("device", "cuda" if torch.cuda.is_available() else "cpu")
         # As stored: weights are changed in their own precision, and neurons compared with the weights they are of.
         super().__init__(checkpoint_place(pretrained), dtype="auto", use_safetensors=True, **options)
+        self.prefix = prefix_ids(self.tokenizer, bos)
         if change is not None:
             self.apply(change)
         if dtype != "auto":
@@ -102,6 +114,51 @@ class IntervenedLM(HFLM):
             # The bridge's hooks are in the Hugging Face model, which generates and scores as any other.
             self._model = bridge.original_model
 
+    @property
+    def prefix_token_id(self) -> int:
+        """The token before text without context: the one in front of every text, else what the harness takes."""
+        own = self.prefix and self.custom_prefix_token_id is None
+        return self.prefix[-1] if own else super().prefix_token_id
+
+    def tok_encode(
+        self,
+        string: str,
+        add_special_tokens: bool | None = None,
+        left_truncate_len: int | None = None,
+        **options: Any,
+    ) -> list[int]:
+        """The text's ids, with the special tokens in front unless it begins with them, and none behind."""
+        front = self.tokenizer.decode(self.prefix)
+        asked = self.add_bos_token is not False and not string.startswith(front)
+        if add_special_tokens is not None:
+            asked = add_special_tokens
+        ids = super().tok_encode(string, add_special_tokens=False)
+        return [*(self.prefix if asked else ()), *ids][-(left_truncate_len or 0) :]
+
+    def tok_batch_encode(
+        self,
+        strings: Sequence[str],
+        padding_side: str = "left",
+        left_truncate_len: int | None = None,
+        truncation: bool = False,
+    ) -> tuple[Int[Tensor, "text pos"], Int[Tensor, "text pos"]]:
+        """The ids of every text as `tok_encode` gives them, padded, and where they are not padding."""
+        whole = [self.tok_encode(s)[: self.tokenizer.model_max_length if truncation else None] for s in strings]
+        rows = [torch.tensor(ids[-(left_truncate_len or 0) :], dtype=torch.int64) for ids in whole]
+        if n_cut := sum(len(ids) > len(row) for ids, row in zip(whole, rows, strict=True)):
+            warnings.warn(f"{n_cut} prompts were cut at the left to {left_truncate_len} tokens", stacklevel=2)
+        sides: dict[str, Any] = {"batch_first": True, "padding_side": padding_side}
+        ids = pad_sequence(rows, padding_value=self.tokenizer.pad_token_id, **sides)
+        return ids, pad_sequence([torch.ones_like(row) for row in rows], **sides)
+
+    def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
+        """Log-likelihood of whole texts, after `prefix_token_id`, which must not stand in the text as well."""
+        given, self.add_bos_token = self.add_bos_token, False
+        try:
+            return super().loglikelihood_rolling(requests, disable_tqdm=disable_tqdm)
+        finally:
+            self.add_bos_token = given
+
 
 def named_intervention(
     neurons: str | None, intervention: str | None, groups: str | None, value: float | int | None, site: str
@@ -111,10 +168,10 @@ def named_intervention(
         if (intervention, groups, value) != (None, None, None):
             raise ValueError(
                 f"no neurons for intervention {intervention!r}, groups {groups!r}, value {value!r}; give neurons=FILE, "
-                "or leave them out"
+                "or leave these out"
             )
         return None
-    chosen = NeuronSet.load(neurons)
+    chosen = load(neurons, NeuronSet)
     return Intervention(intervention or "zero", chosen.take(groups.split("+")) if groups else chosen, value, site)
 
 
@@ -127,6 +184,7 @@ def harness_scores(
     groups: Sequence[str] | None = None,
     value: float | int | None = None,
     site: str = "gate",
+    bos: str = "tokenizer",
     include_path: str | Path | None = None,
     limit: int | None = None,
     batch_size: int = 8,
@@ -136,26 +194,28 @@ def harness_scores(
     Args:
         model: a Hugging Face id, a checkpoint folder, or "demo".
         tasks: names of tasks, groups or tags that the harness or `include_path` has.
-        neurons: file of a NeuronSet; the other four say what happens to them, as in `IntervenedLM`.
+        neurons: file of a NeuronSet; intervention, groups, value and site say what happens to them, as in
+            `IntervenedLM`.
+        bos: special tokens before every text (see `Reading`).
         include_path: folder with task definitions (YAML) of your own.
-        limit: at most so many items a task, to try things out.
+        limit: at most this many items per task, to try things out.
 
     Returns:
-        a row a task and metric: task, metric, filter (what the harness does to answers first), value, stderr (NaN
+        one row per task and metric: task, metric, filter (what the harness does to answers first), value, stderr (NaN
         where the harness has none), n (items; missing for groups).
 
     Raises:
         ValueError: before anything runs: an unknown task, and as `IntervenedLM`.
     """
     if not tasks:
-        raise ValueError("name at least one task")
+        raise ValueError("tasks must be one or more, got none; name at least one")
     manager = TaskManager(include_path=None if include_path is None else str(include_path))
     for task in tasks:
         if not manager.match_tasks([task]):
             raise ValueError(f"the harness has no task {task!r}; see `lm_eval ls tasks`, or give include_path")
     arguments: dict[str, Any] = {"pretrained": str(model)}
     arguments |= {"neurons": None if neurons is None else str(neurons), "groups": "+".join(groups) if groups else None}
-    arguments |= {"intervention": intervention, "value": value, "site": site}
+    arguments |= {"intervention": intervention, "value": value, "site": site, "bos": bos}
     results = simple_evaluate(
         MODEL_TYPE, arguments, list(tasks), batch_size=batch_size, limit=limit, task_manager=manager, log_samples=False
     )

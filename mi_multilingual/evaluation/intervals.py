@@ -1,8 +1,9 @@
-"""95 % intervals of shares, means and sums a token."""
+"""95 % intervals of shares, means and sums per token."""
 
 import numpy as np
 
 RESAMPLES = 1000
+"""Draws of every bootstrap interval."""
 
 
 def wilson_interval(
@@ -15,16 +16,19 @@ def wilson_interval(
     return np.maximum(centre - half, 0.0), np.minimum(centre + half, 1.0)
 
 
+def resampled(n: int, random: np.random.Generator) -> np.ndarray:
+    """How often a bootstrap draws each of `n` values, with replacement, in each of its draws: (draw, value)."""
+    return random.multinomial(n, np.full(n, 1 / n), size=RESAMPLES)
+
+
 def ratio_interval(total: np.ndarray, weight: np.ndarray, *, seed: int = 0) -> tuple[float, float]:
-    """95 % bootstrap interval of sum(total) / sum(weight), rows drawn with replacement; draws without weight are left
-    out."""
-    n = len(total)
-    times = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=RESAMPLES)
+    """95 % bootstrap interval of sum(total) / sum(weight) over rows; draws without weight are left out."""
+    times = resampled(len(total), np.random.default_rng(seed))
     drawn = times @ weight
     low, high = np.quantile((times @ total)[drawn > 0] / drawn[drawn > 0], [0.025, 0.975])
     return float(low), float(high)
 
 
 def mean_interval(values: np.ndarray, *, seed: int = 0) -> tuple[float, float]:
-    """95 % bootstrap interval of the mean, values drawn with replacement."""
+    """95 % bootstrap interval of the mean."""
     return ratio_interval(values, np.ones(len(values)), seed=seed)

@@ -1,5 +1,4 @@
-"""A second opinion on answers from a language model behind an OpenAI-compatible chat endpoint; nothing asks it unless
-you do."""
+"""Ratings of answers by a language model behind an OpenAI-compatible chat endpoint; nothing asks it unless you do."""
 
 import json
 import math
@@ -14,6 +13,8 @@ from typing import Any
 
 import pandas as pd
 from tqdm.auto import tqdm
+
+from .checks import check_same_length
 
 CRITERIA = {
     "fluency": "how fluent and natural its language is, in whatever language it is written; ignore whether it is right",
@@ -40,7 +41,7 @@ class Endpoint:
     """Where the judge is: `POST {base_url}/chat/completions` of the OpenAI protocol."""
 
     base_url: str
-    """Up to and with the version, e.g. http://localhost:8000/v1."""
+    """Address up to and with the version, e.g. http://localhost:8000/v1."""
     model: str
     api_key: str = field(default="", repr=False)
     timeout: float = 60.0
@@ -50,11 +51,13 @@ class Endpoint:
 
     def __post_init__(self) -> None:
         if not self.base_url.startswith(("http://", "https://")):
-            raise ValueError(f"base_url is {self.base_url!r}; give an address such as http://localhost:8000/v1")
+            raise ValueError(f"base_url must be an address such as http://localhost:8000/v1, got {self.base_url!r}")
         if not re.fullmatch(r"[!-~]*", self.api_key):  # urllib's own error would show the key
-            raise ValueError("api_key has white space or other characters that no key has; give the key alone")
-        if self.timeout <= 0 or self.retries < 0:
-            raise ValueError(f"timeout is {self.timeout} and retries {self.retries}; give above 0 and at least 0")
+            raise ValueError("api_key must be the key alone, got white space or other characters that no key has")
+        if self.timeout <= 0:
+            raise ValueError(f"timeout must be above 0 seconds, got {self.timeout}")
+        if self.retries < 0:
+            raise ValueError(f"retries must be 0 or more, got {self.retries}")
 
 
 def judge(
@@ -71,16 +74,16 @@ def judge(
         criterion: "fluency" or "quality".
 
     Returns:
-        columns score (1 to 10; NaN where the reply has no rating in that range) and reply (the judge's words).
+        one row per answer: score (1 to 10; NaN where the reply has no rating in that range) and reply (the judge's
+        words).
 
     Raises:
         ValueError: unknown criterion, or unequal numbers of questions and answers.
         RuntimeError: the endpoint refuses, does not answer after all retries, or does not speak the protocol.
     """
     if criterion not in CRITERIA:
-        raise ValueError(f"unknown criterion {criterion!r}; choose one of: {', '.join(CRITERIA)}")
-    if len(questions) != len(answers):
-        raise ValueError(f"{len(questions)} questions but {len(answers)} answers; give one answer a question")
+        raise ValueError(f"criterion must be one of {', '.join(CRITERIA)}, got {criterion!r}")
+    check_same_length(questions, answers, "questions", "answers")
     rows = []
     pairs = list(zip(questions, answers, strict=True))
     for question, answer in tqdm(pairs, desc="judging", unit="answer", disable=not progress):
@@ -97,7 +100,7 @@ def rating(reply: str) -> float:
 
 
 def ask(endpoint: Endpoint, prompt: str) -> str:
-    """The endpoint's reply to one user message; tries again, with growing pauses, what may pass."""
+    """The endpoint's reply to one user message; what may pass is tried again, with growing pauses."""
     body = {"model": endpoint.model, "temperature": 0, "messages": [{"role": "user", "content": prompt}]}
     problem = ""
     for attempt in range(endpoint.retries + 1):
@@ -147,6 +150,6 @@ def content(endpoint: Endpoint, answer: bytes) -> str:
     except (ValueError, LookupError, TypeError):
         pass
     raise RuntimeError(
-        f"{endpoint.base_url} does not speak the OpenAI chat protocol: it answered {answer[:200]!r}; "
+        f"{endpoint.base_url} does not speak the OpenAI chat protocol, it answered {answer[:200]!r}; "
         "give the base_url of a chat endpoint, up to and with /v1"
     )

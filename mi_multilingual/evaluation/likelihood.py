@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
@@ -10,13 +10,12 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..models.hooked import HookedModel, logits_at, max_window
-
-TOKENS_A_BATCH = 2048
+from ..tokens import pad_right, prefix_ids, prompt_ids, rows_per_batch, start_ids
 
 
 @dataclass(frozen=True)
 class Continuation:
-    """BOS where the tokenizer has one, prompt and choice in tokens; those from place `first` on are scored."""
+    """Special tokens, prompt and continuation as ids; those from place `first` on are scored."""
 
     ids: tuple[int, ...]
     first: int
@@ -26,27 +25,23 @@ class Continuation:
         return len(self.ids) - self.first
 
 
-def continuations(model: HookedModel, prompt: str, choices: Sequence[str]) -> list[Continuation]:
+def continuations(
+    model: HookedModel, prompt: str, choices: Sequence[str], *, bos: str = "tokenizer"
+) -> list[Continuation]:
     """The choices after the prompt, in tokens.
 
-    Prompt and choice are tokenised together; scored are the tokens from the first that the prompt alone does not
+    Prompt and choice are tokenised together. Scored are the tokens from the first that the prompt alone does not
     have, so that a choice may join the prompt's last token.
+
+    Args:
+        bos: special tokens before the prompt (see `Reading`).
 
     Raises:
         ValueError: a prompt that with a choice is longer than the model's context, a choice that adds no token, or one
             with no token before it.
     """
-    tokenizer = model.tokenizer
-    start = [tokenizer.bos_token_id] if tokenizer.bos_token_id is not None else []
-    texts = [prompt, *(prompt + choice for choice in choices)]
-    alone, *whole = ((*start, *ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"])
-    found = [Continuation(ids, common_prefix(alone, ids)) for ids in whole]
+    found = joined(model, prompt, choices, prefix_ids(model.tokenizer, bos))
     for choice, continuation in zip(choices, found, strict=True):
-        if len(continuation.ids) > max_window(model):
-            raise ValueError(
-                f"prompt {prompt[:40]!r} with choice {choice[:40]!r} has {len(continuation.ids)} tokens, "
-                f"the model takes {max_window(model)}; shorten it"
-            )
         if continuation.n_scored == 0:
             raise ValueError(
                 f"choice {choice!r} adds no token to prompt {prompt[:40]!r}, so it has no likelihood; give some text"
@@ -54,9 +49,27 @@ def continuations(model: HookedModel, prompt: str, choices: Sequence[str]) -> li
         if continuation.first == 0:
             raise ValueError(
                 f"choice {choice[:40]!r} after prompt {prompt[:40]!r} begins with the first token of all, whose "
-                "likelihood no model gives; give a longer prompt"
+                "likelihood no model gives; give a longer prompt, or bos='row'"
             )
     return found
+
+
+def joined(model: HookedModel, prompt: str, texts: Sequence[str], prefix: Sequence[int]) -> list[Continuation]:
+    """Each text after the prompt, both tokenised together, with the prefix in front."""
+    both = [prompt, *(prompt + text for text in texts)]
+    alone, *whole = ((*prefix, *ids) for ids in prompt_ids(model.tokenizer, both, "none"))
+    for text, ids in zip(texts, whole, strict=True):
+        if len(ids) > max_window(model):
+            raise ValueError(
+                f"a prompt with its continuation must fit the model: {prompt[:40]!r} with {text[:40]!r} has {len(ids)} "
+                f"tokens, the model takes {max_window(model)}; shorten it"
+            )
+    return [Continuation(ids, common_prefix(alone, ids)) for ids in whole]
+
+
+def common_prefix(left: Sequence[int], right: Sequence[int]) -> int:
+    """Number of leading ids that both have."""
+    return next((i for i, (a, b) in enumerate(zip(left, right, strict=False)) if a != b), min(len(left), len(right)))
 
 
 def log_likelihoods(
@@ -65,7 +78,7 @@ def log_likelihoods(
     """Sum of the log-likelihoods of each continuation's scored tokens, nats, float64.
 
     Continuations of similar length run together, padded at the right, which attention that only looks back does not
-    see. What begins another text, or is the same but for the last token, is read off that text's forward pass.
+    see. A continuation that begins another one, but for its last token, is read off the other's forward pass.
     """
     rows, row_of = forward_rows([c.ids[:-1] for c in found])
     total = torch.zeros(len(found), dtype=torch.float64)
@@ -73,16 +86,41 @@ def log_likelihoods(
     for i, row in enumerate(row_of):
         on_row[row].append(i)
     with tqdm(total=len(found), desc="scoring", unit="choice", disable=not progress) as bar:
-        for batch in row_batches(rows):
+        for batch in row_batches(model, rows):
             index = [i for row in batch for i in on_row[row]]
             places = [at for at, row in enumerate(batch) for _ in on_row[row]]
-            total[index] = batch_scores(model, [rows[row] for row in batch], [found[i] for i in index], places)
+            scored = [found[i] for i in index]
+            scores = token_scores(model, [rows[row] for row in batch], scored, places)
+            owner = torch.tensor(index).repeat_interleave(torch.tensor([c.n_scored for c in scored]))
+            total.index_add_(0, owner, scores)
             bar.update(len(index))
     return total
 
 
+def token_log_likelihoods(
+    model: HookedModel, prompt: str, text: str, *, bos: str = "tokenizer"
+) -> Float[Tensor, " token"]:
+    """Log-likelihood of each token that the text adds to the prompt, nats, float64.
+
+    An empty prompt stands for the beginning of a document, as in `generate`. Without any token before it, the first
+    token has no likelihood and is left out.
+
+    Args:
+        bos: special tokens before the prompt (see `Reading`).
+
+    Raises:
+        ValueError: a prompt that with the text is longer than the model's context.
+    """
+    prefix = prefix_ids(model.tokenizer, bos) or (() if prompt else start_ids(model.tokenizer))
+    [found] = joined(model, prompt, [text], prefix)
+    found = replace(found, first=max(1, found.first))
+    if found.n_scored < 1:
+        return torch.zeros(0, dtype=torch.float64)
+    return token_scores(model, [found.ids], [found], [0])
+
+
 def forward_rows(inputs: Sequence[tuple[int, ...]]) -> tuple[list[tuple[int, ...]], list[int]]:
-    """The inputs that are no beginning of another, each once, and for every input the one that it begins."""
+    """As few rows as possible such that every input is the beginning of one, and the number of each input's row."""
     carriers: list[tuple[int, ...]] = []
     number: dict[tuple[int, ...], int] = {}
     # In alphabetical order a beginning stands right before a text that goes on from it.
@@ -93,34 +131,31 @@ def forward_rows(inputs: Sequence[tuple[int, ...]]) -> tuple[list[tuple[int, ...
     return carriers, [number[ids] for ids in inputs]
 
 
-def row_batches(rows: Sequence[tuple[int, ...]]) -> Iterator[list[int]]:
-    """Numbers of rows of similar length, the longest first, at most TOKENS_A_BATCH tokens together."""
+def row_batches(model: HookedModel, rows: Sequence[tuple[int, ...]]) -> Iterator[list[int]]:
+    """Numbers of rows of similar length that run together, the longest first."""
     order = sorted(range(len(rows)), key=lambda i: -len(rows[i]))
     while order:
-        size = max(1, TOKENS_A_BATCH // len(rows[order[0]]))
+        size = rows_per_batch(model, len(rows[order[0]]), "choices")
         yield order[:size]
         order = order[size:]
 
 
 @torch.no_grad()
-def batch_scores(
+def token_scores(
     model: HookedModel, rows: Sequence[tuple[int, ...]], found: Sequence[Continuation], row_of: Sequence[int]
-) -> Float[Tensor, " continuation"]:
-    """One forward pass over the rows; `row_of` says on which row each continuation lies."""
-    longest = len(rows[0])
-    tokens = torch.tensor([[*ids, *[ids[-1]] * (longest - len(ids))] for ids in rows])
-    sizes = torch.tensor([c.n_scored for c in found])
-    owner = torch.arange(len(found)).repeat_interleave(sizes)
-    row = torch.tensor(row_of)[owner]
+) -> Float[Tensor, " token"]:
+    """Log-likelihood of each scored token, one continuation after another, from one forward pass over the rows.
+
+    Args:
+        row_of: the row on which each continuation lies.
+    """
+    tokens, _ = pad_right(rows)
+    longest = tokens.shape[1]
+    row = torch.tensor(row_of).repeat_interleave(torch.tensor([c.n_scored for c in found]))
     pos = torch.cat([torch.arange(c.first - 1, len(c.ids) - 1) for c in found])
     target = torch.tensor([i for c in found for i in c.ids[c.first :]])
     # Continuations share places: each place's logits are made once.
     places, which = torch.unique(row * longest + pos, return_inverse=True)
     logits = logits_at(model, tokens.to(model.cfg.device), places // longest, places % longest)
     scores = logits.float().log_softmax(-1)[which.to(logits.device), target.to(logits.device)]
-    return torch.zeros(len(found), dtype=torch.float64).index_add(0, owner, scores.cpu().double())
-
-
-def common_prefix(left: Sequence[int], right: Sequence[int]) -> int:
-    """Number of leading ids that both have."""
-    return next((i for i, (a, b) in enumerate(zip(left, right, strict=False)) if a != b), min(len(left), len(right)))
+    return scores.cpu().double()

@@ -20,7 +20,7 @@ from .intervals import ratio_interval
 
 @dataclass(frozen=True, eq=False)
 class RowLosses:
-    """Losses of one language, a number a row of text."""
+    """Losses of one language, one number per row of text."""
 
     nll: Float[Tensor, " row"]
     """Sum over the row's scored tokens, nats, float64."""
@@ -28,7 +28,7 @@ class RowLosses:
     n_bytes: Int[Tensor, " row"]
 
     def summary(self) -> dict[str, float]:
-        """nll (nats a token), ppl, bits_per_byte, n_tokens, n_bytes, n_rows."""
+        """nll (nats per token), ppl, bits_per_byte, n_tokens, n_bytes, n_rows."""
         total, n_tokens, n_bytes = self.nll.sum().item(), int(self.n_tokens.sum()), int(self.n_bytes.sum())
         nll = total / n_tokens
         return {
@@ -44,13 +44,29 @@ class RowLosses:
 def perplexity(
     model: HookedModel, corpus: Corpus, *, reading: Reading = Reading(), progress: bool = True
 ) -> pd.DataFrame:
-    """Loss of every language: columns language, nll (nats a token), ppl, bits_per_byte, n_tokens, n_bytes, n_rows.
+    """Loss of every language.
 
-    A token's loss is counted where a token of the same row stands before it (BOS, where the tokenizer has one).
-    Perplexity a token cannot be compared across languages or tokenizers: compare changes, or bits a byte.
+    A token's loss is counted where a token of the same row stands before it: a special token in front, if there is one.
+    Perplexity per token cannot be compared across languages or tokenizers: compare changes, or bits per byte.
 
     Args:
         reading: how text becomes rows.
+
+    Returns:
+        one row per language: language, nll (nats per token), ppl, bits_per_byte, n_tokens, n_bytes, n_rows.
+
+    Raises:
+        ValueError: as `token_rows`.
+
+    Example:
+        >>> import mi_multilingual as mm
+        >>> model = mm.load_model("demo")
+        >>> corpus = mm.load_corpus("demo", languages=["en", "fr"], split="evaluate", max_documents=20)
+        >>> table = mm.perplexity(model, corpus, reading=mm.Reading(layout="documents"), progress=False)
+        >>> table[["language", "nll", "n_tokens"]].round(1)
+          language  nll  n_tokens
+        0       en  5.3       562
+        1       fr  5.3       647
     """
     rows = corpus_rows(model, corpus, reading)
     losses = {k: row_losses(model, r) for k, r in tqdm(rows.items(), desc="perplexity", disable=not progress)}
@@ -79,7 +95,7 @@ def row_losses(model: HookedModel, rows: TokenRows) -> RowLosses:
 
 
 def corpus_losses(model: HookedModel, rows: Mapping[str, TokenRows]) -> dict[str, RowLosses]:
-    """`row_losses` of every language, rows in their order, with rows of all languages together in a batch."""
+    """`row_losses` of every language, rows in their order; batches hold rows of several languages."""
     width = max(r.tokens.shape[1] for r in rows.values())
 
     def together(name: str) -> Tensor:
@@ -97,7 +113,7 @@ def corpus_losses(model: HookedModel, rows: Mapping[str, TokenRows]) -> dict[str
 
 
 def change_interval(loss: RowLosses, base: RowLosses, *, seed: int = 0) -> tuple[float, float, float]:
-    """Change of the loss a token, nats, and its 95 % bootstrap interval over rows (rows drawn with replacement)."""
+    """Change of the loss per token, nats, and its 95 % bootstrap interval over rows."""
     difference, n_tokens = (loss.nll - base.nll).numpy(), base.n_tokens.numpy()
     low, high = ratio_interval(difference, n_tokens, seed=seed)
     return float(difference.sum() / n_tokens.sum()), low, high

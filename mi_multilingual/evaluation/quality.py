@@ -6,15 +6,13 @@ from collections import Counter
 from collections.abc import Sequence
 
 import pandas as pd
-import torch
-from jaxtyping import Float
-from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..models.hooked import HookedModel, max_window
+from ..models.hooked import HookedModel
+from .checks import check_list, check_same_length
 from .intervals import wilson_interval
 from .language_id import identify_language
-from .likelihood import common_prefix
+from .likelihood import token_log_likelihoods
 
 CLOSING = "」』”’）)»\"'"
 SENTENCE_END = re.compile(
@@ -26,14 +24,15 @@ UNIT = re.compile(rf"[{WITHOUT_SPACES}]|[^\s{WITHOUT_SPACES}]+")
 
 
 def language_accuracy(found: Sequence[str], wanted: Sequence[str]) -> pd.DataFrame:
-    """How many texts are in the language they should be in, a row a wanted language in the order of appearance.
+    """How many texts are in the language they should be in.
 
     Args:
-        found: of every text, its language (`identify_language`); "" counts as wrong.
-        wanted: of every text, the language it should be in.
+        found: language of each text (`identify_language`); "" counts as wrong.
+        wanted: language that each text should be in.
 
     Returns:
-        columns language, n, accuracy (share of n), low, high (95 % Wilson interval).
+        one row per wanted language, in the order of appearance: language, n, accuracy (share of n), low, high (95 %
+        Wilson interval).
     """
     check_same_length(found, wanted, "found", "wanted")
     hits = pd.DataFrame({"language": list(wanted), "hit": [f == w for f, w in zip(found, wanted, strict=True)]})
@@ -45,7 +44,7 @@ def language_accuracy(found: Sequence[str], wanted: Sequence[str]) -> pd.DataFra
 def language_distribution(found: Sequence[str], wanted: Sequence[str]) -> pd.DataFrame:
     """Which languages the texts came out in: columns wanted, found ("" for none), n, share (of the wanted language).
 
-    Every wanted language has a row for every language found anywhere, also where n is 0, so the table is a full matrix.
+    Every wanted language has a row for every language found anywhere, also where n is 0: the table is a full matrix.
     """
     check_same_length(found, wanted, "found", "wanted")
     counts = Counter(zip(wanted, found, strict=True))
@@ -55,15 +54,15 @@ def language_distribution(found: Sequence[str], wanted: Sequence[str]) -> pd.Dat
 
 
 def code_switching(texts: Sequence[str], languages: Sequence[str]) -> pd.DataFrame:
-    """Of every text, the share of its sentences that are not in its main language.
+    """Share of each text's sentences that are not in its main language.
 
-    The main language is that of most sentences, of several the one that comes first in the text. Sentences whose
+    The main language is that of most sentences; of several, the one that comes first in the text. Sentences whose
     language is none of `languages` (no letters, another script) do not count. Short sentences are identified less
     surely: compare with the value for genuine text of the language, which is not zero.
 
     Returns:
-        columns language (the main one, "" without sentences), n_sentences (those that count), switched (share, NaN
-        without sentences).
+        one row per text: language (the main one, "" without sentences), n_sentences (those that count), switched
+        (share, NaN without sentences).
     """
     rows = []
     for text in texts:
@@ -86,23 +85,31 @@ def distinct_n(texts: Sequence[str], n: int) -> float:
     Khmer, Burmese). It falls with the amount of text: compare equal numbers of texts of equal length, in one language.
     """
     if n < 1:
-        raise ValueError(f"n is {n}; n-grams need at least 1 unit")
-    if isinstance(texts, str):
-        raise ValueError(f"{texts[:40]!r} is one string; give a list of texts")
+        raise ValueError(f"n must be at least 1 unit, got {n}")
+    check_list(texts, "texts")
     grams = [tuple(units[i : i + n]) for units in map(UNIT.findall, texts) for i in range(len(units) - n + 1)]
     return len(set(grams)) / len(grams) if grams else math.nan
 
 
 def continuation_perplexity(
-    model: HookedModel, prompts: Sequence[str], continuations: Sequence[str], *, progress: bool = True
+    model: HookedModel,
+    prompts: Sequence[str],
+    continuations: Sequence[str],
+    *,
+    bos: str = "tokenizer",
+    progress: bool = True,
 ) -> pd.DataFrame:
     """How likely the model finds each continuation after its prompt; call it outside `ablate`, without other hooks.
 
     Text and not the generated tokens is scored: prompt and continuation are tokenised together, and counted are the
-    tokens from the first that the prompt alone does not have.
+    tokens from the first that the prompt alone does not have. An empty prompt begins a document, as in `generate`.
+
+    Args:
+        bos: special tokens before every prompt (see `Reading`).
 
     Returns:
-        columns nll (nats a token), ppl (a token), bits_per_byte, n_tokens, n_bytes; NaN for an empty continuation.
+        one row per continuation: nll (nats per token), ppl (per token), bits_per_byte, n_tokens, n_bytes; NaN for an
+        empty continuation.
 
     Raises:
         ValueError: a prompt that with its continuation is longer than the model's context.
@@ -111,33 +118,9 @@ def continuation_perplexity(
     pairs = list(zip(prompts, continuations, strict=True))
     rows = []
     for prompt, continuation in tqdm(pairs, desc="perplexity", unit="text", disable=not progress):
-        losses = continuation_losses(model, prompt, continuation)
-        total, n_tokens, n_bytes = losses.sum().item(), len(losses), len(continuation.encode())
+        scores = token_log_likelihoods(model, prompt, continuation, bos=bos)
+        total, n_tokens, n_bytes = -scores.sum().item(), len(scores), len(continuation.encode())
         nll = total / n_tokens if n_tokens else math.nan
         bits = total / math.log(2) / n_bytes if n_tokens else math.nan
         rows.append((nll, math.exp(nll), bits, n_tokens, n_bytes))
     return pd.DataFrame(rows, columns=["nll", "ppl", "bits_per_byte", "n_tokens", "n_bytes"])
-
-
-@torch.no_grad()
-def continuation_losses(model: HookedModel, prompt: str, continuation: str) -> Float[Tensor, " token"]:
-    """Loss of each token of the continuation, nats, float64; without BOS and prompt the first token has none."""
-    start = [model.tokenizer.bos_token_id] if model.tokenizer.bos_token_id is not None else []
-    alone, whole = (
-        start + model.tokenizer(text, add_special_tokens=False)["input_ids"] for text in (prompt, prompt + continuation)
-    )
-    if len(whole) > max_window(model):
-        raise ValueError(
-            f"prompt {prompt[:40]!r} with its continuation has {len(whole)} tokens, the model takes {max_window(model)}"
-        )
-    first = max(1, common_prefix(alone, whole)) if continuation else len(whole)
-    if first >= len(whole):
-        return torch.zeros(0, dtype=torch.float64)
-    tokens = torch.tensor([whole], device=model.cfg.device)
-    likelihood = model(tokens, return_type="logits")[0, first - 1 : -1].float().log_softmax(-1)
-    return -likelihood.gather(-1, tokens[0, first:, None])[:, 0].cpu().double()
-
-
-def check_same_length(left: Sequence[str], right: Sequence[str], left_name: str, right_name: str) -> None:
-    if len(left) != len(right):
-        raise ValueError(f"{len(left)} {left_name} but {len(right)} {right_name}; give one of each for every text")

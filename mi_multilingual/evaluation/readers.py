@@ -1,4 +1,4 @@
-"""Task sets of the field, read from where they lie, as parallel items."""
+"""Task sets of the field, read from where they lie, and the facts of the demo, as parallel items."""
 
 import json
 from collections import Counter, defaultdict
@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from ..corpora import WITHOUT_SPACES
+from .checks import check_list
 from .numbers import last_number
 from .tasks import Item
 
@@ -63,8 +64,8 @@ def load_xcopa(folder: str | Path, *, languages: Sequence[str] | None = None, sp
     """Choice of plausible alternatives (Ponti et al. 2020) from files `<language>.<split>.jsonl`.
 
     The prompt is the premise and "because" or "so" in the language, the choices are the sentences after it. Whether
-    cause or effect is asked is taken from what most files of the folder say of the item: as published, the Thai
-    files say "effect" throughout and the Turkish ones for their first hundred.
+    cause or effect is asked is what most files of the folder say about the item: as published, the Thai files say
+    "effect" throughout and the Turkish ones for their first hundred.
 
     Raises:
         ValueError: a language without a file or without the two words, or a damaged line, with file and line.
@@ -102,7 +103,7 @@ def load_mgsm(folder: str | Path, *, languages: Sequence[str] | None = None) -> 
     The answer is to be written: `written_accuracy(model, items, extract=last_number)`.
 
     Raises:
-        ValueError: a language without a file, or a line that is no question and number, with file and line.
+        ValueError: a language without a file, or a line that is not a question and a number, with file and line.
     """
     files = {p.stem: p for p in sorted(Path(folder).glob("*.tsv"))}
     items = []
@@ -112,7 +113,9 @@ def load_mgsm(folder: str | Path, *, languages: Sequence[str] | None = None) -> 
         for number, line in lines(files[k]):
             question, _, answer = line.rpartition("\t")
             if not question.strip() or not last_number(answer):
-                raise ValueError(f"{files[k]}, line {number}: no question, tab and number; mend or remove the line")
+                raise ValueError(
+                    f"{files[k]}, line {number}: must be a question, a tab and a number; mend or remove the line"
+                )
             prompt = f"{words.question}: {question.strip()}\n{words.answer}:"
             items.append(Item(f"mgsm/{number}", k, "mgsm", prompt, (), answer.strip()))
     return items
@@ -127,14 +130,14 @@ def load_mpararel(
 ) -> tuple[list[Item], pd.DataFrame]:
     """Facts as cloze sentences (Fierro and Sogaard 2022) from `<language>/<relation>.{patterns,tuples}.jsonl`.
 
-    A model that reads from left to right can only fill a gap at the end: of every relation and language the first
-    `wordings` patterns that end with [Y], those checked by a person first, are asked, the others left out. The choices
-    are all objects of the relation in the language but those that are right of the same subject too. Languages have
-    different facts, and some have no pattern for a relation: `in_every_language` keeps what can be compared.
+    A model that reads from left to right can only fill a gap at the end. So the first `wordings` patterns per relation
+    and language that end with [Y] are asked, those checked by a person first, and the others are left out. The choices
+    are all objects of the relation in the language, except for other right answers about the same subject. Languages
+    have different facts, and some have no pattern for a relation: `in_every_language` keeps what can be compared.
 
     Returns:
-        the items, with ids relation/subject/object/wording, and what was left out: a row a language and relation with
-        n_patterns, n_usable (of them; they end with [Y]), n_facts and n_items.
+        the items, with ids relation/subject/object/wording, and what was left out: one row per language and relation,
+        with n_patterns, n_usable (patterns that end with [Y]), n_facts and n_items.
 
     Raises:
         ValueError: a language or relation without files, nothing usable at all, or a damaged line, with file and line.
@@ -158,14 +161,14 @@ def load_mpararel(
 
 
 def is_usable(pattern: str) -> bool:
-    """Whether the gap is the last thing of the pattern, and the subject stands before it."""
+    """Whether the pattern ends with the gap, and the subject stands before it."""
     return pattern.count("[X]") == pattern.count("[Y]") == 1 and pattern.strip().endswith("[Y]")
 
 
 def fact_items(
     relation: str, language: str, patterns: Sequence[str], facts: Sequence[Mapping[str, str]]
 ) -> Iterator[Item]:
-    """A question a fact and pattern."""
+    """One question per fact and pattern."""
     labels = sorted({fact["obj_label"] for fact in facts})
     right = defaultdict(set)
     for fact in facts:
@@ -254,12 +257,11 @@ def dataset_items(
 
 
 def known(asked: Sequence[str], there: Collection[str], message: str) -> Sequence[str]:
-    """What was asked for, if it is all there and anything at all."""
-    if isinstance(asked, str):
-        raise ValueError(f"{asked!r} is one string; give a list, such as [{asked!r}]")
+    """What was asked for, if it is something, and all of it is there."""
+    check_list(asked, "names")
     missing = [name for name in asked if name not in there]
     if missing or not asked:
-        raise ValueError(f"{message} {missing[0] if missing else 'any'!r}; choose of: {', '.join(there) or 'none'}")
+        raise ValueError(f"{message} {missing[0] if missing else 'any'!r}; choose from: {', '.join(there) or 'none'}")
     return asked
 
 
@@ -275,9 +277,9 @@ def lines(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def json_rows(path: Path, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """The objects of a file with one a line, each with these entries."""
+    """The objects of a file, one per line, each with these entries."""
     if not path.is_file():
-        raise ValueError(f"{path} is missing; it belongs to the files beside it")
+        raise ValueError(f"{path} is missing; put it beside the files it belongs to")
     for number, line in lines(path):
         try:
             row = json.loads(line)

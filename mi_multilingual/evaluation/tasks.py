@@ -2,13 +2,13 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..corpora import WITHOUT_SPACES
 from ..models.hooked import HookedModel
 from .generation import generate
 from .intervals import wilson_interval
@@ -29,19 +29,18 @@ class Item:
     """The right choice's index, or without choices the answer's text."""
 
     def __post_init__(self) -> None:
+        n, of_item = len(self.choices), f"of item {self.id!r} ({self.language})"
         if "" in self.choices:
-            raise ValueError(f"item {self.id!r} ({self.language}) has an empty choice; give every choice some text")
-        name = f"item {self.id!r} ({self.language})"
+            raise ValueError(f"every choice {of_item} must have some text, got an empty one")
         if isinstance(self.answer, str):
-            if self.choices or not self.answer.strip():
+            if n or not self.answer.strip():
                 raise ValueError(
-                    f"{name} has answer {self.answer!r} and {len(self.choices)} choices; give the index of the right "
-                    "choice, or no choices and a text"
+                    f"answer {of_item} must be the index of the right choice, or a text where there are no choices, "
+                    f"got {self.answer!r} and {n} choices"
                 )
-        elif not self.choices:
-            raise ValueError(f"{name} has no choices for answer {self.answer}; give choices, or the answer as a text")
-        elif not 0 <= self.answer < len(self.choices):
-            raise ValueError(f"{name} has answer {self.answer}, its choices are 0..{len(self.choices) - 1}")
+        elif not 0 <= self.answer < n:
+            must = f"must be from 0 to {n - 1}" if n else "must be a text where there are no choices"
+            raise ValueError(f"answer {of_item} {must}, got {self.answer}")
 
     @property
     def answer_text(self) -> str:
@@ -73,7 +72,7 @@ def parallel_items(items: Iterable[Item]) -> dict[str, dict[str, Item]]:
 
 
 def in_every_language(items: Iterable[Item]) -> list[Item]:
-    """The items whose id is there in every language that any item has.
+    """The items whose id is there in all languages of the items.
 
     Raises:
         ValueError: no such id.
@@ -97,27 +96,42 @@ NORMALISE: Mapping[str, Callable[[Item, Sequence[Continuation]], Sequence[int]]]
 
 
 def choice_accuracy(
-    model: HookedModel, items: Sequence[Item], *, normalise: str = "none", progress: bool = True
+    model: HookedModel,
+    items: Sequence[Item],
+    *,
+    normalise: str = "none",
+    bos: str = "tokenizer",
+    progress: bool = True,
 ) -> pd.DataFrame:
     """Which answer the model finds most likely.
 
     Args:
-        normalise: "none": log-likelihood of the whole continuation, right where the answers are of one form; "bytes":
-            by UTF-8 byte, where answers are sentences of different length, of which the sum prefers the short (it does
-            not depend on the tokenizer); "tokens": by token, as much of the literature does.
+        normalise: "none": log-likelihood of the whole continuation, right where the answers are of one form. "bytes":
+            per UTF-8 byte, where answers are sentences of different length, of which the sum prefers the short; it does
+            not depend on the tokenizer. "tokens": per token, as much of the literature does.
+        bos: special tokens before every prompt (see `Reading`).
 
     Returns:
-        a row an item: id, language, task, chosen (index), correct (bool), n_choices.
+        one row per item: id, language, task, chosen (index), correct (bool), n_choices.
 
     Raises:
         ValueError: before anything runs: an item without choices, one longer than the model's context, or an unknown
             `normalise`.
+
+    Example:
+        >>> import mi_multilingual as mm
+        >>> items = [item for item in mm.load_facts(wordings=(0,)) if item.id.startswith("fr/")]
+        >>> answers = mm.choice_accuracy(mm.load_model("demo"), items, progress=False)
+        >>> answers.groupby("task").correct.mean().to_dict()
+        {'capital': 1.0, 'continent': 1.0, 'language': 1.0}
     """
     if normalise not in NORMALISE:
-        raise ValueError(f"unknown normalise {normalise!r}; choose {', '.join(NORMALISE)}")
+        raise ValueError(f"normalise must be one of {', '.join(NORMALISE)}, got {normalise!r}")
     if without := [item for item in items if not item.choices]:
-        raise ValueError(f"item {without[0].id!r} has no choices to compare; use written_accuracy")
-    scored = [continuations(model, item.prompt, item.choices) for item in items]
+        raise ValueError(
+            f"every item must have choices to compare, got none for {without[0].id!r}; use written_accuracy"
+        )
+    scored = [continuations(model, item.prompt, item.choices, bos=bos) for item in items]
     flat = log_likelihoods(model, [c for one in scored for c in one], progress=progress)
     rows = []
     for item, one, likelihood in zip(items, scored, flat.split([len(one) for one in scored]), strict=True):
@@ -127,13 +141,18 @@ def choice_accuracy(
     return pd.DataFrame(rows, columns=["id", "language", "task", "chosen", "correct", "n_choices"])
 
 
-def choice_log_likelihoods(model: HookedModel, prompt: str, choices: Sequence[str]) -> Float[Tensor, " choice"]:
-    """Log-likelihood of each continuation after the prompt, nats, with BOS in front where the tokenizer has one.
+def choice_log_likelihoods(
+    model: HookedModel, prompt: str, choices: Sequence[str], *, bos: str = "tokenizer"
+) -> Float[Tensor, " choice"]:
+    """Log-likelihood of each continuation after the prompt, nats.
+
+    Args:
+        bos: special tokens before the prompt (see `Reading`).
 
     Raises:
         ValueError: as `continuations`.
     """
-    return log_likelihoods(model, continuations(model, prompt, choices))
+    return log_likelihoods(model, continuations(model, prompt, choices, bos=bos))
 
 
 def written_accuracy(
@@ -141,19 +160,20 @@ def written_accuracy(
     items: Sequence[Item],
     *,
     extract: Callable[[str], str] = str.strip,
-    max_new_tokens: int = 30,
-    stop: Sequence[str] = ("\n",),
+    bos: str = "tokenizer",
     progress: bool = True,
+    **decoding: Any,
 ) -> pd.DataFrame:
-    """Whether what the model writes after the prompt, greedily, is the right answer.
+    """Whether what the model writes after the prompt is the right answer.
 
     Args:
-        extract: what counts of a text, the model's and the right answer's alike: all of it by default (exact match),
-            `last_number` for sums.
-        stop: the answer ends before the first of these strings.
+        extract: the part that is compared, taken from the model's text and from the right answer: all of it by default
+            (exact match), `last_number` for sums.
+        bos: special tokens before every prompt (see `Reading`).
+        decoding: options of `generate`; unless they say otherwise, the answer ends with its line (stop=["\\n"]).
 
     Returns:
-        a row an item: id, language, task, written, found (what `extract` makes of it), correct.
+        one row per item: id, language, task, written, found (what `extract` makes of it), correct.
 
     Raises:
         ValueError: before anything runs: an answer of which `extract` leaves nothing; as `generate`.
@@ -162,10 +182,11 @@ def written_accuracy(
     if "" in wanted:
         item = items[wanted.index("")]
         raise ValueError(
-            f"nothing is left of answer {item.answer_text!r} of item {item.id!r} after extract; use another extract"
+            f"extract must leave something of every answer, got nothing of {item.answer_text!r} of item {item.id!r}; "
+            "use another extract"
         )
     prompts = [item.prompt for item in items]
-    written = generate(model, prompts, max_new_tokens=max_new_tokens, stop=stop, progress=progress)
+    written = generate(model, prompts, bos=bos, progress=progress, **{"stop": ("\n",), **decoding})
     found = [extract(text) for text in written]
     rows = [
         (item.id, item.language, item.task, text, f, f == w)
@@ -178,8 +199,8 @@ def accuracy_by_language(answers: pd.DataFrame) -> pd.DataFrame:
     """Share of right answers of every language and task, from `choice_accuracy` or `written_accuracy`.
 
     Returns:
-        columns language, task, n, accuracy, low, high (95 % Wilson interval), chance (of a guess among the choices;
-        NaN where the answer is written).
+        columns language, task, n, accuracy, low, high (95 % Wilson interval), chance (accuracy of a guess among the
+        choices; NaN where the answer is written).
     """
     chance = 1 / answers.n_choices if "n_choices" in answers else float("nan")
     groups = answers.assign(chance=chance).groupby(["language", "task"], sort=False)
@@ -188,8 +209,3 @@ def accuracy_by_language(answers: pd.DataFrame) -> pd.DataFrame:
     table.insert(4, "low", low)
     table.insert(5, "high", high)
     return table
-
-
-def opening(document: str, language: str) -> str:
-    """The first few words of a sentence: five words, or eight characters where words are not separated by spaces."""
-    return document[:8] if language in WITHOUT_SPACES else " ".join(document.split()[:5])

@@ -14,12 +14,13 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
+from transformers import PreTrainedTokenizerBase
 
 from ..corpora import Corpus
 from ..display import Summarised, size
 from ..models.hooked import HookedModel, Site, max_window, on_cpu, site_of
 from ..storage import load_record, save_record
-from ..tokens import Reading, TokenRows, language_rows, rows_per_batch
+from ..tokens import Reading, TokenRows, rows_per_batch, tokenizer_rows
 from .reading import check_alike, joint_corpus, layers_of, origin, read
 
 CHECKPOINT_SCHEMA = "ActivationStats checkpoint/2"
@@ -196,7 +197,7 @@ def record(
             tensors = {name: getattr(stats, name) for name in TENSORS} | {"n_batches": n_batches}
             save_record(checkpoint, CHECKPOINT_SCHEMA, tensors, {**stats.header(), "protocol": protocol})
 
-    batches = corpus_batches(model, corpus, reading, batch_size)
+    batches = corpus_batches(model.tokenizer, corpus, reading, batch_size)
     mine = itertools.islice(batches, shard[0], None, shard[1])
     reader, saved = site_of(model, site), time.monotonic()
     with tqdm(desc="recording", unit=" tokens", unit_scale=True, disable=not progress) as bar:
@@ -238,9 +239,11 @@ def nothing_recorded(
     return ActivationStats.zeros(corpus.languages, model.cfg.n_layers, model.cfg.d_mlp, **protocol)
 
 
-def corpus_batches(model: HookedModel, corpus: Corpus, reading: Reading, batch_size: int) -> Iterator[TokenRows]:
+def corpus_batches(
+    tokenizer: PreTrainedTokenizerBase, corpus: Corpus, reading: Reading, batch_size: int
+) -> Iterator[TokenRows]:
     """The batches of a recording in their order: one language after another, longest rows first."""
-    for rows in language_rows(model, corpus, reading):
+    for rows in tokenizer_rows(tokenizer, corpus, reading):
         yield from rows.batches(batch_size)
 
 

@@ -126,7 +126,7 @@ class Sharing(Summarised):
         return pd.DataFrame(table[np.ix_(order, order)], index=names, columns=names)
 
 
-def categories(active: Bool[Tensor, language * rest]) -> Int[Tensor, "*rest"]:
+def categories(active: Bool[Tensor, "language ..."]) -> Int[Tensor, ...]:
     """Type of each neuron by the number of languages it is active in: an index into `TYPES`.
 
     All languages: all-shared; none: non-activated; one: specific; else partial-shared.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..corpora import Corpus
@@ -28,11 +28,15 @@ class Kind:
     """Whether it is read at a site that can be chosen."""
     by_document: bool = False
     """Whether every row must be a document, whatever the layout asked for."""
+    in_one_row: bool = False
+    """Whether no document is ever cut, so that the window is the model's context whatever was asked for."""
     passes: float | int = 1
     """Cost per token, in recordings of activations; a backward pass counts two and needs the logits."""
     numbers: int = 1
     """64-bit numbers kept for every neuron and language (for every neuron and text, half of one: `per_text`)."""
     per_text: bool = False
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """What else `record` takes, as it is where nothing is said: part of the protocol, so of the key of what is kept."""
 
 
 def record_mean_texts(model: HookedModel, corpus: Corpus, **options: Any) -> TextActivations:
@@ -40,17 +44,27 @@ def record_mean_texts(model: HookedModel, corpus: Corpus, **options: Any) -> Tex
     return record_texts(model, corpus, reductions=["mean"], **options)["mean"]
 
 
-def record_sharing(model: HookedModel, corpus: Corpus, *, threshold: float = 0.0, **options: Any) -> Sharing:
+def record_sharing(model: HookedModel, corpus: Corpus, *, threshold: float, **options: Any) -> Sharing:
     """Sharing categories at one threshold."""
     return sharing_categories(model, corpus, thresholds=[threshold], **options)
 
 
 EVIDENCE: dict[str, Kind] = {
-    "activations": Kind(ActivationStats, record, has_site=True, numbers=4),
-    "texts": Kind(TextActivations, record_mean_texts, has_site=True, by_document=True, per_text=True),
-    "impact": Kind(Impact, record_impact, by_document=True, passes=2.0, numbers=2),
+    "activations": Kind(ActivationStats, record, has_site=True, numbers=4, options={"threshold": 0.0}),
+    "texts": Kind(
+        TextActivations, record_mean_texts, has_site=True, by_document=True, per_text=True, options={"threshold": 0.0}
+    ),
+    "impact": Kind(Impact, record_impact, by_document=True, passes=2.0, numbers=2, options={"score": "paper"}),
     "relevance": Kind(Relevance, record_relevance, passes=4.0),
-    "sharing": Kind(Sharing, record_sharing, has_site=True, by_document=True, numbers=5),
+    "sharing": Kind(
+        Sharing,
+        record_sharing,
+        has_site=True,
+        by_document=True,
+        in_one_row=True,
+        numbers=5,
+        options={"threshold": 0.0, "tokens": "last"},
+    ),
     "weight change": Kind(WeightChange, None),
 }
 """Every kind of evidence. A new one is a file beside this one and a row here."""
@@ -69,7 +83,7 @@ def record_evidence(
     """Record one kind of evidence.
 
     Args:
-        reading: how text becomes rows; kinds that look at single documents take its layout for "documents".
+        reading: how text becomes rows, as far as the kind leaves a choice (see `reading_for`).
         site: where neurons are read, for the kinds that can choose.
         options: of that kind, such as `threshold` of sharing.
 
@@ -80,12 +94,15 @@ def record_evidence(
     if row.record is None:
         raise ValueError(f"{kind} cannot be recorded from a model and a corpus; it needs tuned models")
     where: Mapping[str, Any] = {"site": site} if row.has_site else {}
+    options = {**row.options, **options}
     return row.record(model, corpus, reading=reading_for(kind, reading), progress=progress, **where, **options)
 
 
 def reading_for(kind: str, reading: Reading) -> Reading:
     """The reading that this kind of evidence takes where `reading` is asked for."""
-    return replace(reading, layout="documents") if kind_of(kind).by_document else reading
+    row = kind_of(kind)
+    layout = "documents" if row.by_document else reading.layout
+    return replace(reading, layout=layout, window=None if row.in_one_row else reading.window)
 
 
 def kind_of(kind: str) -> Kind:

@@ -7,31 +7,34 @@ import time
 import traceback
 from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import Any
 
 import pandas as pd
 import torch
+from transformers import PreTrainedTokenizerBase
 
 from ..evidence.activations import (
     ActivationStats,
-    batch_shape,
     batch_stats,
+    checked_batch_size,
     checked_finite,
     corpus_batches,
     joined,
     nothing_recorded,
 )
+from ..evidence.table import kind_of
 from ..models.hooked import site_of
+from ..storage import save
 from ..tokens import TokenRows
+from .attempts import in_one_line
 from .cells import Cell
-from .context import Context, base_key
-from .detectors import Evidence, needs, save
+from .context import Context
+from .execution import Attempt, Runner, run_cell
 from .measures import Observations
-from .sweep import Attempt, Runner, run_cell
+from .recordings import Recording, needs
 from .workers import Outcome, Pool, workers
 
-Recording = tuple[Evidence, Cell]
-"""Evidence, and a cell that needs it."""
+Wanted = tuple[Recording, Cell]
+"""A recording, and a cell that needs it."""
 
 
 def on_ray(address: str, *, n_workers: int | None = None) -> Runner:
@@ -45,7 +48,7 @@ def on_ray(address: str, *, n_workers: int | None = None) -> Runner:
     Args:
         address: "local", "auto" or the address of a cluster. Its machines must see the run folder, and models and
             texts that lie in folders.
-        n_workers: at most so many; one a GPU by default, without GPUs one a core.
+        n_workers: at most so many; one per GPU by default, without GPUs one per core.
     """
 
     def runner(cells: Sequence[Cell], context: Context) -> Iterator[Attempt | str]:
@@ -62,71 +65,73 @@ def on_ray(address: str, *, n_workers: int | None = None) -> Runner:
 
 
 def record_and_run(pool: Pool, cells: Sequence[Cell], context: Context) -> Iterator[Attempt | str]:
-    """All cells of one model: what they choose neurons from, what they compare with, then themselves."""
-    errors: dict[Evidence, Outcome] = {}
+    """All cells of one model, after what they choose neurons from and what they are compared with."""
+    errors: dict[Recording, Outcome] = {}
     yield from record_missing(pool, cells, context, errors)
     yield ""
     ready = []
     for cell in cells:
-        wrong = next((errors[e] for e in needs(cell) if e in errors), None)
+        wrong = next((errors[recording] for recording in needs(cell) if recording in errors), None)
         if wrong is None:
             ready.append(cell)
         else:
             yield Attempt(cell, None, 0.0, wrong.error, wrong.trace)
-    # Made once, not once a worker; where it fails, the cells will say why.
-    firsts = {base_key(cell): cell for cell in reversed(ready)}
-    bases = {base_key(o.item): o.result for o in pool.run(base, reversed(firsts.values()))}
-    for outcome in pool.run(measured, ((cell, bases[base_key(cell)]) for cell in ready)):
+    # Made once, not once per worker; where it fails, the cells will say why.
+    firsts = {cell.measurement: cell for cell in reversed(ready)}
+    bases = {o.item.measurement: o.result for o in pool.run(base, reversed(firsts.values()))}
+    for outcome in pool.run(measured, ((cell, bases[cell.measurement]) for cell in ready)):
         table, seconds = outcome.result or (None, 0.0)
         yield Attempt(outcome.item[0], table, seconds, outcome.error, outcome.trace)
 
 
 def record_missing(
-    pool: Pool, cells: Sequence[Cell], context: Context, errors: dict[Evidence, Outcome]
+    pool: Pool, cells: Sequence[Cell], context: Context, errors: dict[Recording, Outcome]
 ) -> Iterator[str]:
     """Everything the cells choose neurons from that is not in the run folder yet; failures go to `errors`."""
-    missing = [r for r in recordings(cells) if not there(r, context)]
-    for recording in [r for r in missing if r[0].kind == "stats"]:
+    missing = [wanted for wanted in all_wanted(cells) if not there(wanted[0], context)]
+    in_batches = [wanted for wanted in missing if kind_of(wanted[0].kind).noun is ActivationStats]
+    for wanted in in_batches:
         try:
-            yield from record_by_batches(pool, recording, context)
+            yield from record_by_batches(pool, wanted, context)
         except Failed as failed:
-            errors[recording[0]] = failed.outcome
+            errors[wanted[0]] = failed.outcome
         except ValueError as error:
-            errors[recording[0]] = Outcome(0, recording, error=f"ValueError: {error}", trace=traceback.format_exc())
-    for outcome in pool.run(record_whole, [r for r in missing if r[0].kind != "stats"]):
+            errors[wanted[0]] = Outcome(0, wanted, error=in_one_line(error), trace=traceback.format_exc())
+    for outcome in pool.run(record_whole, [wanted for wanted in missing if wanted not in in_batches]):
         yield f"recorded {outcome.item[0].kind}"
         if outcome.error:
             errors[outcome.item[0]] = outcome
 
 
-def recordings(cells: Sequence[Cell]) -> list[Recording]:
-    """What the cells need, each once."""
-    found: dict[Evidence, Cell] = {}
+def all_wanted(cells: Sequence[Cell]) -> list[Wanted]:
+    """Everything that the cells need, each once."""
+    found: dict[Recording, Cell] = {}
     for cell in cells:
-        for evidence in needs(cell):
-            found.setdefault(evidence, cell)
+        for recording in needs(cell):
+            found.setdefault(recording, cell)
     return list(found.items())
 
 
 def there(recording: Recording, context: Context) -> bool:
-    path = context.cached(recording[0].kind, recording[0].key)
+    path = context.cached(recording)
     return path is not None and path.exists()
 
 
-def record_by_batches(pool: Pool, recording: Recording, context: Context) -> Iterator[str]:
-    """Statistics of one recording, a batch a worker, kept in the run folder.
+def record_by_batches(pool: Pool, wanted: Wanted, context: Context) -> Iterator[str]:
+    """Statistics of one recording, one batch per worker, kept in the run folder.
 
     Raises:
         Failed: a batch could not be recorded.
     """
-    evidence, _ = recording
-    [begun] = map(checked, pool.run(begin, [recording]))
-    empty, tokenizer, shape = begun.result
-    batches = corpus_batches(context.corpus("identify"), tokenizer, **shape, layout=evidence.layout)
+    path = context.cached(wanted[0])
+    assert path is not None, "a sweep on a cluster has a folder"
+    [begun] = map(checked, pool.run(begin, [wanted]))
+    empty, tokenizer, batch_size = begun.result
+    batches = corpus_batches(tokenizer, context.corpus("identify"), empty.reading, batch_size)
     parts = {language: empty.take([language]) for language in empty.languages}
     early: dict[int, ActivationStats] = {}
     n_added, n_tokens, started = 0, 0, time.monotonic()
-    for outcome in map(checked, pool.run(one_batch, ((recording, batch) for batch in batches))):
+    for outcome in map(checked, pool.run(one_batch, ((wanted, batch) for batch in batches))):
         early[outcome.index] = outcome.result
         # Added in the order of the batches: in another order the last bits of the sums would differ.
         while n_added in early:
@@ -134,8 +139,8 @@ def record_by_batches(pool: Pool, recording: Recording, context: Context) -> Ite
             parts[part.languages[0]] += part
             n_added += 1
         n_tokens += int(outcome.result.n_tokens)
-        yield f"recording: {n_tokens:,} tokens, {n_tokens / (time.monotonic() - started):,.0f} a second"
-    save(context.cached(evidence.kind, evidence.key), checked_finite(joined(parts)))
+        yield f"recording: {n_tokens:,} tokens, {n_tokens / (time.monotonic() - started):,.0f} per second"
+    save(checked_finite(joined(parts)), path)
 
 
 class Failed(Exception):
@@ -153,35 +158,41 @@ def checked(outcome: Outcome) -> Outcome:
     return outcome
 
 
-def begin(context: Context, recording: Recording) -> tuple[ActivationStats, Any, dict[str, int]]:
-    """In a worker: the statistics of nothing, the tokenizer, and window and batch size."""
-    evidence, cell = recording
+def beginning(context: Context, wanted: Wanted) -> ActivationStats:
+    """In a worker: the statistics of nothing, as the recording wants them."""
+    recording, cell = wanted
     context.check(cell)
-    model = context.model(cell.model)
-    window, batch_size = batch_shape(model, evidence.window, "auto")
-    empty = nothing_recorded(model, context.corpus("identify"), site=evidence.site)
-    return empty, model.tokenizer, {"window": window, "batch_size": batch_size}
+    model, corpus = context.model(cell.model), context.corpus("identify")
+
+    def make() -> ActivationStats:
+        return nothing_recorded(model, corpus, recording.reading, site=recording.site, **dict(recording.options))
+
+    return context.beginnings.once(recording, make)
 
 
-def one_batch(context: Context, item: tuple[Recording, TokenRows]) -> ActivationStats:
+def begin(context: Context, wanted: Wanted) -> tuple[ActivationStats, PreTrainedTokenizerBase, int]:
+    """In a worker: the statistics of nothing, the tokenizer, and the rows of a batch."""
+    empty, model = beginning(context, wanted), context.model(wanted[1].model)
+    return empty, model.tokenizer, checked_batch_size(model, empty.reading, "auto")
+
+
+def one_batch(context: Context, item: tuple[Wanted, TokenRows]) -> ActivationStats:
     """In a worker: the statistics of one batch."""
-    (evidence, cell), batch = item
-    context.check(cell)
+    (recording, cell), batch = item
+    empty = beginning(context, (recording, cell))
     model = context.model(cell.model)
-    corpus = context.corpus("identify")
-    empty = context.once(("recorded", evidence.key), lambda: nothing_recorded(model, corpus, site=evidence.site))
-    return batch_stats(model, site_of(model, evidence.site), batch, empty.take([batch.language]))
+    return batch_stats(model, site_of(model, recording.site), batch, empty.take([batch.language]))
 
 
-def record_whole(context: Context, recording: Recording) -> None:
+def record_whole(context: Context, wanted: Wanted) -> None:
     """In a worker: a recording that is not cut, kept in the run folder."""
-    evidence, cell = recording
+    recording, cell = wanted
     context.check(cell)
-    context.recorded(evidence, cell.model)
+    context.recorded(recording, cell.model)
 
 
 def base(context: Context, cell: Cell) -> list[Observations]:
-    """In a worker: what the cell measures, of the unchanged model."""
+    """In a worker: the cell's measure of the unchanged model."""
     return context.base(cell)
 
 
@@ -191,6 +202,6 @@ def measured(context: Context, item: tuple[Cell, list[Observations] | None]) -> 
     started = time.monotonic()
     context.model(cell.model)
     if known is not None:
-        context.made[base_key(cell)] = known
+        context.bases.once(cell.measurement, lambda: known)
     table = run_cell(cell, context)
     return table, time.monotonic() - started

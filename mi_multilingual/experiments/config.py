@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import difflib
+import math
 import re
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
+
+from ..detectors.table import DETECTORS, Setting, detector_of
+from ..evidence.table import kind_of
+from ..neurons import PARTS
+from ..tokens import BOS_RULES, LAYOUTS, Reading
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 Site = Literal["gate", "post", "up"]
@@ -13,6 +22,8 @@ Layers = Literal["all", "first", "middle", "last"]
 """All layers, or a third of them: in MWork's words understanding, reasoning and generation."""
 Part = Literal["mlp", "attention", "all"]
 """Neurons of the MLP, columns of W_Q, W_K and W_V together, or all of them."""
+PARTS_OF = {"mlp": ("mlp",), "attention": ("q", "k", "v"), "all": PARTS}
+"""What `NeuronSet.part` is, for every part of a study."""
 Measure = Literal["language", "facts", "generation", "xcopa", "mgsm", "mpararel"]
 TASKS = ("xcopa", "mgsm", "mpararel")
 BY_CHOICE = ("facts", "xcopa", "mpararel")
@@ -31,7 +42,7 @@ class Settings(BaseModel):
 def file_name(name: str) -> str:
     """The name, unless it could name anything but a file of its own."""
     if not NAME.fullmatch(name):
-        raise ValueError("is no plain name (letters, digits, _ . and -, not beginning with a mark), so no path either")
+        raise ValueError("must be a plain name of letters, digits, _ . and -, with a letter or digit first")
     return name
 
 
@@ -51,6 +62,29 @@ def short_form(key: str) -> BeforeValidator:
     return BeforeValidator(lambda value: {key: value} if isinstance(value, str) else value)
 
 
+def choice(wrong: Any, allowed: Sequence[str]) -> str:
+    """What is allowed, and the closest of it."""
+    close = difflib.get_close_matches(str(wrong), allowed, n=1, cutoff=0.5)
+    meant = f"did you mean {close[0]!r}? " if close else ""
+    return f"{meant}allowed: {', '.join(allowed)}"
+
+
+def unfit(reason: str, key: str = "") -> PydanticCustomError:
+    """The error of a value, or with a `key` of that value in the mapping that is being read."""
+    return PydanticCustomError("unfit", "{key} {reason}", {"key": key, "reason": reason})
+
+
+def check_choice(value: Any, allowed: Sequence[str], key: str = "") -> Any:
+    """The value, if it is one of those allowed."""
+    if value not in allowed:
+        raise unfit(f"cannot be {value!r}; {choice(value, allowed)}", key)
+    return value
+
+
+def one_of(allowed: Sequence[str]) -> AfterValidator:
+    return AfterValidator(lambda value: check_choice(value, allowed))
+
+
 Plain = Annotated[str, AfterValidator(file_name)]
 Several = (BeforeValidator(listed), Field(min_length=1), AfterValidator(no_repeats))
 
@@ -60,7 +94,7 @@ DEMO = {"identify": "identify", "evaluate": "evaluate", "layout": "documents", "
 
 
 class CorpusSettings(Settings):
-    """Text to find neurons on and text to measure on."""
+    """Text to find neurons on and text to measure on, and how it is read (`Reading`)."""
 
     source: str = "demo"
     """As `load_corpus` takes it: "demo", a folder, or the id of a Hugging Face data set."""
@@ -71,11 +105,15 @@ class CorpusSettings(Settings):
     evaluate: Plain | None = None
     """Split that effects are measured on."""
     identify_documents: Count | None = None
-    """The first so many documents a language; all where none is given."""
+    """At most so many documents per language, the first ones; all where no number is given."""
     evaluate_documents: Count | None = None
-    layout: Literal["stream", "documents"] = "stream"
-    window: Annotated[int, Field(ge=2)] | None = None
-    """Tokens a row; the model's whole context where none is given."""
+    layout: Annotated[str, one_of(LAYOUTS)] = Reading.layout
+    window: Annotated[int, Field(ge=2)] | None = Reading.window
+    """Tokens per row; the model's whole context where none is given."""
+    bos: Annotated[str, one_of(BOS_RULES)] = Reading.bos
+    """Special tokens before every row, prompt and question."""
+    max_tokens: Count | None = Reading.max_tokens
+    equal_tokens: bool = Reading.equal_tokens
     config: str | None = None
     column: str = "text"
 
@@ -86,66 +124,93 @@ class CorpusSettings(Settings):
             return given
         return DEMO | given
 
-
-class EntropySettings(Settings):
-    """Chosen by least entropy; `rate` is the share of ALL neurons kept, over all languages together."""
-
-    name: Literal["lape", "lave", "relevance"]
-    filter_rate: Share = 0.95
-    activation_bar_ratio: Share = 0.95
+    @property
+    def reading(self) -> Reading:
+        """How both texts become rows."""
+        return Reading(self.window, self.layout, self.bos, self.max_tokens, self.equal_tokens)
 
 
-class LapSettings(Settings):
-    """Highest activation probability; `rate` is the share of all neurons for every language."""
+SHARING = "sharing"
+"""The detector whose groups a question can have of its own, as in the paper."""
+SCOPE = Setting(None, "every question's own neurons of a type, or the corpus's", choices=("input", "corpus"))
+"""A matter of the study: of which text sharing's neurons have their type, a question's own or the corpus's as a whole.
 
-    name: Literal["lap"]
-    threshold: Annotated[float, Field(ge=0, lt=1)] | None = None
-    """Instead of a rate: the probability a neuron must exceed, 0.95 in the paper."""
-
-
-class RankedSettings(Settings):
-    """Highest mean activation, or highest and lowest average precision; `rate` is the share for every language."""
-
-    name: Literal["activation_percentile", "average_precision"]
+By default the question's own where questions with choices are measured, and the corpus's elsewhere.
+"""
 
 
-class PlndSettings(Settings):
-    """Important for all documents of a language; `rate` is the share of a layer that counts as important."""
+class DetectorSettings(BaseModel):
+    """A detector by its name; its further keys are the settings in its row of `DETECTORS`, each with a value."""
 
-    name: Literal["plnd"]
-    score: Literal["paper", "released"] = "paper"
-    epsilon: Annotated[float, Field(ge=0)] | None = None
-    """Instead of a rate: the impact a neuron must exceed."""
+    model_config = ConfigDict(extra="allow", frozen=True)
+    name: str
+
+    @model_validator(mode="before")
+    @classmethod
+    def of_the_table(cls, given: Any) -> Any:
+        """All settings of the row: those given, checked, and the defaults of the others."""
+        if not isinstance(given, Mapping) or "name" not in given:
+            return given
+        rows = study_settings(check_choice(given["name"], usable_detectors(), "name"))
+        for key in given:
+            if key not in ("name", *rows):
+                raise PydanticCustomError(
+                    "unknown_key",
+                    "key {key} is unknown; {choice}",
+                    {"key": key, "choice": choice(key, ("name", *rows))},
+                )
+        values = {key: checked_value(key, given.get(key, row.default), row) for key, row in rows.items()}
+        return {"name": given["name"], **values}
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The detector's own settings."""
+        return {key: value for key, value in (self.model_extra or {}).items() if key != "scope"}
+
+    def scope_for(self, measure: str) -> str | None:
+        """The scope of a cell that measures this; None for detectors that have none."""
+        given = self.model_extra or {}
+        if "scope" not in given:
+            return None
+        return given["scope"] or ("input" if measure in BY_CHOICE else "corpus")
 
 
-class SharingSettings(Settings):
-    """Neurons of a type: all-shared, partial-shared, specific or non-activated; takes no rate."""
-
-    name: Literal["sharing"]
-    threshold: float = 0.0
-    scope: Literal["input", "corpus"] | None = None
-    """Every question's own neurons of the type, as in the paper; or those that have it most often in the corpus.
-
-    By default the question's own where questions with choices are measured, and the corpus's elsewhere.
-    """
-    tokens: Literal["last", "any"] = "last"
-
-    def scope_for(self, measure: str) -> str:
-        """The scope where this is measured."""
-        return self.scope or ("input" if measure in BY_CHOICE else "corpus")
+def usable_detectors() -> list[str]:
+    """The detectors whose evidence a model and text are enough for."""
+    return [name for name, row in DETECTORS.items() if kind_of(row.evidence).record is not None]
 
 
-DetectorSettings = Annotated[
-    EntropySettings | LapSettings | RankedSettings | PlndSettings | SharingSettings,
-    Field(discriminator="name"),
-    short_form("name"),
-]
+def study_settings(name: str) -> dict[str, Setting]:
+    """What a detector's mapping can hold: its settings, but for the part, which is an axis of the study."""
+    rows = {key: row for key, row in detector_of(name).settings.items() if key != "part"}
+    return rows | ({"scope": SCOPE} if name == SHARING else {})
+
+
+def checked_value(key: str, value: Any, row: Setting) -> Any:
+    """The value of a detector's setting, if it can be; a whole number is a number."""
+    if value is None and row.default is None:
+        return None
+    if row.choices:
+        return check_choice(value, row.choices, key)
+    try:
+        row.checked(key, value)
+    except ValueError as error:
+        raise unfit(str(error).removeprefix(f"{key} "), key) from error
+    if not math.isfinite(value):
+        raise unfit(f"must be a finite number, got {value}", key)
+    return float(value)
+
+
+def finds(detector: str, part: str) -> bool:
+    """Whether the detector finds neurons of this part of a study."""
+    setting = detector_of(detector).settings.get("part")
+    return set(PARTS_OF[part]) <= set(setting.choices if setting else ("mlp",))
 
 
 def number_or_name(value: Any) -> Any:
     """The value, unless it is a text that says nothing: pydantic would tell what is wrong with it as a number."""
     if isinstance(value, str) and value not in get_args(Named):
-        raise ValueError(f"is no number and none of {', '.join(get_args(Named))}")
+        raise ValueError(f"must be a number or one of {', '.join(get_args(Named))}")
     return value
 
 
@@ -158,7 +223,7 @@ class InterventionSettings(Settings):
     )
     """A number, or the neuron's mean or median activation in the language, or that mean less the other languages'."""
     strength: float = 1.0
-    """Times the mean or the difference that is added."""
+    """A factor of the mean or the difference that is added."""
 
     @model_validator(mode="after")
     def fits(self) -> InterventionSettings:
@@ -172,6 +237,13 @@ class InterventionSettings(Settings):
             raise ValueError("strength goes with add and mean or mean-difference; put it into the value elsewhere")
         return self
 
+    @property
+    def words(self) -> str:
+        """Kind, strength and value, e.g. "add 2 x mean"."""
+        times = f"{self.strength:g} x " if self.strength != 1 else ""
+        value = f"{self.value:g}" if isinstance(self.value, float) else self.value
+        return self.kind if value is None else f"{self.kind} {times}{value}"
+
 
 class GenerationSettings(Settings):
     """How text is generated, and from what."""
@@ -179,7 +251,7 @@ class GenerationSettings(Settings):
     prompts: Literal["openings", "none"] = "openings"
     """The first words of evaluated documents, or nothing but BOS (needs a temperature)."""
     n: Count = 4
-    """Prompts a language; of "none", texts in all."""
+    """Prompts per language; with prompts "none", texts in all."""
     max_new_tokens: Count = 30
     min_new_tokens: Annotated[int, Field(ge=0)] = 15
     temperature: Annotated[float, Field(ge=0)] = 0.0
@@ -196,7 +268,7 @@ class TaskSettings(Settings):
     languages: tuple[Plain, ...] | None = None
     """Those of the corpus that the folder has, where none is named."""
     n: Count = 20
-    """Questions a language, the same in every language."""
+    """Questions per language, the same in every language."""
 
 
 class TasksSettings(Settings):
@@ -219,62 +291,71 @@ class Study(Settings):
     model: Annotated[tuple[str, ...], *Several] = ("demo",)
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     corpus: Annotated[CorpusSettings, short_form("source")] = Field("demo", validate_default=True)
-    detector: Annotated[tuple[DetectorSettings, ...], *Several] = (EntropySettings(name="lape"),)
+    detector: Annotated[tuple[Annotated[DetectorSettings, short_form("name")], ...], *Several] = Field(
+        ("lape",), validate_default=True
+    )
     rate: Annotated[tuple[Share, ...], *Several] = (0.01,)
     site: Annotated[tuple[Site, ...], *Several] = ("gate",)
     layers: Annotated[tuple[Layers, ...], *Several] = ("all",)
     part: Annotated[tuple[Part, ...], *Several] = ("mlp",)
-    """Other than "mlp" with detector plnd only, which alone ranks attention columns."""
+    """Other than "mlp" only with detectors that find attention columns, which have a setting `part`."""
     intervention: Annotated[tuple[Annotated[InterventionSettings, short_form("kind")], ...], *Several] = (
         InterventionSettings(),
     )
     ablated: Annotated[tuple[Plain, ...], *Several] = ("each",)
-    """Languages (of the detector sharing: types) whose neurons are changed, or "each" of them."""
+    """Groups (languages, or the types of detector sharing) whose neurons are changed, or "each" of them."""
     evaluate: Annotated[tuple[Measure, ...], *Several] = ("language",)
     """Loss of every language, answers to the demo's facts or to `tasks`, language of generated text."""
     facts: Count = 12
-    """Questions a language, spread over the countries and relations."""
+    """Questions per language, spread over the countries and relations."""
     tasks: TasksSettings = TasksSettings()
     generation: GenerationSettings = GenerationSettings()
     seeds: Annotated[tuple[int, ...], AfterValidator(no_repeats)] = (0, 1, 2)
-    """Of the random neurons, as many a layer, that every effect is measured against."""
+    """One draw each of the random neurons, as many per layer, that every effect is compared with."""
 
     @model_validator(mode="after")
     def can_be_done(self) -> Study:
         """Combinations of single values that no cell could run."""
+        if self.generation.prompts == "none" and "generation" in self.evaluate and not self.generation.temperature:
+            raise ValueError("generation without prompts gives one text again and again; set generation.temperature")
+        if unlike := set(TASKS) & set(self.evaluate) ^ set(self.tasks.given):
+            raise ValueError(f"{min(unlike)} has to be named by both or neither of evaluate and tasks")
+        self.values_can_be_written()
+        self.parts_can_be_changed()
+        self.questions_can_have_their_own()
+        return self
+
+    def values_can_be_written(self) -> None:
+        """Raise where a site is read only, or a group has no mean or median."""
         moves = [i for i in self.intervention if i.kind in ("set", "add")]
         if "up" in self.site and moves:
             raise ValueError(f"site 'up' is read only, and intervention {moves[0].kind} would write to it; use post")
-        by_language = [i for i in moves if isinstance(i.value, str)]
-        if by_language and any(d.name == "sharing" for d in self.detector):
+        named = [i.value for i in moves if isinstance(i.value, str)]
+        others = [d.name for d in self.detector if not detector_of(d.name).by_language]
+        if named and others:
             raise ValueError(
-                f"the types of detector sharing are no languages, so they have no {by_language[0].value}; give numbers"
+                f"the types of detector {others[0]} are no languages, so they have no {named[0]}; give numbers"
             )
-        if self.generation.prompts == "none" and "generation" in self.evaluate and not self.generation.temperature:
-            raise ValueError("generation without prompts gives one text again and again; set generation.temperature")
-        self.attention_can_be_done()
-        self.inputs_can_be_done()
-        if unlike := set(TASKS) & set(self.evaluate) ^ set(self.tasks.given):
-            raise ValueError(f"{min(unlike)} has to be named by both or neither of evaluate and tasks")
-        return self
 
-    def attention_can_be_done(self) -> None:
+    def parts_can_be_changed(self) -> None:
         """Raise where attention columns are asked for, and no such cell could run."""
-        parts = [p for p in self.part if p != "mlp"]
-        others = [d.name for d in self.detector if d.name != "plnd"]
+        apart = [(d.name, p) for d in self.detector for p in self.part if not finds(d.name, p)]
+        if apart:
+            able = ", ".join(name for name in usable_detectors() if finds(name, apart[0][1]))
+            raise ValueError(
+                f"detector {apart[0][0]} finds neurons of the MLP only, so no part {apart[0][1]}; use {able}"
+            )
         writes = [i.kind for i in self.intervention if i.kind not in ("zero", "scale")]
-        if parts and others:
-            raise ValueError(f"detector {others[0]} finds neurons of the MLP only, so no part {parts[0]}; use plnd")
-        if parts and writes:
+        if self.part != ("mlp",) and writes:
             raise ValueError(f"attention columns can be zero or scaled, and intervention has {writes[0]}")
 
-    def inputs_can_be_done(self) -> None:
+    def questions_can_have_their_own(self) -> None:
         """Raise where every question is to lose neurons of its own, and no such cell could run."""
-        own = {(d, m) for d in self.detector if d.name == "sharing" for m in self.evaluate if d.scope_for(m) == "input"}
-        for detector, measure in own:
+        for detector, measure in ((d, m) for d in self.detector for m in self.evaluate if d.scope_for(m) == "input"):
             if measure not in BY_CHOICE:
                 raise ValueError(f"scope input needs questions with choices, and {measure} has none; use scope corpus")
-            if detector.tokens != "last" or self.site != ("post",) or {i.kind for i in self.intervention} != {"zero"}:
+            last = detector.settings["tokens"] == "last"
+            if not last or self.site != ("post",) or {i.kind for i in self.intervention} != {"zero"}:
                 raise ValueError(
                     "a question's own neurons are read at its last token and site post, and switched off: "
                     "set site: post, tokens: last, intervention: zero, or give detector sharing scope: corpus"

@@ -1,19 +1,21 @@
 """A study from its YAML file; a mistake is told with its line, what is allowed, and the closest name."""
 
-import difflib
 import re
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from .config import Study
+from .config import Study, choice
 
 Place = tuple[str | int, ...]
 """Keys and list positions that lead to a value."""
+QUOTED = re.compile(r"'([^']*)'")
+UNKNOWN_KEYS = ("extra_forbidden", "unknown_key")
+"""Types of error that are told before all others, since they may explain them."""
 
 
 def preset_names() -> tuple[str, ...]:
@@ -49,8 +51,8 @@ def load_study(path: Path | str, overrides: Sequence[str] = ()) -> Study:
     try:
         return placed(Study.model_validate(merged(base, given)), path.parent)
     except ValidationError as error:
-        first = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
-        raise ValueError(f"{place_of(first['loc'], root, str(path), places)}: {in_words(first)}") from error
+        first = min(error.errors(), key=lambda e: e["type"] not in UNKNOWN_KEYS)
+        raise ValueError(f"{place_of(steps(first), root, str(path), places)}: {in_words(first)}") from error
 
 
 def preset_for(name: str, corpus: Any) -> dict[str, Any]:
@@ -92,7 +94,9 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], yaml.Node | None]:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise ValueError(f"{path}, line {line}: {error.problem}; a study is plain YAML, nothing is run") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is no YAML in UTF-8 ({' '.join(str(error).split())})") from error
+        raise ValueError(
+            f"{path} must be YAML in UTF-8, got something else ({' '.join(str(error).split())})"
+        ) from error
     except IsADirectoryError as error:
         raise ValueError(f"{path} is a folder; give the YAML file of a study") from error
     if root is not None:
@@ -100,7 +104,7 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], yaml.Node | None]:
     if content is None:
         return {}, root
     if not isinstance(content, dict):
-        raise ValueError(f"{path}, line 1: a study is a mapping, `key: value` a line, and this is {content!r:.40}")
+        raise ValueError(f"{path}, line 1: a study must be a mapping, one `key: value` per line, got {content!r:.40}")
     return content, root
 
 
@@ -147,7 +151,7 @@ def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def place_of(place: Place, root: yaml.Node | None, path: str, places: Mapping[Place, str]) -> str:
-    """Where in file or overrides the value stands that `place` leads to, or the last part of it that is there."""
+    """The line, or the override, of the value that `place` leads to, or of the last part of it that is there."""
     for n in range(len(place), 0, -1):
         if place[:n] in places:
             return places[place[:n]]
@@ -166,52 +170,41 @@ def is_mapping(node: yaml.Node | None) -> bool:
     return isinstance(node, yaml.MappingNode)
 
 
+def steps(error: Any) -> Place:
+    """What leads to the value that is wrong, which may be that of a key of the mapping where the error arose."""
+    key = error.get("ctx", {}).get("key")
+    return (*error["loc"], key) if key else error["loc"]
+
+
 def in_words(error: Any) -> str:
     """One sentence: what is wrong and what is allowed."""
-    name = ".".join(str(step) for step in error["loc"] if isinstance(step, str) and step not in detector_names())
-    given = error.get("input")
+    name = ".".join(step for step in steps(error) if isinstance(step, str))
+    given, told = error.get("input"), error.get("ctx", {})
     if error["type"] == "extra_forbidden":
-        return f"key {name!r} is unknown; {choice(str(error['loc'][-1]), allowed_keys(error['loc']))}"
-    if error["type"] in ("literal_error", "union_tag_invalid"):
-        expected = re.findall(r"'([^']*)'", str(error["ctx"].get("expected") or error["ctx"].get("expected_tags")))
-        wrong = error["ctx"].get("tag", given)
-        return f"{name} cannot be {wrong!r}; {choice(str(wrong), expected)}"
+        return f"key {name!r} is unknown; {choice(error['loc'][-1], allowed_keys(error['loc']))}"
+    if error["type"] == "unknown_key":
+        return f"key {name!r} is unknown; {told['choice']}"
+    if error["type"] == "unfit":
+        return f"{name.removesuffix('.name')} {told['reason']}"
+    if error["type"] == "literal_error":
+        return f"{name} cannot be {given!r}; {choice(given, re.findall(QUOTED, told['expected']))}"
     if error["type"] == "string_type" and isinstance(given, bool):
         return f"{name} is {given} to YAML, no text; put the word in quotes, as in 'no' for Norwegian"
     if error["type"] == "value_error":
-        reason = str(error["ctx"]["error"])
-        return f"{name} {given!r} {reason}" if reason.startswith(("is ", "has ")) else f"{name}: {reason}".lstrip(": ")
+        return sentence(name, str(told["error"]), given)
     reason = error["msg"].removeprefix("Input ")
     return f"{name} {reason}, not {given!r}" if name else f"the study {reason}"
 
 
-def choice(wrong: str, allowed: Sequence[str]) -> str:
-    """What is allowed, and the closest of it."""
-    close = difflib.get_close_matches(wrong, allowed, n=1, cutoff=0.5)
-    meant = f"did you mean {close[0]!r}? " if close else ""
-    return f"{meant}allowed: {', '.join(allowed)}"
-
-
-def detector_names() -> tuple[str, ...]:
-    """The tags that pydantic puts into a place beside the keys of the file."""
-    return tuple(detector_keys())
-
-
-def detector_keys() -> dict[str, tuple[str, ...]]:
-    """Name of each detector -> keys that its mapping may have."""
-    from typing import get_args
-
-    from .config import DetectorSettings
-
-    union = get_args(get_args(DetectorSettings)[0])
-    return {name: tuple(s.model_fields) for s in union for name in get_args(s.model_fields["name"].annotation)}
+def sentence(name: str, reason: str, given: Any) -> str:
+    """What a check of ours says of the value of a key, or of several keys together."""
+    if reason.startswith("must be "):
+        return f"{name} {reason}, got {given!r}"
+    return f"{name} {reason}" if reason.startswith("has ") else f"{name}: {reason}".removeprefix(": ")
 
 
 def allowed_keys(place: Place) -> tuple[str, ...]:
     """The keys that may stand where the last step of `place` stands."""
-    for step in reversed(place[:-1]):
-        if step in detector_keys():
-            return detector_keys()[str(step)]
     model: type[BaseModel] = Study
     for step in place[:-1]:
         annotation = model.model_fields[step].annotation if step in model.model_fields else None
@@ -221,8 +214,6 @@ def allowed_keys(place: Place) -> tuple[str, ...]:
 
 def settings_in(annotation: Any) -> list[type[BaseModel]]:
     """The settings classes that occur in a type."""
-    from typing import get_args
-
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
     return [m for part in get_args(annotation) for m in settings_in(part)]

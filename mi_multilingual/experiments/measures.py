@@ -1,38 +1,39 @@
 """What a cell measures: loss, answers or generated text, whole and with neurons changed."""
 
-import json
+from __future__ import annotations
+
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from ..corpora import Corpus
-from ..evaluation.generation import generate
+from ..evaluation.generation import first_words, generate
 from ..evaluation.intervals import ratio_interval
 from ..evaluation.language_id import identify_language
 from ..evaluation.numbers import last_number
 from ..evaluation.perplexity import corpus_losses, corpus_rows
-from ..evaluation.tasks import Item, opening, written_accuracy
+from ..evaluation.tasks import Item, written_accuracy
 from ..models.hooked import HookedModel
-from ..patching.conditions import layer_matched_random
-from ..studies.deactivation import Question, checked_questions, margins, own_neurons
-from .cells import NOT_RANDOM, Cell, region
+from ..studies.deactivation import Question, checked_questions, margins
+from .cells import Measurement
+from .config import GenerationSettings
 
-NO_PROMPT = "none"
+NO_PROMPT = ""
+"""Stands in the place of a language for text that was generated without a prompt."""
 SUM_TOKENS = 30
 """Longest answer to a sum."""
 
 
 @dataclass(frozen=True, eq=False)
 class Observations:
-    """One number a row of text, question or generated text, for one language."""
+    """One number per row of text, question or generated text, for one language."""
 
     evaluated: str
-    """The language; "none" for text generated without a prompt."""
+    """The language; empty for text generated without a prompt."""
     measure: str
-    """"loss" (nats a token), "accuracy", "margin" (nats), "target share" or "own share" (of generated texts)."""
+    """"loss" (nats per token), "accuracy", "margin" (nats), "target share" or "own share" (of generated texts)."""
     total: np.ndarray
     """Summed loss, margins, or 0 and 1."""
     weight: np.ndarray
@@ -45,44 +46,24 @@ class Texts:
 
     corpus: Corpus
     questions: Mapping[str, tuple[Item, ...]]
-    """By measure; every question in the same languages."""
+    """Measure -> its questions, every one in the same languages."""
 
 
-def observe(model: HookedModel, cell: Cell, texts: Texts) -> list[Observations]:
+def observe(model: HookedModel, what: Measurement, texts: Texts) -> list[Observations]:
     """Measure the model as it is now, in every language."""
-    return MEASURES[cell.evaluation](model, cell, texts, json.loads(cell.options))
+    return MEASURES[what.evaluation](model, what, texts)
 
 
-def language_losses(model: HookedModel, cell: Cell, texts: Texts, options: Mapping[str, Any]) -> list[Observations]:
+def language_losses(model: HookedModel, what: Measurement, texts: Texts) -> list[Observations]:
     """Loss of every row of every language's text."""
-    rows = corpus_rows(model, texts.corpus, cell.window, cell.layout)
-    losses = corpus_losses(model, rows)
+    losses = corpus_losses(model, corpus_rows(model, texts.corpus, what.reading))
     return [Observations(k, "loss", loss.nll.numpy(), loss.n_tokens.numpy()) for k, loss in losses.items()]
 
 
-def answers(model: HookedModel, cell: Cell, texts: Texts, options: Mapping[str, Any]) -> list[Observations]:
+def answers(model: HookedModel, what: Measurement, texts: Texts) -> list[Observations]:
     """Which questions of every language are answered right, and by how much."""
-    asked = [question for same in checked_questions(model, texts.questions[cell.evaluation]) for question in same]
+    asked = [question for same in checked_questions(model, texts.questions[what.evaluation]) for question in same]
     return by_language(asked, margins(model, asked))
-
-
-def answers_without_own(model: HookedModel, cell: Cell, texts: Texts) -> tuple[list[Observations], int]:
-    """`answers` where every question loses its own neurons of a type, or as many random ones; and how many, on average.
-
-    The same numbers as `deactivation_study`, which takes all types and seeds at once.
-    """
-    questions = checked_questions(model, texts.questions[cell.evaluation])
-    threshold = json.loads(cell.parameters)["threshold"]
-    scores, sizes = [], []
-    for number, (same, types) in enumerate(own_neurons(model, questions, threshold)):
-        off = types.in_layers(region(cell.layers, types.masks.shape[1]))
-        if cell.seed != NOT_RANDOM:
-            off = layer_matched_random(off, seed=cell.seed * len(questions) + number)
-        off = off[cell.ablated]
-        sizes.append(int(off.union().sum()))
-        scores += margins(model, same, off if sizes[-1] else None)
-    asked = [question for same in questions for question in same]
-    return by_language(asked, scores), round(float(np.mean(sizes)))
 
 
 def by_language(asked: Sequence[Question], scores: Sequence[float]) -> list[Observations]:
@@ -95,9 +76,9 @@ def by_language(asked: Sequence[Question], scores: Sequence[float]) -> list[Obse
     return found
 
 
-def sums(model: HookedModel, cell: Cell, texts: Texts, options: Mapping[str, Any]) -> list[Observations]:
+def sums(model: HookedModel, what: Measurement, texts: Texts) -> list[Observations]:
     """Which sums of every language are answered with the right number."""
-    items = texts.questions[cell.evaluation]
+    items = texts.questions[what.evaluation]
     table = written_accuracy(model, items, extract=last_number, max_new_tokens=SUM_TOKENS, progress=False)
     return [
         Observations(str(k), "accuracy", own.correct.to_numpy(float), np.ones(len(own)))
@@ -112,16 +93,17 @@ def drawn(items: Sequence[Item], n: int) -> tuple[Item, ...]:
     return tuple(item for item in items if item.id in kept)
 
 
-def generated(model: HookedModel, cell: Cell, texts: Texts, options: Mapping[str, Any]) -> list[Observations]:
+def generated(model: HookedModel, what: Measurement, texts: Texts) -> list[Observations]:
     """Whether generated texts are in the language whose neurons are changed, and in that of their prompt."""
-    prompts = prompts_of(texts.corpus, options["prompts"], options["n"])
-    how = {name: value for name, value in options.items() if name not in ("prompts", "n")}
+    assert what.generation is not None, "a cell that generates text says how"
+    prompts = prompts_of(texts.corpus, what.generation)
+    how = what.generation.model_dump(exclude={"prompts", "n"})
     written = generate(model, [p for _, p in prompts], progress=False, **how)
     languages = identify_language(written, texts.corpus.languages)
     found = []
     for own in dict.fromkeys(k for k, _ in prompts):
         came = [language for (k, _), language in zip(prompts, languages, strict=True) if k == own]
-        shares = {"target share": cell.ablated} if cell.ablated in texts.corpus.languages else {}
+        shares = {"target share": what.target} if what.target else {}
         shares |= {"own share": own} if own != NO_PROMPT else {}
         for measure, wanted in shares.items():
             hits = np.array([language == wanted for language in came], float)
@@ -129,14 +111,14 @@ def generated(model: HookedModel, cell: Cell, texts: Texts, options: Mapping[str
     return found
 
 
-def prompts_of(corpus: Corpus, kind: str, n: int) -> list[tuple[str, str]]:
+def prompts_of(corpus: Corpus, how: GenerationSettings) -> list[tuple[str, str]]:
     """Pairs of language and prompt: the openings of the first documents, or n times nothing."""
-    if kind == NO_PROMPT:
-        return [(NO_PROMPT, "")] * n
-    return [(k, opening(d, k)) for k, documents in corpus.documents.items() for d in documents[:n]]
+    if how.prompts == "none":
+        return [(NO_PROMPT, "")] * how.n
+    return [(k, first_words(d, k)) for k, documents in corpus.documents.items() for d in documents[: how.n]]
 
 
-MEASURES: Mapping[str, Callable[[HookedModel, Cell, Texts, Mapping[str, Any]], list[Observations]]] = {
+MEASURES: Mapping[str, Callable[[HookedModel, Measurement, Texts], list[Observations]]] = {
     "language": language_losses,
     "facts": answers,
     "xcopa": answers,

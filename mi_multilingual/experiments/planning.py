@@ -1,6 +1,7 @@
 """What a study will cost, before anything of it runs."""
 
-import json
+from __future__ import annotations
+
 import resource
 import sys
 import time
@@ -14,22 +15,21 @@ import torch
 
 from ..corpora import Corpus
 from ..evaluation.generation import generate
-from ..evaluation.perplexity import TOKENS_A_BATCH, corpus_losses, corpus_rows
-from ..evidence.activations import ActivationStats, batch_stats
+from ..evaluation.perplexity import corpus_losses, corpus_rows
+from ..evidence.activations import batch_stats, nothing_recorded
+from ..evidence.table import kind_of
 from ..models.hooked import HookedModel, site_of
+from ..patching.conditions import NOT_RANDOM
 from ..studies.deactivation import checked_questions, margins
-from ..tokens import TokenRows
-from .cells import NOT_RANDOM, Cell, cells_of
-from .config import BY_CHOICE, TASKS, Study
+from ..tokens import Reading, TokenRows, rows_per_batch
+from .cells import Cell, cells_of
+from .config import BY_CHOICE, Study
 from .context import Context
-from .detectors import Evidence, needs
 from .measures import SUM_TOKENS, prompts_of
+from .recordings import Recording, needs
 
 PROBED_TOKENS, PROBED_STEPS, PROBED_PROMPTS = 1024, 4, 8
-PASSES = {"stats": 1, "texts": 1, "impact": 2, "relevance": 4, "sharing": 1}
-"""Cost of a recording a token, in recordings of statistics; a backward pass counts two passes, and needs the logits."""
-NUMBERS_A_NEURON = {"stats": 4, "impact": 2, "relevance": 1, "sharing": 5}
-"""64-bit numbers that a recording keeps for every neuron and language."""
+ENOUGH = 10  # questions or texts per language
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,13 +38,14 @@ class Plan:
 
     cells: tuple[Cell, ...]
     steps: pd.DataFrame
-    """A row a kind of work: model, work, times (that it is done), tokens (in all), seconds (in all)."""
+    """One row per kind of work: model, work, times (that it is done), tokens (in all), seconds (in all)."""
     memory: int
-    """Bytes, for the largest model: what planning took (of a GPU, the weights), a batch's logits, largest recording."""
+    """Bytes for the largest model: memory that planning took (on a GPU: the weights), logits of one batch, and the
+    largest recording."""
     basis: str
-    """Where the seconds come from."""
+    """The measurement that the seconds are worked out from."""
     notes: tuple[str, ...]
-    """What may not be meant."""
+    """Things that the study says and may not mean."""
 
     @property
     def seconds(self) -> float:
@@ -63,38 +64,36 @@ def plan(study: Study) -> Plan:
     for name in study.model:
         own = [cell for cell in cells if cell.model == name]
         model = context.model(name)
-        seconds = seconds_a_token(model, study, context.corpus("evaluate"), measured(model))
-        basis.append(f"{name}: {1 / seconds:,.0f} tokens a second in a timed pass")
-        to_record = seconds_a_token(model, study, context.corpus("identify"), recorded(model))
-        steps += [{"model": name, **step} for step in recordings(own, model, study, context, to_record)]
+        seconds = seconds_per_token(model, study, context.corpus("evaluate"), measured(model))
+        basis.append(f"{name}: {1 / seconds:,.0f} tokens per second in a timed pass")
+        identify = context.corpus("identify")
+        to_record = seconds_per_token(model, study, identify, recorded(model, identify, study.corpus.reading))
+        steps += [{"model": name, **step} for step in recordings(own, model, identify, to_record)]
         steps += [{"model": name, **step} for step in measurements(own, model, study, context, seconds)]
-        memory = max(memory, memory_of(model, own, context.corpus("identify")))
+        memory = max(memory, memory_of(model, own, identify))
     table = pd.DataFrame(steps, columns=["model", "work", "times", "tokens", "seconds"])
     return Plan(cells, table, memory, "; ".join(basis), notes_of(study, cells, context))
 
 
-def recordings(
-    cells: list[Cell], model: HookedModel, study: Study, context: Context, seconds: float
-) -> list[dict[str, Any]]:
-    """A row a recording that the cells need."""
-    found = dict.fromkeys(evidence for cell in cells for evidence in needs(cell))
-    corpus = context.corpus("identify")
-    tokens = {layout: n_tokens(model, corpus, study.corpus.window, layout) for layout in {e.layout for e in found}}
+def recordings(cells: list[Cell], model: HookedModel, corpus: Corpus, seconds: float) -> list[dict[str, Any]]:
+    """One row per recording that the cells need."""
+    found = dict.fromkeys(recording for cell in cells for recording in needs(cell))
+    tokens = {reading: n_tokens(model, corpus, reading) for reading in {r.reading for r in found}}
     return [
         {
-            "work": f"record {e.kind} {e.site}".rstrip(),
+            "work": f"record {r.kind} {r.site}".rstrip(),
             "times": 1,
-            "tokens": tokens[e.layout],
-            "seconds": PASSES[e.kind] * tokens[e.layout] * seconds,
+            "tokens": tokens[r.reading],
+            "seconds": kind_of(r.kind).passes * tokens[r.reading] * seconds,
         }
-        for e in found
+        for r in found
     ]
 
 
 def measurements(
     cells: list[Cell], model: HookedModel, study: Study, context: Context, seconds: float
 ) -> list[dict[str, Any]]:
-    """A row a measure: its cells, and once the unchanged model."""
+    """One row per measure, for its cells and for the unchanged model."""
     costs: dict[str, Callable[[], tuple[int, float]]] = {
         "language": lambda: language_cost(model, study, context, seconds),
         "generation": lambda: generation_cost(model, study, context),
@@ -105,20 +104,19 @@ def measurements(
     for measure in study.evaluate:
         own = [cell for cell in cells if cell.evaluation == measure]
         tokens, taken = costs[measure]()
-        # The language that generated text should be in is that of the cell, so the unchanged model is asked for each.
-        times = len(own) + (len({cell.ablated for cell in own}) if measure == "generation" else 1)
+        times = len(own) + len({cell.measurement for cell in own})
         rows.append({"work": f"measure {measure}", "times": times, "tokens": times * tokens, "seconds": times * taken})
     return rows
 
 
 def language_cost(model: HookedModel, study: Study, context: Context, seconds: float) -> tuple[int, float]:
-    tokens = n_tokens(model, context.corpus("evaluate"), study.corpus.window, study.corpus.layout)
+    tokens = n_tokens(model, context.corpus("evaluate"), study.corpus.reading)
     return tokens, tokens * seconds
 
 
 def choices_cost(model: HookedModel, context: Context, measure: str) -> tuple[int, float]:
     """Tokens and seconds of one cell, by timing its first question in every language."""
-    asked = checked_questions(model, context.texts().questions[measure])
+    asked = checked_questions(model, context.texts.questions[measure])
     tokens = [sum(len(c.ids) for question in same for c in question.choices) for same in asked]
     started = time.perf_counter()
     margins(model, asked[0])
@@ -127,7 +125,7 @@ def choices_cost(model: HookedModel, context: Context, measure: str) -> tuple[in
 
 def sums_cost(model: HookedModel, context: Context) -> tuple[int, float]:
     """Tokens and seconds of one cell, by a few timed steps of its first questions."""
-    prompts = [item.prompt for item in context.texts().questions["mgsm"]]
+    prompts = [item.prompt for item in context.texts.questions["mgsm"]]
     few = prompts[:PROBED_PROMPTS]
     started = time.perf_counter()
     generate(model, few, max_new_tokens=PROBED_STEPS, progress=False)
@@ -138,7 +136,7 @@ def sums_cost(model: HookedModel, context: Context) -> tuple[int, float]:
 def generation_cost(model: HookedModel, study: Study, context: Context) -> tuple[int, float]:
     """Tokens and seconds of one cell, by a few timed steps of its own prompts."""
     how = study.generation
-    prompts = [p for _, p in prompts_of(context.corpus("evaluate"), how.prompts, how.n)]
+    prompts = [p for _, p in prompts_of(context.corpus("evaluate"), how)]
     steps = min(PROBED_STEPS, how.max_new_tokens)
     started = time.perf_counter()
     generate(model, prompts, max_new_tokens=steps, temperature=how.temperature, progress=False)
@@ -146,9 +144,9 @@ def generation_cost(model: HookedModel, study: Study, context: Context) -> tuple
     return len(prompts) * how.max_new_tokens, taken * how.max_new_tokens / steps
 
 
-def seconds_a_token(model: HookedModel, study: Study, corpus: Corpus, work: Callable[[TokenRows], Any]) -> float:
-    """Of the work, the faster of two goes over the first rows of the text."""
-    rows = corpus_rows(model, corpus.take(corpus.languages[:1]), study.corpus.window, study.corpus.layout)
+def seconds_per_token(model: HookedModel, study: Study, corpus: Corpus, work: Callable[[TokenRows], Any]) -> float:
+    """Seconds of the work per token, by the faster of two goes over the first rows of the text."""
+    rows = corpus_rows(model, corpus.take(corpus.languages[:1]), study.corpus.reading)
     language, whole = next(iter(rows.items()))
     first = whole.tokens.shape[0] if whole.n_tokens <= PROBED_TOKENS else max(1, PROBED_TOKENS // whole.tokens.shape[1])
     few = TokenRows(language, *(getattr(whole, n)[:first] for n in ("tokens", "valid", "n_bytes", "document")))
@@ -164,27 +162,26 @@ def measured(model: HookedModel) -> Callable[[TokenRows], Any]:
     return lambda rows: corpus_losses(model, {rows.language: rows})
 
 
-def recorded(model: HookedModel) -> Callable[[TokenRows], Any]:
+def recorded(model: HookedModel, corpus: Corpus, reading: Reading) -> Callable[[TokenRows], Any]:
+    reader, empty = site_of(model, "gate"), nothing_recorded(model, corpus, reading)
+
     def work(rows: TokenRows) -> None:
-        reader = site_of(model, "gate")
-        origin = {"site": "gate", "threshold": 0.0, "model": "", "model_fingerprint": "", "corpus_fingerprint": ""}
-        like = ActivationStats.zeros((rows.language,), model.cfg.n_layers, model.cfg.d_mlp, **origin)
         for batch in rows.batches(len(rows.tokens)):
-            batch_stats(model, reader, batch, like)
+            batch_stats(model, reader, batch, empty.take([rows.language]))
 
     return work
 
 
-def n_tokens(model: HookedModel, corpus: Corpus, window: int | None, layout: str) -> int:
-    return sum(rows.n_tokens for rows in corpus_rows(model, corpus, window, layout).values())
+def n_tokens(model: HookedModel, corpus: Corpus, reading: Reading) -> int:
+    return sum(rows.n_tokens for rows in corpus_rows(model, corpus, reading).values())
 
 
 def memory_of(model: HookedModel, cells: list[Cell], corpus: Corpus) -> int:
     """Bytes of process or weights, of one batch of logits (twice in float32), and of the largest recording."""
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
-    logits = 2 * 4 * TOKENS_A_BATCH * int(model.cfg.d_vocab)
+    logits = 2 * 4 * rows_per_batch(model, 1, "logits") * int(model.cfg.d_vocab)
     neurons = model.cfg.n_layers * model.cfg.d_mlp
-    kept = [recording_bytes(e, neurons, corpus) for cell in cells for e in needs(cell)]
+    kept = [recording_bytes(recording, neurons, corpus) for cell in cells for recording in needs(cell)]
     held = weights if torch.device(model.cfg.device).type == "cuda" else max(weights, used_so_far())
     return held + logits + max(kept, default=0)
 
@@ -195,21 +192,22 @@ def used_so_far() -> int:
     return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
-def recording_bytes(evidence: Evidence, neurons: int, corpus: Corpus) -> int:
-    if evidence.kind == "texts":
-        return 4 * neurons * sum(map(len, corpus.documents.values()))
-    return 8 * NUMBERS_A_NEURON[evidence.kind] * neurons * len(corpus.languages)
+def recording_bytes(recording: Recording, neurons: int, corpus: Corpus) -> int:
+    row = kind_of(recording.kind)
+    if row.per_text:
+        return 4 * row.numbers * neurons * sum(map(len, corpus.documents.values()))
+    return 8 * row.numbers * neurons * len(corpus.languages)
 
 
 def notes_of(study: Study, cells: tuple[Cell, ...], context: Context) -> tuple[str, ...]:
-    """What may not be meant: the same text for finding and measuring, no random control, few questions."""
+    """Doubts: the same text for finding and measuring, no random control, few questions."""
     notes = []
     if context.corpus("identify").fingerprint == context.corpus("evaluate").fingerprint:
         notes.append("neurons are found and measured on the same text; give corpus.identify and corpus.evaluate")
     if all(cell.seed == NOT_RANDOM for cell in cells):
         notes.append("there are no seeds, so no random neurons to compare an effect with")
-    asking = ("facts", "generation", *TASKS)
-    few = {json.loads(cell.options)["n"] for cell in cells if cell.evaluation in asking}
-    if few and min(few) < 10:
-        notes.append(f"{min(few)} questions or texts a language give intervals of half a share; ask for more")
+    asked = [cell.questions if cell.generation is None else cell.generation.n for cell in cells]
+    few = min((n for n in asked if n is not None), default=ENOUGH)
+    if few < ENOUGH:
+        notes.append(f"{few} questions or texts per language give intervals of half a share; ask for more")
     return tuple(notes)

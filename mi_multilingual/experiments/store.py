@@ -2,14 +2,14 @@
 
 =====================  ============================================================================================
 study.yaml             the settings as they were given, with defaults and preset filled in
-cells.json             the cells of the study, in the order of the table
+cells.json             the cells of the study, in the order of the table, and the version of this package's results
 environment.json       versions, git commit, hardware and seeds of every start
 fingerprints.json      of models, tokenizers, corpora and questions
 sweep.parquet          all rows of results/, in that order, and sweep_effects.parquet, their means by setting
-results/*.parquet      one file a cell, named by the cell's key and the digest of the file's content
+results/*.parquet      one file per cell, named by the cell's key and the digest of the file's content
 failed/*.json          the error of each cell that failed
 damaged/               files that were found broken, set aside
-cache/*.safetensors    statistics and neuron sets, which can be computed again
+cache/*.safetensors    evidence and neuron sets, which can be computed again
 lock                   who is writing
 =====================  ============================================================================================
 """
@@ -40,6 +40,10 @@ SECONDS = b"mi_multilingual.seconds"
 
 class Unwritable(OSError):
     """The folder takes no more: full, read-only, or not ours. What is written stays whole."""
+
+
+class Unreadable(ValueError):
+    """A file of the folder is missing or damaged."""
 
 
 @dataclass(frozen=True)
@@ -87,23 +91,23 @@ class Store:
         """The content of a JSON file of the folder.
 
         Raises:
-            ValueError: it is missing or damaged.
+            Unreadable: it is missing or damaged.
         """
         path = self.path(name)
         try:
             return json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError as error:
-            raise ValueError(
-                f"{self.folder} has no {name}, so it is no sweep; begin one with `mi-multilingual run`"
+            raise Unreadable(
+                f"{self.folder} must hold a sweep, got no {name}; begin one with `mi-multilingual run`"
             ) from error
         except ValueError as error:
-            raise ValueError(f"{path} is damaged ({error}); `mi-multilingual run` with the study mends it") from error
+            raise damaged(path, str(error)) from error
 
     def add_result(self, key: str, table: pd.DataFrame, *, seconds: float = 0.0) -> Path:
         """Write the rows of one cell, for good; a failure noted before is forgotten.
 
         Args:
-            seconds: what the cell took; kept beside the table, since it is no part of the result.
+            seconds: time that the cell took; kept beside the table, since it is no part of the result.
         """
         arrow = pa.Table.from_pandas(table, preserve_index=False)
         arrow = arrow.replace_schema_metadata({**(arrow.schema.metadata or {}), SECONDS: f"{seconds:.3f}".encode()})
@@ -116,7 +120,7 @@ class Store:
         return path
 
     def results(self) -> dict[str, Path]:
-        """The result file of every cell that has one, by key, whole or not."""
+        """Key of every cell that has a result file -> the file, whole or not."""
         found = (RESULT.fullmatch(p.name) for p in sorted(self.listed("results")))
         return {m["key"]: self.folder / "results" / m.string for m in found if m}
 
@@ -125,7 +129,7 @@ class Store:
         return list(folder.iterdir()) if folder.is_dir() else []
 
     def check_results(self, keys: Sequence[str], *, set_aside: bool = False) -> tuple[set[str], list[str]]:
-        """Which of the cells have a whole file, and the names of broken files.
+        """The cells that have a whole file, and the names of broken files.
 
         Args:
             set_aside: move the broken ones to damaged/, so that their cells count as not done.
@@ -158,7 +162,7 @@ class Store:
         return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
 
     def seconds(self, keys: Sequence[str]) -> list[float]:
-        """What each of these cells took, for those that are done."""
+        """Seconds that each of these cells took, for those that are done."""
         files = self.results()
         metadata = (pq.read_schema(files[k]).metadata or {} for k in keys if k in files and is_whole(files[k]))
         return [float(m.get(SECONDS, b"0")) for m in metadata]
@@ -177,7 +181,7 @@ class Store:
         return found
 
     def sweep_up(self) -> None:
-        """Remove what writers that were killed left half written."""
+        """Remove the half-written files of writers that were killed."""
         for path in self.folder.rglob(".*"):
             if path.is_file() and (path.name.endswith(".partial") or re.search(r"\.safetensors\.\d+$", path.name)):
                 path.unlink(missing_ok=True)
@@ -223,6 +227,10 @@ class Store:
         except BlockingIOError:
             return True
         return False
+
+
+def damaged(path: Path, reason: str) -> Unreadable:
+    return Unreadable(f"{path} is damaged ({reason}); `mi-multilingual run` with the study mends it")
 
 
 def taken(file: Any) -> bool:

@@ -1,5 +1,7 @@
 """A sweep in few numbers: what every setting does to the language whose neurons it changes, and to the others."""
 
+from __future__ import annotations
+
 import json
 import math
 from collections.abc import Sequence
@@ -9,9 +11,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from ..detectors.table import detector_of
 from ..evaluation.intervals import mean_interval
-from ..evidence.sharing import TYPES
-from .cells import NOT_RANDOM
 from .measures import NO_PROMPT
 
 VARIED = ("model", "detector", "parameters", "rate", "site", "layers", "part", "intervention")
@@ -20,26 +21,30 @@ PARTS_IN_WORDS = {"mlp": "MLP", "attention": "attention", "all": "MLP and attent
 
 
 def effects(results: pd.DataFrame) -> pd.DataFrame:
-    """Mean change of every setting, by the detected neurons and by random ones in their place.
+    """Mean change by every setting, of the chosen neurons and of random ones in their place.
 
-    The mean is over languages, those whose neurons are changed (of detector sharing, those evaluated): changes that
-    have it in common, of several seeds or evaluated languages, are averaged first, as they are not independent.
+    The mean is over languages: over those whose neurons are changed, or where types of neurons are, over those
+    evaluated. Changes of one language, by several seeds or in several texts, are averaged first, since they are not
+    independent.
 
     Args:
         results: of a sweep (`mi_multilingual.experiments.sweep.results`).
 
     Returns:
-        a row a setting, measure, `neurons` ("detected" or "random") and `where`: "own" (text of the language whose
-        neurons are changed), "others", "no prompt", or of detector sharing the type that is changed. The setting in
-        its own columns and as `setting` in the words that tell it from the others; n (languages), base and value
-        (means), change and its 95 % bootstrap interval over languages low, high (NaN of a single language).
+        one row per setting, measure, `condition` ("chosen" or "random") and `where`: "own" (text of the language whose
+        neurons are changed), "others", "no prompt", or the type that is changed. The setting in its own columns and as
+        `setting` in the words that tell it from the others; n (languages), base and value (means), change and its 95 %
+        bootstrap interval over languages low, high (NaN of a single language).
+
+    Raises:
+        ValueError: a detector that is not in the table of detectors.
     """
+    of_languages = results.detector.map({name: detector_of(name).by_language for name in results.detector.unique()})
     table = results.assign(
-        neurons=np.where(results.seed == NOT_RANDOM, "detected", "random"),
-        where=[place(a, e) for a, e in zip(results.ablated, results.evaluated, strict=True)],
-        unit=results.ablated.where(~results.ablated.isin(TYPES), results.evaluated),
+        where=[place(*row) for row in zip(of_languages, results.group, results.evaluated, strict=True)],
+        unit=results.group.where(of_languages, results.evaluated),
     )
-    rows, by = [], [*VARIED, *MEASURED, "neurons", "where"]
+    rows, by = [], [*VARIED, *MEASURED, "condition", "where"]
     for key, part in table.groupby(by, sort=False, dropna=False):
         assert isinstance(key, tuple)
         units = part.groupby("unit", sort=False)[["base", "value", "change"]].mean()
@@ -53,7 +58,7 @@ def effects(results: pd.DataFrame) -> pd.DataFrame:
 
 
 def in_words(effects: pd.DataFrame) -> list[str]:
-    """What tells each row's setting from the others."""
+    """Each row's setting, by what tells it from the others."""
     counts = effects[[*VARIED]].nunique(dropna=False)
     varied = list(counts[counts > 1].index)
     names = {model: Path(model).name for model in effects.model}  # of a checkpoint's folder, unless two are alike
@@ -84,10 +89,10 @@ def words(name: str, value: Any, parameters: Sequence[str]) -> list[str]:
     return [f"{value} layers" if name == "layers" else str(value)]
 
 
-def place(ablated: str, evaluated: str) -> str:
-    """How the text measured stands to the neurons changed."""
-    if ablated in TYPES:
-        return ablated
+def place(of_languages: bool, group: str, evaluated: str) -> str:
+    """What the text measured is to the neurons changed."""
+    if not of_languages:
+        return group
     if evaluated == NO_PROMPT:
         return "no prompt"
-    return "own" if ablated == evaluated else "others"
+    return "own" if group == evaluated else "others"

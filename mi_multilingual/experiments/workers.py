@@ -17,8 +17,8 @@ from typing import Any
 
 import torch
 
-ATTEMPTS = 3
-"""Times that an item is tried before it counts as failed."""
+from .attempts import in_one_line, tried_again
+
 STARTS = 3
 """Workers in a row that may fail to start before no more are started."""
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
@@ -62,7 +62,7 @@ class Worker:
 
 
 class Pool:
-    """Workers on a Ray cluster, one a GPU if it has any, else one a core (see `workers`)."""
+    """Workers on a Ray cluster, one per GPU if it has any, else one per core (see `workers`)."""
 
     def __init__(self, make: Callable[[], Any], n_workers: int | None = None):
         self.ray = imported()
@@ -87,8 +87,8 @@ class Pool:
     def run(self, function: Callable[[Any, Any], Any], items: Iterable[Any]) -> Iterator[Outcome]:
         """`function(state, item)` for every item in some worker; yields what became of each as soon as it is known.
 
-        Items are drawn as workers become free. One that raises, or whose worker dies, is tried again before others are
-        begun, ATTEMPTS times in all.
+        Items are drawn as workers become free. One that raises, or whose worker dies, may be tried again, before others
+        are begun (see `tried_again`).
 
         Raises:
             ChildProcessError: no worker can be started.
@@ -100,8 +100,8 @@ class Pool:
             while again or any(job.attempt for job in self.busy.values()) or not self.idle:
                 [done], _ = self.ray.wait(list(self.busy), num_returns=1)
                 job = self.busy.pop(done)
-                outcome = self.finish(done, job)
-                retry = outcome.error and job.attempt < ATTEMPTS
+                outcome, error = self.finish(done, job)
+                retry = error is not None and tried_again(error, job.attempt)
                 if job.attempt and retry:
                     again.append(replace(job, attempt=job.attempt + 1))
                 # Before the outcome is yielded, so that no worker waits for what is done with it.
@@ -117,19 +117,20 @@ class Pool:
             actor = self.idle.pop()
             self.busy[actor.run.remote(job.function, job.item)] = replace(job, actor=actor)
 
-    def finish(self, done: Any, job: Job) -> Outcome:
-        """What came out; the worker is idle again, or replaced if it died."""
-        outcome = Outcome(job.index or 0, job.item)
+    def finish(self, done: Any, job: Job) -> tuple[Outcome, Exception | None]:
+        """What came out, and the error if one did; the worker is idle again, or replaced if it died."""
+        outcome, failure = Outcome(job.index or 0, job.item), None
         try:
             outcome = replace(outcome, result=self.ray.get(done))
         except self.ray.exceptions.RayTaskError as error:
-            message = f"{type(error.cause).__name__}: {error.cause}"
-            outcome = replace(outcome, error=" ".join(message.split()), trace=plain(error))
+            failure = error.cause
+            outcome = replace(outcome, error=in_one_line(failure), trace=plain(error))
         except self.ray.exceptions.RayError as error:
             self.replace_dead(job, error)
-            return replace(outcome, error=f"its worker died: {plain(error).splitlines()[0]}", trace=plain(error))
+            said = f"its worker died: {plain(error).splitlines()[0]}"
+            return replace(outcome, error=said, trace=plain(error)), error
         self.idle.append(job.actor)
-        return outcome
+        return outcome, failure
 
     def replace_dead(self, job: Job, error: Exception) -> None:
         """Another worker for one that died, but not for ever where they die as they start."""

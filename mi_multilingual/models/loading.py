@@ -5,10 +5,12 @@ import warnings
 from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from ..storage import is_like_a_path
 from .hooked import HookedModel, is_bridge, run_trunk
 
 try:
@@ -127,7 +129,11 @@ def hugging_face(
             source.config.name_or_path or architecture(source),
         )
     place = checkpoint_place(source)
-    if source != "demo" and is_like_a_path(place) and not (Path(place) / "config.json").exists():
+    if (
+        source != "demo"
+        and (Path(place).exists() or is_like_a_path(place))
+        and not (Path(place) / "config.json").exists()
+    ):
         raise ValueError(
             f"{place!r} is no checkpoint folder: it has no config.json; give a folder written by save_pretrained"
         )
@@ -144,10 +150,6 @@ def hugging_face(
 def checkpoint_place(source: str | Path) -> str:
     """The folder of the embedded model for "demo", else the name itself."""
     return str(files("mi_multilingual").joinpath("demo", "model")) if source == "demo" else str(source)
-
-
-def is_like_a_path(name: str) -> bool:
-    return Path(name).exists() or name.startswith((".", "/", "~")) or name.endswith("/") or name.count("/") > 1
 
 
 def architecture(hf_model: PreTrainedModel) -> str:
@@ -192,7 +194,7 @@ def to_bridge(hf_model: PreTrainedModel, folder: str, name: str, device: str, dt
     from transformer_lens.model_bridge import TransformerBridge
 
     try:
-        model = TransformerBridge.boot_transformers(
+        model: Any = TransformerBridge.boot_transformers(
             folder,
             hf_model=hf_model.to(device),
             tokenizer=AutoTokenizer.from_pretrained(folder),

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+from tqdm.auto import tqdm
 
 from ..display import Summarised
 from ..models.hooked import HookedModel, is_gated
@@ -36,7 +37,7 @@ class Condition(Summarised):
     interventions: tuple[Intervention, ...] = ()
 
     def summary(self) -> tuple[str, Mapping[str, Sequence[Any]]]:
-        labels = ", ".join(f"{name}={value}" for name, value in self.labels.items())
+        labels = ", ".join(f"{name}={value!r}" for name, value in self.labels.items())
         kinds = [f"{i.kind} at {i.site}" for i in self.interventions]
         return labels, {"intervention": kinds, "neurons": [int(i.neurons.union().sum()) for i in self.interventions]}
 
@@ -54,15 +55,22 @@ def with_controls(
     seeds: Sequence[int] = (0, 1, 2),
     *,
     change: Callable[[NeuronSet], tuple[Intervention, ...]] = zero,
+    groups: Sequence[str] | None = None,
+    number: int = 0,
+    n_sets: int = 1,
 ) -> Iterator[Condition]:
     """Every group's neurons changed, and beside each as many random ones per layer, drawn anew for every seed.
 
     Args:
         seeds: of the random neurons; none for no control.
         change: what is done to the neurons of a group, given as a set of that one group.
+        groups: those to change, all by default. The draw is of the whole set, so a group's random neurons are the same
+            whichever others are changed.
+        number, n_sets: which of how many sets with the same seeds this is, such as one per question; every set draws
+            neurons of its own.
 
     Raises:
-        ValueError: seeds that are negative or repeat.
+        ValueError: seeds that are negative or repeat, or a group that the set does not have.
 
     Example:
         >>> import mi_multilingual as mm
@@ -72,12 +80,21 @@ def with_controls(
         {'condition': 'chosen', 'group': 'none', 'seed': -1, 'n_neurons': 2}
         {'condition': 'random', 'group': 'none', 'seed': 0, 'n_neurons': 2}
     """
+    sets = beside_random(neurons, seeds, number=number, n_sets=n_sets)
+    wanted = neurons.take(neurons.groups if groups is None else groups).groups
+    return (condition_of(name, drawn[group], change, seed) for group in wanted for name, seed, drawn in sets)
+
+
+def beside_random(
+    neurons: NeuronSet, seeds: Sequence[int], *, number: int = 0, n_sets: int = 1
+) -> list[tuple[str, int, NeuronSet]]:
+    """The set and its random counterparts: condition, seed and neurons of each. Arguments are those of `with_controls`.
+
+    For what changes the neurons of several groups at once; `with_controls` takes one group after another.
+    """
     check_seeds(seeds)
-    controls = {seed: layer_matched_random(neurons, seed=seed) for seed in seeds}
-    for group in neurons.groups:
-        yield condition_of(CHOSEN, neurons[group], change)
-        for seed, control in controls.items():
-            yield condition_of(RANDOM, control[group], change, seed)
+    controls = [(RANDOM, seed, layer_matched_random(neurons, seed=seed * n_sets + number)) for seed in seeds]
+    return [(CHOSEN, NOT_RANDOM, neurons), *controls]
 
 
 def condition_of(
@@ -86,15 +103,49 @@ def condition_of(
     change: Callable[[NeuronSet], tuple[Intervention, ...]] = zero,
     seed: int = NOT_RANDOM,
 ) -> Condition:
-    """One group's neurons changed."""
+    """One group's neurons changed; nothing is done where it has none."""
+    labels = labels_of(condition, neurons, seed)
+    return Condition(labels, change(neurons) if labels["n_neurons"] else ())
+
+
+def labels_of(condition: str, neurons: NeuronSet, seed: int = NOT_RANDOM) -> dict[str, Any]:
+    """What tables call it when the neurons of this one group are changed."""
     n_neurons = int(neurons.union().sum())
-    labels = {"condition": condition, "group": neurons.groups[0], "seed": seed, "n_neurons": n_neurons}
-    return Condition(labels, change(neurons) if n_neurons else ())
+    return {"condition": condition, "group": neurons.groups[0], "seed": seed, "n_neurons": n_neurons}
+
+
+def labelled(condition: Condition, **labels: Any) -> Condition:
+    """The condition with further labels, or others in their place."""
+    return replace(condition, labels={**condition.labels, **labels})
 
 
 def check_seeds(seeds: Sequence[int]) -> None:
     if len(set(seeds)) < len(seeds) or any(seed < 0 for seed in seeds):
         raise ValueError(f"seeds must be different numbers from 0, got {tuple(seeds)}")
+
+
+def measured(
+    model: HookedModel,
+    conditions: Collection[Condition],
+    measure: Callable[[Condition], Iterable[Mapping[str, Any]]],
+    *,
+    title: str = "conditions",
+    progress: bool = True,
+) -> list[dict[str, Any]]:
+    """What `measure` finds under every condition: its rows, each beside the condition's labels.
+
+    Args:
+        measure: called with the condition that the model is run under at that time.
+        title: stands before the progress bar.
+
+    Raises:
+        ValueError: as `applied`.
+    """
+    rows = []
+    for condition in tqdm(conditions, desc=title, unit="condition", disable=not progress):
+        with applied(model, condition):
+            rows += [{**condition.labels, **row} for row in measure(condition)]
+    return rows
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.pytorch_utils import Conv1D
 
 from ..models.hooked import is_gated
 from ..models.loading import architecture, hugging_face, load_model
@@ -95,7 +96,8 @@ def check_checkpoint(
 def checkpoint_columns(hf_model: PreTrainedModel, step: Change) -> Iterator[tuple[Projection, LayerChange]]:
     """What a step writes into the query, key or value weights."""
     name = f".self_attn.{step.part}_proj"
-    found = [module for path, module in hf_model.named_modules() if path.endswith(name)]
+    named = [module for path, module in hf_model.named_modules() if path.endswith(name)]
+    found = [module for module in named if isinstance(module, torch.nn.Linear)]
     shape = tuple(step.chosen.shape)
     if len(found) != shape[0] or any(module.weight.shape[0] != shape[1] for module in found):
         raise ValueError(
@@ -111,7 +113,8 @@ def checkpoint_columns(hf_model: PreTrainedModel, step: Change) -> Iterator[tupl
 
 def checkpoint_projections(hf_model: PreTrainedModel, steps: Sequence[Change]) -> list[Projection]:
     """The output weights of every layer, with biases where the steps need them and the config can have them."""
-    found = {name: m for name, m in hf_model.named_modules() if name.endswith(OUT_PROJECTIONS)}
+    named = {name: m for name, m in hf_model.named_modules() if name.endswith(OUT_PROJECTIONS)}
+    found = {name: m for name, m in named.items() if isinstance(m, torch.nn.Linear | Conv1D)}
     projections = [hugging_face_projection(module) for module in found.values()]
     shape = tuple(steps[0].chosen.shape)
     if len(projections) != shape[0] or any(len(p.rows) != shape[1] for p in projections):

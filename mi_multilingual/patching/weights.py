@@ -148,7 +148,7 @@ def out_projection(model: HookedModel, layer: int) -> Projection:
     return Projection(mlp.W_out.detach(), mlp, "b_out")
 
 
-def hugging_face_projection(module: torch.nn.Module) -> Projection:
+def hugging_face_projection(module: torch.nn.Linear | Conv1D) -> Projection:
     # Conv1D, GPT-2's own, stores (in, out), where Linear stores (out, in).
     weight = module.weight.detach()
     return Projection(weight if isinstance(module, Conv1D) else weight.T, module, "bias")

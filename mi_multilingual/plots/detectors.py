@@ -4,37 +4,33 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from ..neurons import NeuronScores, NeuronSet
-from .style import COLOURS
+from ..patching.conditions import RANDOM
+from .style import COLOURS, RANDOM_NEURONS, asymmetric, spoken
 
 
 def leaderboard(table: pd.DataFrame) -> go.Figure:
-    """Bars of a `leaderboard`: specificity of each detector, nats a token, with its 95 % interval, best on top."""
+    """Bars of a `leaderboard`: specificity of each detector, nats per token, with its 95 % interval, best on top."""
     bars = go.Bar(
         x=table.specificity,
-        y=table.detector,
+        y=table.detector.map(spoken).where(table.condition != RANDOM, RANDOM_NEURONS),
         orientation="h",
-        error_x={
-            "type": "data",
-            "symmetric": False,
-            "array": table.high - table.specificity,
-            "arrayminus": table.specificity - table.low,
-        },
+        error_x=asymmetric(table.specificity, table.low, table.high),
         customdata=table[["own", "elsewhere", "low", "high", "n_neurons", "hits"]].to_numpy(),
         hovertemplate=(
-            "%{y} (%{customdata[4]:.0f} neurons a language)<br>specificity %{x:+.4f} nats a token<br>"
+            "%{y} (%{customdata[4]:.0f} neurons per language)<br>specificity %{x:+.4f} nats per token<br>"
             "95 % interval %{customdata[2]:+.4f} to %{customdata[3]:+.4f}<br>own language %{customdata[0]:+.4f}, "
             "others %{customdata[1]:+.4f}<br>own language hurt most in %{customdata[5]} languages<extra></extra>"
         ),
     )
     figure = go.Figure(bars).update_layout(title="Whose neurons matter to their language alone")
-    figure.update_layout(xaxis_title="own loss less mean loss of the others, nats a token")
+    figure.update_layout(xaxis_title="own loss less mean loss of the others, nats per token")
     # The names of detectors are long; without a distance the title would stand on them.
     title = {"text": "detector", "standoff": 12}
     return figure.update_yaxes(autorange="reversed", type="category", title=title, automargin=True)
 
 
 def found_and_chance(table: pd.DataFrame) -> go.Figure:
-    """Bars of `permutation_test`: neurons found a language, those that stay significant, and what chance finds."""
+    """Bars of `permutation_test`: neurons found per language, those that stay significant, and what chance finds."""
     bars = [
         go.Bar(x=table.language, y=table.found, name="found", hovertemplate="%{x}: %{y} neurons found<extra></extra>"),
         go.Bar(
@@ -47,14 +43,12 @@ def found_and_chance(table: pd.DataFrame) -> go.Figure:
             x=table.language,
             y=table.chance_mean,
             name="by chance",
-            error_y={
-                "type": "data",
-                "symmetric": False,
-                "array": table.chance_high - table.chance_mean,
-                "arrayminus": 0 * table.found,
-            },
+            error_y=asymmetric(table.chance_mean, table.chance_mean, table.chance_high),
             customdata=table[["chance_high"]].to_numpy(),
-            hovertemplate="%{x}: %{y:.1f} with shuffled labels (95 % below %{customdata[0]:.0f})<extra></extra>",
+            hovertemplate=(
+                "%{x}: %{y:.1f} neurons with shuffled labels on average<br>at most %{customdata[0]:.0f} in 95 % of the "
+                "shuffles<extra></extra>"
+            ),
         ),
     ]
     figure = go.Figure(bars).update_layout(title="More than chance would find?", barmode="group")
@@ -89,16 +83,11 @@ def recovery(table: pd.DataFrame, axis: str, *, title: str) -> go.Figure:
         figure.add_scatter(
             x=rows[axis],
             y=rows.f1,
-            name=str(name),
+            name=spoken(str(name)),
             mode="lines+markers",
             line={"color": COLOURS[i % len(COLOURS)]},
-            error_y={
-                "type": "data",
-                "symmetric": False,
-                "array": rows.high - rows.f1,
-                "arrayminus": rows.f1 - rows.low,
-            },
-            hovertemplate=f"{name}<br>{axis} %{{x}}<br>F1 %{{y:.3f}}<extra></extra>",
+            error_y=asymmetric(rows.f1, rows.low, rows.high),
+            hovertemplate=f"{spoken(str(name))}<br>{axis} %{{x}}<br>F1 %{{y:.3f}}<extra></extra>",
         )
     figure.update_layout(title=title, xaxis_title=axis, yaxis_title="F1")
     return figure.update_yaxes(range=[0, 1.03])

@@ -7,11 +7,11 @@ from ..detectors.lape import lape_entropy
 from ..evaluation.intervals import wilson_interval
 from ..evidence.activations import ActivationStats
 from ..neurons import NeuronSet
-from .style import COLOURS, overlap_heatmap
+from .style import COLOURS, asymmetric, overlap_heatmap
 
 
 def layer_counts(neurons: NeuronSet, *, title: str = "Where the neurons sit") -> go.Figure:
-    """Stacked bars: number of neurons a layer, a colour a group."""
+    """Stacked bars: number of neurons per layer, one colour for each group."""
     counts = neurons.counts()
     bars = [
         go.Bar(
@@ -47,7 +47,7 @@ def entropy_histogram(stats: ActivationStats, neurons: NeuronSet | None = None) 
             x=entropy[part].numpy(),
             name=name,
             xbins=edges,
-            hovertemplate=f"{name}<br>%{{x}} nats<br>%{{y}} neurons<extra></extra>",
+            hovertemplate=f"{name}<br>entropy %{{x}} nats<br>%{{y}} neurons<extra></extra>",
         )
         for name, part in (("other neurons", fires & ~chosen), ("selected", fires & chosen))
         if part.any()
@@ -61,7 +61,7 @@ def neuron_profile(stats: ActivationStats, layer: int, neuron: int) -> go.Figure
     n_layers, n_neurons, _ = stats.active.shape
     if not (0 <= layer < n_layers and 0 <= neuron < n_neurons):
         raise ValueError(
-            f"there is no neuron {layer}.{neuron}; layers are 0..{n_layers - 1}, neurons 0..{n_neurons - 1}"
+            f"neuron must be one of layers 0..{n_layers - 1} and neurons 0..{n_neurons - 1}, got {layer}.{neuron}"
         )
     active, n = stats.active[layer, neuron].numpy(), stats.n_tokens.numpy()
     p = active / n
@@ -69,7 +69,7 @@ def neuron_profile(stats: ActivationStats, layer: int, neuron: int) -> go.Figure
     bars = go.Bar(
         x=list(stats.languages),
         y=p,
-        error_y={"type": "data", "symmetric": False, "array": high - p, "arrayminus": p - low},
+        error_y=asymmetric(p, low, high),
         customdata=np.stack([active, n, stats.mean()[layer, neuron].numpy()], axis=-1),
         hovertemplate=(
             "%{x}: %{y:.4f}<br>%{customdata[0]:,} of %{customdata[1]:,} tokens<br>"
@@ -81,7 +81,7 @@ def neuron_profile(stats: ActivationStats, layer: int, neuron: int) -> go.Figure
 
 
 def neuron_map(stats: ActivationStats, neurons: NeuronSet) -> go.Figure:
-    """Points: entropy of every neuron of a group by layer, a colour a group; the groups of a layer side by side."""
+    """Points: entropy of every neuron of a group by layer, one colour for each group, groups side by side."""
     entropy, n = lape_entropy(stats), len(neurons.groups)
     probability = stats.activation_probability()
     figure = go.Figure()

@@ -7,13 +7,14 @@ from .style import COLOURS, overlap_heatmap
 
 
 def sharing_by_layer(shares: pd.DataFrame, *, threshold: float = 0.0) -> go.Figure:
-    """Lines of `Sharing.layer_shares`: share of each type a layer, mean over inputs, with the band of min and max.
+    """Lines of `Sharing.layer_shares`: share of each type per layer, mean over inputs, with the band of min and max.
 
     The first task of the table is shown.
     """
     part = shares[(shares.threshold == threshold) & (shares.task == shares.task.iloc[0])]
     if part.empty:
-        raise ValueError(f"no threshold {threshold} in this table; it has {sorted(shares.threshold.unique())}")
+        known = ", ".join(f"{value:g}" for value in sorted(shares.threshold.unique()))
+        raise ValueError(f"threshold must be one of this table's, {known}, got {threshold:g}")
     figure = go.Figure()
     for i, (name, rows) in enumerate(part.groupby("type", sort=False)):
         colour = COLOURS[i]
@@ -41,17 +42,20 @@ def sharing_by_layer(shares: pd.DataFrame, *, threshold: float = 0.0) -> go.Figu
 
 
 def activity_overlap(table: pd.DataFrame) -> go.Figure:
-    """Heatmap of `Sharing.overlap`: mean Jaccard overlap of the active neurons of two languages, similar ones near."""
+    """Heatmap of `Sharing.overlap`: mean overlap of the active neurons of two languages, similar ones together."""
     hover = "%{y} and %{x}<br>mean Jaccard overlap over inputs %{z:.3f}<extra></extra>"
     return overlap_heatmap(table, hover, "Which languages use the same neurons")
 
 
 def type_contributions(table: pd.DataFrame) -> go.Figure:
-    """Bars of `attribution`: share of each type among all neurons and among those of highest contribution, a layer."""
+    """Bars of `attribution`: share of each type per layer, among all neurons and those of highest contribution."""
     mean = table.groupby(["layer", "type"], sort=False)[["share", "top_share"]].mean().reset_index()
     figure = go.Figure()
     for i, (name, rows) in enumerate(mean.groupby("type", sort=False)):
-        for column, pattern, what in (("share", "/", "all"), ("top_share", "", "top")):
+        for column, pattern, what, among in (
+            ("share", "/", "all", "all neurons"),
+            ("top_share", "", "top", "those that contribute most"),
+        ):
             figure.add_bar(
                 x=[[f"layer {layer}" for layer in rows.layer], [what] * len(rows)],
                 y=rows[column],
@@ -59,7 +63,7 @@ def type_contributions(table: pd.DataFrame) -> go.Figure:
                 legendgroup=name,
                 showlegend=column == "top_share",
                 marker={"color": COLOURS[i], "pattern": {"shape": pattern}},
-                hovertemplate=f"{name}<br>{what}: %{{y:.2%}}<extra></extra>",
+                hovertemplate=f"{name}<br>%{{y:.2%}} of {among}<extra></extra>",
             )
     figure.update_layout(title="Which neurons carry the answer", barmode="stack", xaxis_title="layer")
     figure.update_layout(yaxis_title="share of neurons")

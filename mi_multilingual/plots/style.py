@@ -1,4 +1,4 @@
-"""What the figures share: colours, error bars, heatmaps."""
+"""What the figures share: colours, words, error bars, heatmaps."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,6 +12,17 @@ CHANGES = "RdBu_r"
 AMOUNTS = "Viridis"
 
 COLOURS = ("#0b6e75", "#d1603d", "#5b7fd4", "#b8952d", "#7a5aa6", "#3f9b5f", "#c44d80", "#7d8590", "#8a6d3b", "#2aa1c0")
+
+RANDOM_NEURONS = "<i>random neurons</i>"
+"""The control on an axis of names, where its italics tell it from every name of a group."""
+
+CHANGE_UNITS = {"loss": "nats per token", "margin": "nats"}
+"""Unit of the change of a measure; shares have none."""
+
+
+def spoken(name: str) -> str:
+    """A name of the code as people say it, such as "activation percentile"."""
+    return name.replace("_", " ")
 
 
 def overlap_heatmap(table: pd.DataFrame, hover: str, title: str, **options: Any) -> go.Figure:
@@ -28,13 +39,27 @@ def overlap_heatmap(table: pd.DataFrame, hover: str, title: str, **options: Any)
         **options,
     )
     figure = go.Figure(heat).update_layout(title=title, xaxis_title="language", yaxis_title="language")
-    return figure.update_yaxes(autorange="reversed", type="category").update_xaxes(type="category")
+    return named_axes(figure)
 
 
-def grid(table: pd.DataFrame, row: str, column: str, value: str) -> pd.DataFrame:
-    """`value` by `row` and `column`, both in order of first appearance."""
-    wide = table.pivot(index=row, columns=column, values=value)
-    return wide.loc[table[row].unique(), table[column].unique()]
+def change_heatmap(
+    change: pd.DataFrame, further: Sequence[pd.DataFrame], hover: str, colorbar: str, **options: Any
+) -> go.Heatmap:
+    """Changes as colours centred at zero, with further tables of the same shape for the hover text."""
+    reach = float(np.nanmax(np.abs(change.to_numpy()))) or 1.0
+    return go.Heatmap(
+        z=change.to_numpy(),
+        x=list(change.columns),
+        y=list(change.index),
+        customdata=np.stack([table.to_numpy() for table in further], axis=-1),
+        colorscale=CHANGES,
+        zmid=0,
+        zmin=-reach,
+        zmax=reach,
+        colorbar={"title": {"text": colorbar}},
+        hovertemplate=hover,
+        **options,
+    )
 
 
 def share_heatmap(share: pd.DataFrame, further: Sequence[pd.DataFrame], hover: str, colorbar: str) -> go.Heatmap:
@@ -53,6 +78,20 @@ def share_heatmap(share: pd.DataFrame, further: Sequence[pd.DataFrame], hover: s
     )
 
 
-def asymmetric(middle: pd.Series, low: pd.Series, high: pd.Series) -> dict[str, Any]:
+def named_axes(figure: go.Figure) -> go.Figure:
+    """A heatmap whose rows and columns have names, the first row on top."""
+    return figure.update_yaxes(autorange="reversed", type="category").update_xaxes(type="category")
+
+
+def grid(table: pd.DataFrame, row: str, column: str, value: str) -> pd.DataFrame:
+    """`value` by `row` and `column`, both in order of first appearance."""
+    wide = table.pivot(index=row, columns=column, values=value)
+    return wide.loc[table[row].unique(), table[column].unique()]
+
+
+Numbers = pd.Series | np.ndarray
+
+
+def asymmetric(middle: Numbers, low: Numbers, high: Numbers) -> dict[str, Any]:
     """Error bars from an interval."""
     return {"type": "data", "symmetric": False, "array": high - middle, "arrayminus": middle - low}

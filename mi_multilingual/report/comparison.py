@@ -9,21 +9,24 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from ..neurons import NeuronSet
-from ..plots.style import COLOURS
-from .intervals import difference, mean_of
-from .run import MATRIX, NEURONS, Run
-from .sections import SIGNED, Figure, Section, Shown, drawing, filled
-from .tables import column
+from ..patching.conditions import CHOSEN
+from ..plots.style import COLOURS, asymmetric, spoken
+from .files import MATRIX, NEURONS
+from .languages import named
+from .measured import difference, mean_of
+from .run import Run
+from .section import SIGNED, Figure, Section, Shown, drawing, filled
+from .tables import column, language_column
 
 ENDS = ("", "_low", "_high")
-NATS, BITS = "nats a token", "bits a byte"
+NATS, BITS = "nats per token", "bits per byte"
 
 
 def compared(mine: Run, theirs: Run) -> Shown:
     """The section that compares a run with another one.
 
-    Neurons are matched only where both are of one model; else effects are in bits a byte, which do not depend on the
-    tokenizer.
+    Neurons are matched only where both are of one model; else effects are in bits per byte, which do not depend on
+    the tokenizer.
 
     Raises:
         ValueError: a run without neurons or matrix, or no language in both.
@@ -31,7 +34,8 @@ def compared(mine: Run, theirs: Run) -> Shown:
     for run in (mine, theirs):
         if not run.has(NEURONS, MATRIX):
             raise ValueError(
-                f"{run.folder} cannot be compared: it has no {NEURONS if not run.has(NEURONS) else MATRIX}"
+                f"runs to compare must have {NEURONS} and {MATRIX}, got {run.folder} without "
+                f"{NEURONS if not run.has(NEURONS) else MATRIX}; add it, or choose another run"
             )
     same = same_model(mine.neurons, theirs.neurons)
     unit = NATS if same else BITS
@@ -41,7 +45,7 @@ def compared(mine: Run, theirs: Run) -> Shown:
         f"Compared with {theirs.folder.name}",
         caption=notes(mine, theirs, same),
         columns=(
-            column("language"),
+            language_column(),
             column("size", "neurons", "{:,}"),
             column("other_size", "neurons there", "{:,}"),
             column("jaccard", "Jaccard overlap", "{:.2f}"),
@@ -69,7 +73,7 @@ def same_model(mine: NeuronSet, theirs: NeuronSet) -> bool:
 
 
 def comparison(mine: Run, theirs: Run, unit: str) -> pd.DataFrame:
-    """One row a language of both runs: sizes, Jaccard overlap, own effects, effects on the other languages.
+    """One row for each language of both runs: sizes, Jaccard overlap, own effects, effects on the other languages.
 
     The overlap is NaN where the neurons cannot be matched. Intervals of differences are made as if the two runs were
     independent.
@@ -78,8 +82,8 @@ def comparison(mine: Run, theirs: Run, unit: str) -> pd.DataFrame:
     both = [k for k in ours.index if k in others.index]
     if not both:
         raise ValueError(
-            f"{mine.folder} and {theirs.folder} have no language in common: {', '.join(ours.index)} and "
-            f"{', '.join(others.index)}"
+            f"runs to compare must have a language in common, got {', '.join(ours.index) or 'none'} in {mine.folder} "
+            f"and {', '.join(others.index) or 'none'} in {theirs.folder}; choose another run"
         )
     table = ours.loc[both].join(others.loc[both].add_prefix("other_"))
     table["jaccard"] = np.nan
@@ -94,12 +98,12 @@ def comparison(mine: Run, theirs: Run, unit: str) -> pd.DataFrame:
 
 def effects_by_language(run: Run, unit: str) -> pd.DataFrame:
     """By language: size of its set; own and elsewhere (mean over the other languages), each with low and high."""
-    matrix, sizes = run.table(MATRIX), run.neurons.sizes()
+    matrix, sizes = run.read(MATRIX), run.neurons.sizes()
     scale = matrix.n_tokens / matrix.n_bytes / math.log(2) if unit == BITS else 1.0
     matrix = matrix.assign(**{name: matrix[name] * scale for name in ("change", "low", "high")})
     rows = {}
     for language in sizes.index:
-        off = matrix[matrix.ablated == language]
+        off = matrix[(matrix.condition == CHOSEN) & (matrix.group == language)]
         own, rest = off[off.evaluated == language], off[off.evaluated != language]
         if own.empty:
             continue
@@ -119,24 +123,24 @@ def differences(table: pd.DataFrame, unit: str) -> list[str]:
         f"interval of the difference includes zero ({unit})."
     ]
     if table.jaccard.notna().any():
-        least, most = table.jaccard.idxmin(), table.jaccard.idxmax()
+        least, most = table.loc[table.jaccard.idxmin()], table.loc[table.jaccard.idxmax()]
         sentences.append(
-            f"The sets overlap by {table.jaccard.mean():.2f} on average (Jaccard), from {table.jaccard[least]:.2f} "
-            f"({table.language[least]}) to {table.jaccard[most]:.2f} ({table.language[most]})."
+            f"The sets overlap by {table.jaccard.mean():.2f} on average (Jaccard), from {least.jaccard:.2f} "
+            f"for {named(least.language)} to {most.jaccard:.2f} for {named(most.language)}."
         )
     return sentences
 
 
 def notes(mine: Run, theirs: Run, same: bool) -> str:
     """What is compared, and what is not comparable."""
-    methods = [f"{run.neurons.method} on {run.neurons.model or 'an unknown model'}" for run in (mine, theirs)]
+    methods = [f"{spoken(run.neurons.method)} on {run.neurons.model or 'an unknown model'}" for run in (mine, theirs)]
     said = [f"Here: {methods[0]}; there: {methods[1]}."]
     if not same:
         said.append(
             "The models differ: their neurons cannot be matched, so there is no overlap, and effects are given in bits "
-            "a byte, which do not depend on the tokenizer."
+            "per byte, which do not depend on the tokenizer."
         )
-    texts = [run.made().get("evaluated_on") for run in (mine, theirs)]
+    texts = [run.about().get("evaluated_on") for run in (mine, theirs)]
     if None in texts:
         said.append("Whether both were measured on the same text is not known.")
     elif texts[0] != texts[1]:
@@ -144,7 +148,7 @@ def notes(mine: Run, theirs: Run, same: bool) -> str:
     languages = [set(run.neurons.groups) for run in (mine, theirs)]
     for name, only in (("here", languages[0] - languages[1]), ("there", languages[1] - languages[0])):
         if only:
-            said.append(f"Only {name}: {', '.join(sorted(only))}.")
+            said.append(f"Only {name}: {', '.join(map(named, sorted(only)))}.")
     said.append(
         "Intervals of differences are made as if the two runs were independent; on the same text they are wider than "
         "needed."
@@ -163,7 +167,7 @@ def own_effects(table: pd.DataFrame, name: str, unit: str) -> go.Figure:
                 y=own,
                 name=run,
                 marker={"color": colour},
-                error_y={"type": "data", "symmetric": False, "array": high - own, "arrayminus": own - low},
+                error_y=asymmetric(own, low, high),
                 customdata=np.stack([low, high], axis=-1),
                 hovertemplate=f"%{{x}}: %{{y:+.4f}} {unit}<br>95 % interval %{{customdata[0]:+.4f}} to "
                 "%{customdata[1]:+.4f}",

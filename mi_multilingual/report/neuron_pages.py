@@ -11,9 +11,10 @@ import torch
 from ..analysis.examples import BROKEN
 from ..detectors.lape import lape_entropy
 from ..neurons import NeuronSet
-from .run import NEURONS, STATS, Run
+from .files import NEURON_EXAMPLES, NEURON_LOGITS, NEURONS, STATS
+from .languages import named
+from .run import Run
 
-EXAMPLES, LOGITS = "neuron_examples.parquet", "neuron_logits.parquet"
 MOST_NUMBERS = 1_000_000
 """Numbers of statistics in the page: above it, those of language neurons only."""
 
@@ -47,8 +48,9 @@ def neuron_data(run: Run) -> dict[str, Any] | None:
         "maximum": [rounded(x) for x in flat["maximum"]],
         "entropy": [rounded(x) for x in lape_entropy(stats).flatten()[rows].tolist()],
         "members": members(neurons) if neurons else {},
-        "examples": examples(run.table(EXAMPLES)) if run.has(EXAMPLES) else {},
-        "logits": logits(run.table(LOGITS)) if run.has(LOGITS) else {},
+        "names": {name: named(name) for name in [*stats.languages, *(neurons or ())]},
+        "examples": examples(run.read(NEURON_EXAMPLES)) if run.has(NEURON_EXAMPLES) else {},
+        "logits": logits(run.read(NEURON_LOGITS)) if run.has(NEURON_LOGITS) else {},
     }
 
 

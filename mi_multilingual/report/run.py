@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +11,12 @@ import pandas as pd
 
 from ..evidence.activations import ActivationStats
 from ..neurons import NeuronScores, NeuronSet
+from ..patching.conditions import CHOSEN, INTACT, RANDOM
+from ..storage import load
+from .files import ABOUT, MEMBERSHIP, NEURONS, STATS
 
-STATS, NEURONS, MATRIX = "stats.safetensors", "neurons.safetensors", "matrix.parquet"
+NOUNS = {STATS: ActivationStats, NEURONS: NeuronSet, MEMBERSHIP: NeuronScores}
+"""What a file must hold, where only one noun will do."""
 
 
 @dataclass(frozen=True)
@@ -21,35 +24,35 @@ class Run:
     """A run folder."""
 
     folder: Path
-    tables: dict[str, pd.DataFrame] = field(default_factory=dict)
-    """Those read so far, by file name."""
+    known: dict[str, Any] = field(default_factory=dict)
+    """What was read so far, by file name."""
 
     def has(self, *names: str) -> bool:
         return all((self.folder / name).exists() for name in names)
 
-    def table(self, name: str) -> pd.DataFrame:
-        """A parquet file, or a JSON file that is a list of records."""
-        if name not in self.tables:
+    def read(self, name: str) -> Any:
+        """What a file holds: a noun, or a table (parquet, or JSON that is a list of records).
+
+        Raises:
+            ValueError: a file of version 0.1, or one that holds something else.
+        """
+        if name not in self.known:
             path = self.folder / name
-            self.tables[name] = pd.DataFrame(self.json(name)) if path.suffix == ".json" else pd.read_parquet(path)
-        return self.tables[name]
+            is_noun = path.suffix == ".safetensors"
+            self.known[name] = load(path, NOUNS.get(name)) if is_noun else checked(read_table(path), path)
+        return self.known[name]
 
-    def load(self, name: str) -> Any:
-        """A file as what it holds."""
-        if name.endswith(".safetensors"):
-            return {STATS: ActivationStats, NEURONS: NeuronSet}.get(name, NeuronScores).load(self.folder / name)
-        return self.table(name)
-
-    def json(self, name: str) -> Any:
-        return json.loads((self.folder / name).read_text(encoding="utf-8"))
-
-    @cached_property
+    @property
     def stats(self) -> ActivationStats:
-        return self.load(STATS)
+        return self.read(STATS)
 
-    @cached_property
+    @property
     def neurons(self) -> NeuronSet:
-        return self.load(NEURONS)
+        return self.read(NEURONS)
+
+    def about(self) -> dict[str, Any]:
+        """What is known of how the run was made, in run.json."""
+        return json.loads((self.folder / ABOUT).read_text(encoding="utf-8")) if self.has(ABOUT) else {}
 
     def made(self) -> dict[str, Any]:
         """How the run was made, as far as its files say."""
@@ -58,4 +61,21 @@ class Run:
             made |= {"method": self.neurons.method, "parameters": dict(self.neurons.parameters)}
         if self.has(STATS):
             made |= self.stats.header()
-        return made | (self.json("run.json") if self.has("run.json") else {})
+        return made | self.about()
+
+
+def read_table(path: Path) -> pd.DataFrame:
+    if path.suffix == ".json":
+        return pd.DataFrame(json.loads(path.read_text(encoding="utf-8")))
+    return pd.read_parquet(path)
+
+
+def checked(table: pd.DataFrame, path: Path) -> pd.DataFrame:
+    """The table, unless version 0.1 wrote it, whose controls stood in one column with the names of groups."""
+    conditions = set(table.condition) if "condition" in table else set()
+    if conditions - {INTACT, CHOSEN, RANDOM} or "ablated" in table or {"off", "beyond"} <= set(table):
+        raise ValueError(
+            f"{path} must have the columns condition and group, got {', '.join(map(str, table.columns))}: it was "
+            "written by mi_multilingual 0.1; make it again"
+        )
+    return table

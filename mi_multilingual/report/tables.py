@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
+
+from ..patching.conditions import NOT_RANDOM
+from .languages import named
 
 LONGEST = 2000  # rows of a table in the page
 SHORT_TEXT = 30  # characters that stand in one line
@@ -21,12 +24,14 @@ class Column:
     """A column of a table in the page, made of one or more columns of the DataFrame."""
 
     names: tuple[str, ...]
-    """Of the DataFrame's columns; the whole is left out where the DataFrame lacks one."""
+    """Columns of the DataFrame; the whole is left out where the DataFrame lacks one."""
     title: str
     form: str = "{}"
     """How the values are written, e.g. "{:+.4f} to {:+.4f}"."""
     link: str = ""
     """Where the cell leads, with the values filled in, e.g. "#neuron-{}.{}"."""
+    words: Callable[[str], str] = str
+    """How a text among the values is said to people, e.g. a language's name for its code."""
 
 
 @dataclass(frozen=True)
@@ -44,16 +49,32 @@ class Cell:
 
 INTERVAL = Column(("low", "high"), "95 % interval")
 NEURON = Column(("layer", "neuron"), "neuron", "{}.{}", "#neuron-{}.{}")
+SEED = Column(("seed",), "seed", "{:.0f}")
 
 
-def column(names: str, title: str = "", form: str = "{}") -> Column:
+def column(names: str, title: str = "", form: str = "{}", words: Callable[[str], str] = str) -> Column:
     """A column by its names separated by spaces, called as it is named unless it has a title."""
-    return Column(tuple(names.split()), title or names.replace("_", " "), form)
+    return Column(tuple(names.split()), title or names.replace("_", " "), form, words=words)
+
+
+def language_column(name: str = "language", title: str = "") -> Column:
+    """A column of codes of languages, shown with the languages' names."""
+    return column(name, title, words=named)
+
+
+def said(words: Mapping[str, str]) -> Callable[[str], str]:
+    """The words for a code, such as that of a condition; a code without words stands for itself."""
+    return lambda code: words.get(code, code)
 
 
 def interval(form: str) -> Column:
     """The columns low and high, each written in this form."""
     return Column(INTERVAL.names, INTERVAL.title, f"{form} to {form}")
+
+
+def seeds_where_random(table: pd.DataFrame) -> pd.DataFrame:
+    """The table with seeds where something is random, and none elsewhere."""
+    return table.assign(seed=table.seed.where(table.seed != NOT_RANDOM)) if "seed" in table else table
 
 
 def described(table: pd.DataFrame, columns: Sequence[Column]) -> list[Column]:
@@ -90,7 +111,7 @@ def cells(table: pd.DataFrame, columns: Sequence[Column]) -> list[list[Cell]]:
 
 
 def plain(value: Any) -> Any:
-    """A value that JSON can hold: None for what is missing or not finite, text for what is no number."""
+    """A value that JSON can hold: None where it is missing or not finite, text where it is no number."""
     if isinstance(value, bool | np.bool_):
         return "yes" if value else "no"
     if isinstance(value, int | float | np.number):
@@ -104,7 +125,8 @@ def plain(value: Any) -> Any:
 def cell(column: Column, values: list[Any]) -> Cell:
     if any(v is None for v in values):
         return Cell(MISSING, values)
-    return Cell(column.form.format(*values), values, column.link.format(*values) if column.link else "")
+    words = [column.words(v) if isinstance(v, str) else v for v in values]
+    return Cell(column.form.format(*words), values, column.link.format(*values) if column.link else "")
 
 
 def style(table: pd.DataFrame, column: Column) -> str:

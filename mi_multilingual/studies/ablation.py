@@ -1,19 +1,20 @@
 """What breaks in each language when neurons are switched off (Tang et al. 2024)."""
 
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import pandas as pd
-from tqdm.auto import tqdm
 
 from ..corpora import Corpus
-from ..evaluation.perplexity import RowLosses, change_interval, corpus_losses, corpus_rows
+from ..evaluation.perplexity import change_interval, corpus_losses, corpus_rows
 from ..models.hooked import HookedModel
 from ..neurons import NeuronSet
-from ..patching.changes import Intervention, check_fits
-from ..patching.conditions import layer_matched_random
-from ..patching.weights import rewritten
+from ..patching.changes import check_fits
+from ..patching.conditions import RANDOM, Condition, measured, with_controls
 from ..tokens import Reading
+
+LABELS = ("condition", "group", "evaluated", "seed", "n_neurons")
+LOSSES = ("change", "low", "high", "nll", "ppl", "bits_per_byte", "n_tokens", "n_bytes", "n_rows")
 
 
 def perplexity_matrix(
@@ -25,37 +26,47 @@ def perplexity_matrix(
     reading: Reading = Reading(),
     progress: bool = True,
 ) -> pd.DataFrame:
-    """Loss of every language with every group's neurons at zero, a row a cell.
+    """Loss of every language with every group's neurons at zero, one row per cell.
 
-    Rows `ablated` are "none", every group of the set, and for each seed "random": each language's loss with random
-    neurons off, as many a layer as that language's own set has, the floor for the cell of a language on itself.
-    For each cell the neurons' output weights are zero for a while, which costs no more than a plain forward pass.
+    As a floor for the cell of a language on itself, its loss is also measured without as many random neurons per
+    layer as its own group has.
 
     Returns:
-        columns ablated, evaluated, seed (-1 where none), n_neurons, change (nats a token against none), low, high
-        (95 % bootstrap interval of the change over rows), and those of `perplexity`.
+        columns condition ("intact", "chosen" or "random"), group (whose neurons, or as many random ones, are off; ""
+        for the intact model), evaluated (language of the text), seed (-1 unless random), n_neurons (off), change (nats
+        per token against the intact model), low, high (95 % bootstrap interval of the change over rows of text), and
+        the columns of `perplexity`.
 
     Raises:
-        ValueError: neurons of another model.
+        ValueError: neurons of another model; seeds that are negative or repeat; text as in `token_rows`.
+
+    Example:
+        >>> import mi_multilingual as mm
+        >>> model = mm.load_model("demo")
+        >>> corpus = mm.load_corpus("demo", languages=["en", "fr"], split="evaluate", max_documents=3)
+        >>> neurons = mm.NeuronSet.of({"fr": [(3, 7), (3, 8)]}, shape=(4, 1536))
+        >>> reading = mm.Reading(layout="documents")
+        >>> matrix = mm.perplexity_matrix(model, corpus, neurons, seeds=[0], reading=reading, progress=False)
+        >>> matrix[["condition", "group", "evaluated", "seed", "n_neurons"]]
+          condition group evaluated  seed  n_neurons
+        0    intact              en    -1          0
+        1    intact              fr    -1          0
+        2    chosen    fr        en    -1          2
+        3    chosen    fr        fr    -1          2
+        4    random    fr        fr     0          2
     """
     check_fits(model, neurons)
     rows = corpus_rows(model, corpus, reading)
-    controls = {seed: layer_matched_random(neurons, seed=seed) for seed in seeds}
-    runs: list[tuple[str, int, NeuronSet | None, list[str]]] = [("none", -1, None, list(rows))]
-    runs += [(group, -1, neurons[group], list(rows)) for group in neurons.groups]
-    runs += [("random", seed, c[k], [k]) for seed, c in controls.items() for k in rows if k in neurons.groups]
-    base: dict[str, RowLosses] = {}
-    table = []
-    cells = tqdm(total=sum(len(r[-1]) for r in runs), desc="perplexity matrix", unit="cell", disable=not progress)
-    for ablated, seed, off, languages in runs:
-        with rewritten(model, [Intervention("zero", off)]) if off is not None else nullcontext():
-            losses = corpus_losses(model, {k: rows[k] for k in languages})
-        base = base or losses
-        n_neurons = int(off.union().sum()) if off is not None else 0
-        for k, loss in losses.items():
-            change, low, high = change_interval(loss, base[k])
-            cell = {"ablated": ablated, "evaluated": k, "seed": seed, "n_neurons": n_neurons}
-            table.append({**cell, "change": change, "low": low, "high": high, **loss.summary()})
-        cells.update(len(languages))
-    cells.close()
-    return pd.DataFrame(table)
+    intact = corpus_losses(model, rows)
+
+    def cells(condition: Condition) -> Iterator[dict[str, Any]]:
+        languages = [condition.labels["group"]] if condition.labels["condition"] == RANDOM else list(rows)
+        losses = corpus_losses(model, {k: rows[k] for k in languages}) if condition.interventions else intact
+        for k in languages:
+            change, low, high = change_interval(losses[k], intact[k])
+            yield {"evaluated": k, "change": change, "low": low, "high": high, **losses[k].summary()}
+
+    conditions = [Condition(), *with_controls(neurons, seeds)]
+    conditions = [c for c in conditions if c.labels["condition"] != RANDOM or c.labels["group"] in rows]
+    table = measured(model, conditions, cells, title="perplexity matrix", progress=progress)
+    return pd.DataFrame(table, columns=[*LABELS, *LOSSES])

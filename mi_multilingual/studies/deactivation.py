@@ -1,8 +1,8 @@
-"""What answers lose without some neurons: those that languages share for a question, or a language's own."""
+"""What answers lose without some neurons: those that languages share for a question, or those of a language."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -19,13 +19,24 @@ from ..evidence.reading import check_finite
 from ..evidence.sharing import TYPES, categories, input_ids, parallel_activations
 from ..models.hooked import HookedModel, site_of
 from ..neurons import NeuronSet
-from ..patching.changes import check_fits
-from ..patching.conditions import layer_matched_random
-from ..patching.hooks import ablate
+from ..patching.conditions import (
+    CHOSEN,
+    INTACT,
+    NOT_RANDOM,
+    RANDOM,
+    Condition,
+    check_groups,
+    check_seeds,
+    measured,
+    with_controls,
+)
 from ..tokens import DOCUMENTS
 
-INTACT, ALL = "none", "all"
+ASKED = ("id", "language", "task")
+LABELS = ("condition", "group", "seed", "n_neurons")
 MEASURES = {"accuracy": "correct", "margin": "margin"}
+TOGETHER = ""
+"""Stands for all languages together in the column `language` of the effects."""
 
 
 @dataclass(frozen=True)
@@ -43,88 +54,101 @@ def deactivation_study(
     *,
     threshold: float = 0.0,
     seeds: Sequence[int] = (0, 1, 2),
+    bos: str = "tokenizer",
     progress: bool = True,
 ) -> pd.DataFrame:
-    """Answers to parallel questions with neurons switched off, one a row; `deactivation_effects` sums them up.
+    """Answers to parallel questions with neurons switched off; `deactivation_effects` sums them up.
 
     Without `neurons`, every question loses neurons of its own: one after another those that are all-shared,
     partial-shared, specific or non-activated at the last token of its prompt, over all languages it is asked in
     (`categories`, site "post"). With `neurons`, every question loses each group, such as the neurons that `lape` gives
-    a language. Beside each there are as many random neurons a layer, drawn anew for every seed, and in the first
+    a language. Beside each there are as many random neurons per layer, drawn anew for every seed, and in the first
     case for every question. Neurons are off at every token, those of the choices too.
 
     Args:
         items: every question (id) in the same languages, each with at least two choices.
         threshold: a neuron is active when its activation is strictly greater.
         seeds: of the random neurons, one draw each.
+        bos: special tokens before every prompt, as in `Reading`.
 
     Returns:
-        a row an answer: id, language, task, off ("none", a type, or a group), seed (of the random neurons that were off
-        instead; -1 for the neurons themselves), n_neurons (switched off), margin (log-likelihood of the right choice
-        less that of the likeliest wrong one, nats), correct (bool: the margin is above 0).
+        one row per answer: id, language, task, condition ("intact", "chosen" or "random"), group (the type or the
+        group whose neurons, or as many random ones, are off; "" for the intact model), seed (-1 unless random),
+        n_neurons (off), margin (log-likelihood of the right choice less that of the likeliest wrong one, nats),
+        correct (bool: the margin is above 0).
 
     Raises:
         ValueError: before anything runs: no items, items that are not parallel or have no wrong choice, a prompt
             without tokens or too long with a choice, fewer than two languages without `neurons`, a threshold that is
-            not finite, no seed, negative or repeated ones, neurons of another model, an empty group, or one called
-            "none".
+            not finite, seeds that are missing, negative or repeat, neurons of another model, or an empty group.
 
     Source: Wang et al. 2024, arXiv:2406.09265 (types); for given groups, Tang et al. 2024, arXiv:2402.16438.
+
+    Example:
+        >>> import mi_multilingual as mm
+        >>> model = mm.load_model("demo")
+        >>> items = [i for i in mm.load_facts(wordings=[0]) if i.language in ("en", "fr")][:2]
+        >>> neurons = mm.NeuronSet.of({"fr": [(3, 7), (3, 8)]}, shape=(4, 1536))
+        >>> answers = mm.deactivation_study(model, items, neurons, seeds=[0], progress=False)
+        >>> answers[["language", "condition", "group", "seed", "n_neurons"]]
     """
-    questions = checked_questions(model, items)
+    questions = checked_questions(model, items, bos)
     check_seeds(seeds)
-    n_sets = (len(TYPES) if neurons is None else len(neurons.groups)) * (1 + len(seeds))
-    rows = []
-    with tqdm(total=len(items) * (1 + n_sets), desc="switching off", unit="answer", disable=not progress) as bar:
-        if neurons is not None:
-            check_groups(model, neurons)
-            # Checked once: without its fingerprint a set is not compared with the model again and again.
-            neurons = replace(neurons, model_fingerprint="")
-            controls = {seed: layer_matched_random(neurons, seed=seed) for seed in seeds}
-            everything = [question for same in questions for question in same]
-            return pd.DataFrame(answers(model, everything, neurons, controls, bar))
-        for number, (same, types) in enumerate(own_neurons(model, questions, threshold)):
-            controls = {seed: layer_matched_random(types, seed=seed * len(questions) + number) for seed in seeds}
-            rows += answers(model, same, types, controls, bar)
-    return pd.DataFrame(rows)
+    if not seeds:
+        raise ValueError(
+            "seeds must hold at least one number, got none; random neurons are what others are held against"
+        )
+    if neurons is None:
+        rows = without_types(model, questions, threshold, seeds, bos, progress)
+    else:
+        check_groups(model, neurons)
+        asked = [question for same in questions for question in same]
+        rows = answers_under(model, asked, list(with_controls(neurons, seeds)), progress)
+    return pd.DataFrame(rows, columns=[*ASKED, *LABELS, "margin", "correct"])
 
 
-def checked_questions(model: HookedModel, items: Sequence[Item]) -> list[list[Question]]:
+def checked_questions(model: HookedModel, items: Sequence[Item], bos: str = "tokenizer") -> list[list[Question]]:
     """Every question in all its languages."""
     if not items:
-        raise ValueError("there are no items; give some questions")
+        raise ValueError("items must hold at least one question, got none")
     for item in items:
         if len(item.choices) < 2:
-            raise ValueError(f"item {item.id!r} ({item.language}) has no wrong choice; give at least two choices")
+            raise ValueError(
+                f"every item must have at least two choices, got {len(item.choices)} for {item.id!r} ({item.language})"
+            )
     parallel = [list(same.values()) for same in parallel_items(items).values()]
-    return [[Question(i, tuple(continuations(model, i.prompt, i.choices))) for i in same] for same in parallel]
+    return [[Question(i, tuple(continuations(model, i.prompt, i.choices, bos=bos))) for i in same] for same in parallel]
 
 
-def check_seeds(seeds: Sequence[int]) -> None:
-    if not seeds or min(seeds) < 0 or len(set(seeds)) < len(seeds):
-        raise ValueError(f"seeds={tuple(seeds)}: give at least one, each once and none negative")
+def without_types(
+    model: HookedModel,
+    questions: Sequence[list[Question]],
+    threshold: float,
+    seeds: Sequence[int],
+    bos: str,
+    progress: bool,
+) -> list[dict[str, Any]]:
+    """Rows of `deactivation_study` where every question loses its own neurons of each type."""
+    rows = []
+    typed = question_types(model, questions, threshold, bos)
+    bar = tqdm(typed, desc="switching off", total=len(questions), unit="question", disable=not progress)
+    for number, (same, types) in enumerate(bar):
+        conditions = list(with_controls(types, seeds, number=number, n_sets=len(questions)))
+        rows += answers_under(model, same, conditions, progress=False)
+    return rows
 
 
-def check_groups(model: HookedModel, neurons: NeuronSet) -> None:
-    check_fits(model, neurons)
-    sizes = neurons.sizes()
-    if INTACT in neurons.groups:
-        raise ValueError(f"a group is called {INTACT!r}, which stands for the intact model; give it another name")
-    if (sizes == 0).any():
-        raise ValueError(f"there are no neurons for {sizes.idxmin()!r}; leave the group out with take(...)")
-
-
-def own_neurons(
-    model: HookedModel, questions: Sequence[list[Question]], threshold: float
+def question_types(
+    model: HookedModel, questions: Sequence[list[Question]], threshold: float, bos: str = "tokenizer"
 ) -> Iterator[tuple[list[Question], NeuronSet]]:
-    """Every question in all its languages and its neurons of each type, after checks of all of them."""
+    """Every question in all its languages with its neurons of each type, after checks of all of them."""
     languages = [question.item.language for question in questions[0]]
     if len(languages) < 2:
-        raise ValueError(f"the items are all in {languages[0]!r}; ask in at least two languages to see what they share")
+        raise ValueError(f"items must be in at least two languages to share neurons, got {languages[0]!r} only")
     if not np.isfinite(threshold):
-        raise ValueError(f"threshold={threshold} must be a finite number")
+        raise ValueError(f"threshold must be a finite number, got {threshold}")
     prompts = {k: tuple(same[i].item.prompt for same in questions) for i, k in enumerate(languages)}
-    corpus, reading = Corpus(prompts, "prompts"), DOCUMENTS.for_model(model)
+    corpus, reading = Corpus(prompts, "prompts"), replace(DOCUMENTS, bos=bos).for_model(model)
     ids = [input_ids(model, corpus, k, reading) for k in languages]
     reader = site_of(model, "post")
     for number, same in enumerate(questions):
@@ -134,40 +158,24 @@ def own_neurons(
         yield same, NeuronSet(torch.stack([kind == i for i in range(len(TYPES))]), TYPES, "sharing")
 
 
-def answers(
-    model: HookedModel, questions: Sequence[Question], neurons: NeuronSet, controls: Mapping[int, NeuronSet], bar: tqdm
-) -> list[dict[str, object]]:
-    """Rows of `deactivation_study` for some questions: intact, each group off, and each of its controls off."""
+def answers_under(
+    model: HookedModel, questions: Sequence[Question], conditions: Sequence[Condition], progress: bool
+) -> list[dict[str, Any]]:
+    """Rows of `deactivation_study` for some questions, of the intact model and under each condition."""
     intact = margins(model, questions)
-    sets = [(group, -1, neurons[group]) for group in neurons.groups]
-    sets += [(group, seed, control[group]) for group in neurons.groups for seed, control in controls.items()]
-    found = [(INTACT, -1, 0, intact)]
-    for off, seed, chosen in sets:
-        bar.update(len(questions))
-        n_neurons = int(chosen.union().sum())
-        found.append((off, seed, n_neurons, margins(model, questions, chosen) if n_neurons else intact))
-    bar.update(len(questions))
-    return [
-        {
-            "id": question.item.id,
-            "language": question.item.language,
-            "task": question.item.task,
-            "off": off,
-            "seed": seed,
-            "n_neurons": n_neurons,
-            "correct": margin > 0,
-            "margin": margin,
-        }
-        for off, seed, n_neurons, scores in found
-        for question, margin in zip(questions, scores, strict=True)
-    ]
+
+    def answered(condition: Condition) -> Iterator[dict[str, Any]]:
+        found = margins(model, questions) if condition.interventions else intact
+        for question, value in zip(questions, found, strict=True):
+            asked = {name: getattr(question.item, name) for name in ASKED}
+            yield {**asked, "margin": value, "correct": value > 0}
+
+    return measured(model, [Condition(), *conditions], answered, title="switching off", progress=progress)
 
 
-@torch.no_grad()
-def margins(model: HookedModel, questions: Sequence[Question], off: NeuronSet | None = None) -> list[float]:
+def margins(model: HookedModel, questions: Sequence[Question]) -> list[float]:
     """The margin of every question, all of them scored together."""
-    with nullcontext() if off is None else ablate(model, off):
-        scores = log_likelihoods(model, [c for question in questions for c in question.choices])
+    scores = log_likelihoods(model, [c for question in questions for c in question.choices])
     sizes = [len(question.choices) for question in questions]
     return [margin(s, int(q.item.answer)) for s, q in zip(scores.split(sizes), questions, strict=True)]
 
@@ -180,61 +188,66 @@ def margin(likelihoods: Float[Tensor, " choice"], answer: int) -> float:
 
 
 def deactivation_effects(answers: pd.DataFrame) -> pd.DataFrame:
-    """What each kind of neurons is worth to each language: means of `deactivation_study`, with 95 % intervals.
+    """What each group of neurons is worth to each language: means of `deactivation_study`, with 95 % intervals.
 
     Intervals are of differences between answers to the same questions, by a bootstrap over questions (drawn with
     replacement, 1000 times). Random neurons are averaged over seeds.
 
     Returns:
-        a row a kind of neurons, language and measure: off, language (also "all": each question's mean over languages),
-        measure ("accuracy", a share; "margin", nats), n_items (questions), n_neurons (mean over them), intact and
-        value (means with all neurons and with these off), change (value less intact), low, high (its interval), random
-        (mean with random neurons off), random_change, random_low, random_high (against intact), beyond (change less
-        random_change: what these neurons do that as many random ones do not), beyond_low, beyond_high.
+        one row per group of neurons, language and measure: group, language ("" for all together: each question's mean
+        over languages), measure ("accuracy", a share; "margin", nats), n_items (questions), n_neurons (mean over
+        them), intact and value (means with all neurons and with these off), change (value less intact), low, high (its
+        interval), random (mean with random neurons off), random_change, random_low, random_high (against intact),
+        beyond (change less random_change: what these neurons do that as many random ones do not), beyond_low,
+        beyond_high.
 
     Raises:
-        ValueError: no row, a question that lacks an answer or has one twice, a language called "all", or a margin that
-            is not finite.
+        ValueError: no row, a question that lacks an answer or has one twice, a language without a name, or a margin
+            that is not finite.
     """
     check_answers(answers)
-    together = answers.groupby(["id", "off", "seed"], sort=False)[["correct", "margin", "n_neurons"]].mean()
-    parts = {**dict(iter(answers.groupby("language", sort=False))), ALL: together.reset_index()}
+    under = ["condition", "group", "seed"]
+    together = answers.groupby(["id", *under], sort=False)[["correct", "margin", "n_neurons"]].mean()
+    parts = {**dict(iter(answers.groupby("language", sort=False))), TOGETHER: together.reset_index()}
+    groups = answers[answers.condition != INTACT].group.unique()
     rows = []
     for language, part in parts.items():
+        sizes = part[part.condition == CHOSEN].groupby("group")["n_neurons"].mean()
         for measure, column in MEASURES.items():
-            wide = part.pivot(index="id", columns=["off", "seed"], values=column).astype(float)
-            sizes = part[part.seed == -1].groupby("off")["n_neurons"].mean()
-            for off in [k for k in answers.off.unique() if k != INTACT]:
-                cell = {"off": off, "language": language, "measure": measure, "n_items": len(wide)}
-                rows.append({**cell, "n_neurons": sizes[off], **effect(wide, off)})
+            wide = part.pivot(index="id", columns=under, values=column).astype(float)
+            for group in groups:
+                cell = {"group": group, "language": language, "measure": measure, "n_items": len(wide)}
+                rows.append({**cell, "n_neurons": sizes[group], **effect(wide, group)})
     return pd.DataFrame(rows)
 
 
 def check_answers(answers: pd.DataFrame) -> None:
-    if not (answers.off == INTACT).any() or (answers.off == INTACT).all():
-        raise ValueError("no answer is there with neurons off, or none with all on; give those of deactivation_study")
-    if (answers.language == ALL).any():
-        raise ValueError(f"a language is called {ALL!r}, which stands for all together; give it another name")
+    """Raise unless every question is answered once in each language under every condition."""
+    if missing := {INTACT, CHOSEN, RANDOM} - set(answers.condition):
+        raise ValueError(f"answers must be of every condition, got none that is {min(missing)!r}; give whole studies")
+    if (answers.language == TOGETHER).any():
+        raise ValueError(f"every language must have a name, got {TOGETHER!r}, which stands for all together")
     if not np.isfinite(answers.margin).all():
         item = answers[~np.isfinite(answers.margin)].iloc[0]
         raise ValueError(
-            f"the margin of {item.id!r} in {item.language!r} with {item.off!r} off is {item.margin}; check the model's "
-            "weights, or load it with dtype=torch.float32"
+            f"every margin must be finite, got {item.margin} for {item.id!r} in {item.language!r} ({item.condition}, "
+            f"{item.group!r}); check the model's weights, or load it with dtype=torch.float32"
         )
-    counts = answers.groupby(["id", "language", "off", "seed"]).size().unstack(["off", "seed"])
+    under = ["condition", "group", "seed"]
+    counts = answers.groupby(["id", "language", *under]).size().unstack(under)
     whole = len(counts) == answers.id.nunique() * answers.language.nunique()
     if not (whole and (counts == 1).all(axis=None)):
-        raise ValueError("every question needs one answer in each language with each set of neurons off, and seed")
+        raise ValueError("every question must have one answer in each language for each set of neurons and seed")
 
 
-def effect(wide: pd.DataFrame, off: str) -> dict[str, float]:
-    """Means and intervals of one measure with one kind of neurons off.
+def effect(wide: pd.DataFrame, group: str) -> dict[str, float]:
+    """Means and intervals of one measure with one group of neurons off.
 
     Args:
-        wide: a row a question, a column a pair (off, seed).
+        wide: one row per question, one column per condition, group and seed.
     """
-    intact, value = wide[INTACT, -1].to_numpy(), wide[off, -1].to_numpy()
-    random = wide[off].drop(columns=-1).mean(axis=1).to_numpy()
+    intact, value = (wide[column].to_numpy() for column in ((INTACT, "", NOT_RANDOM), (CHOSEN, group, NOT_RANDOM)))
+    random = wide.xs((RANDOM, group), axis=1, level=("condition", "group")).mean(axis=1).to_numpy()
     found = {"intact": intact.mean(), "value": value.mean(), "random": random.mean()}
     differences = {"": value - intact, "random_": random - intact, "beyond_": value - random}
     for name, difference in differences.items():

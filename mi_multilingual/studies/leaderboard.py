@@ -1,25 +1,24 @@
 """Do a language's neurons matter to that language, and only to it? Detectors compared by what switching off does."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from tqdm.auto import tqdm
 
 from ..corpora import Corpus
 from ..detectors.table import checked_settings, detector_of, recordable, recording_settings, scored
 from ..evaluation.intervals import RESAMPLES
-from ..evaluation.perplexity import RowLosses, corpus_losses, corpus_rows
+from ..evaluation.perplexity import corpus_losses, corpus_rows
 from ..evidence.table import record_evidence
 from ..models.hooked import HookedModel
 from ..neurons import NeuronScores, NeuronSet
-from ..patching.changes import Intervention, check_fits
-from ..patching.conditions import layer_matched_random
-from ..patching.weights import rewritten
-from ..tokens import DOCUMENTS, Reading, TokenRows
+from ..patching.changes import check_fits
+from ..patching.conditions import RANDOM, Condition, labelled, measured, with_controls
+from ..tokens import DOCUMENTS, Reading
 
-RANDOM = "layer-matched random"
+LossChanges = Mapping[tuple[str, str], np.ndarray]
+"""Change of every row's summed loss, by (language whose neurons are off, language of the text)."""
 
 
 def leaderboard(
@@ -33,69 +32,79 @@ def leaderboard(
 ) -> pd.DataFrame:
     """Detectors by specificity: the loss a language gains without its neurons, less what the others gain on average.
 
-    Sets should be of equal size, since more neurons hurt more. The floor is random neurons, as many a layer as the
+    Sets should be of equal size, since more neurons hurt more. The floor is random neurons, as many per layer as the
     first detector has, averaged over `seeds`.
 
     Args:
-        detected: name of the detector -> its neurons, a group a language of the corpus.
+        detected: name of the detector -> its neurons, a group for every language of the corpus.
 
     Returns:
-        a row a detector, best first: detector, n_neurons (a language, mean), own, elsewhere, specificity (nats a
-        token, means over languages), low and high (95 % bootstrap interval of the specificity over rows of text),
-        hits (languages whose own loss rises most of all).
+        one row per detector and one for random neurons, best first: condition ("chosen" or "random"), detector ("" for
+        random neurons), n_neurons (mean per language), own, elsewhere, specificity (nats per token, means over
+        languages), low and high (95 % bootstrap interval of the specificity over rows of text), hits (languages whose
+        own loss rises most of all).
 
     Raises:
-        ValueError: no detector, one without a group for a language of the corpus, or neurons of another model.
+        ValueError: no detector, one without a group for a language of the corpus, neurons of another model, fewer than
+            two languages, or seeds that are negative or repeat.
+
+    Example:
+        >>> import mi_multilingual as mm
+        >>> model = mm.load_model("demo")
+        >>> corpus = mm.load_corpus("demo", languages=["en", "fr"], split="evaluate", max_documents=3)
+        >>> one = mm.NeuronSet.of({"en": [(3, 1)], "fr": [(3, 7)]}, shape=(4, 1536))
+        >>> other = mm.NeuronSet.of({"en": [(0, 1)], "fr": [(0, 7)]}, shape=(4, 1536))
+        >>> reading = mm.Reading(layout="documents")
+        >>> table = mm.leaderboard(
+        ...     model, corpus, {"late": one, "early": other}, seeds=[0], reading=reading, progress=False
+        ... )
+        >>> table[["condition", "detector", "n_neurons", "hits"]]
     """
     if not detected:
-        raise ValueError("no detector to compare; give detected={'lape': lape(stats), ...}")
+        raise ValueError("detected must name at least one detector, got none; give {'lape': lape(stats), ...}")
+    if len(corpus.languages) < 2:
+        raise ValueError(f"corpus must have at least two languages, got {', '.join(corpus.languages)} only")
     for name, neurons in detected.items():
-        if missing := [k for k in corpus.languages if k not in neurons.groups]:
-            raise ValueError(f"{name} has no neurons for {missing[0]!r}; it has {', '.join(neurons.groups)}")
+        if missing := [k for k in corpus.languages if k not in neurons]:
+            raise ValueError(
+                f"every detector must have neurons for {missing[0]!r}, {name!r} has {', '.join(neurons.groups)}"
+            )
         check_fits(model, neurons)
+    conditions = detector_conditions({name: n.take(corpus.languages) for name, n in detected.items()}, seeds)
     rows = corpus_rows(model, corpus, reading)
-    first = next(iter(detected.values())).take(corpus.languages)
-    sets = [(name, neurons.take(corpus.languages)) for name, neurons in detected.items()]
-    sets += [(RANDOM, layer_matched_random(first, seed=seed)) for seed in seeds]
-    base = corpus_losses(model, rows)
-    cells = tqdm(total=len(sets) * len(rows), desc="comparing detectors", unit="set", disable=not progress)
-    changes: dict[str, list[dict[tuple[str, str], np.ndarray]]] = {}
-    for name, neurons in sets:
-        changes.setdefault(name, []).append(row_changes(model, neurons, rows, base, cells))
-    cells.close()
-    sizes = {name: neurons.sizes().mean() for name, neurons in sets}
-    n_tokens = {k: loss.n_tokens.numpy() for k, loss in base.items()}
+    intact = corpus_losses(model, rows)
+
+    def changes(condition: Condition) -> Iterator[dict[str, Any]]:
+        for k, loss in corpus_losses(model, rows).items():
+            yield {"evaluated": k, "change": (loss.nll - intact[k].nll).numpy()}
+
+    found = pd.DataFrame(measured(model, conditions, changes, title="comparing detectors", progress=progress))
+    n_tokens = {k: loss.n_tokens.numpy() for k, loss in intact.items()}
+    by = ["condition", "detector"]
     table = [
-        {"detector": name, "n_neurons": sizes[name], **summary(mean_change(runs), n_tokens)}
-        for name, runs in changes.items()
+        {**part.iloc[0][by], "n_neurons": part.n_neurons.mean(), **summary(over_seeds(part), n_tokens)}
+        for _, part in found.groupby(by, sort=False)
     ]
     return pd.DataFrame(table).sort_values("specificity", ascending=False, ignore_index=True)
 
 
-def row_changes(
-    model: HookedModel,
-    neurons: NeuronSet,
-    rows: Mapping[str, TokenRows],
-    base: Mapping[str, RowLosses],
-    cells: tqdm,
-) -> dict[tuple[str, str], np.ndarray]:
-    """Change of every row's summed loss, by (language switched off, language of the text)."""
-    found = {}
-    for off in rows:
-        with rewritten(model, [Intervention("zero", neurons[off])]):
-            without = corpus_losses(model, rows)
-        found |= {(off, k): (loss.nll - base[k].nll).numpy() for k, loss in without.items()}
-        cells.update()
+def detector_conditions(detected: Mapping[str, NeuronSet], seeds: Sequence[int]) -> list[Condition]:
+    """Every detector's neurons off, and random ones in place of the first detector's."""
+    found = []
+    for i, (name, neurons) in enumerate(detected.items()):
+        for condition in with_controls(neurons, () if i else seeds):
+            is_random = condition.labels["condition"] == RANDOM
+            found.append(labelled(condition, detector="" if is_random else name))
     return found
 
 
-def mean_change(runs: Sequence[dict[tuple[str, str], np.ndarray]]) -> dict[tuple[str, str], np.ndarray]:
-    return {cell: np.mean([run[cell] for run in runs], axis=0) for cell in runs[0]}
+def over_seeds(part: pd.DataFrame) -> LossChanges:
+    """The changes of one detector, mean over seeds."""
+    cells = part.groupby(["group", "evaluated"], sort=False).change
+    return {cell: np.mean(list(changes), axis=0) for cell, changes in cells}
 
 
-def summary(
-    changes: Mapping[tuple[str, str], np.ndarray], n_tokens: Mapping[str, np.ndarray], *, seed: int = 0
-) -> dict[str, float]:
+def summary(changes: LossChanges, n_tokens: Mapping[str, np.ndarray], *, seed: int = 0) -> dict[str, float]:
     """own, elsewhere, specificity, its bootstrap interval, and hits."""
     languages = list(n_tokens)
     random = np.random.default_rng(seed)

@@ -1,10 +1,11 @@
 """A model whose language neurons are known, because its weights are set by hand: what detectors are tested on."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
@@ -20,7 +21,11 @@ from ..neurons import NeuronSet
 BOS, PAD = "<s>", "<pad>"
 WIDTH, WINDOW = 64, 64
 CAUSAL, DECOYS, PAIRS, FREQUENT = 6, 6, 2, 6
-WORDS_A_DOCUMENT = 20
+WORDS_PER_DOCUMENT = 20
+BIASES = {"frequent": 1.0, "dead": -20.0}
+"""Biases of neurons whose input is not +1 in their languages and -1 elsewhere, on average over words."""
+OTHER_NOISE = 0.6
+"""Spread of the input of neurons that read no language."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,8 +43,8 @@ def planted_model(
     *,
     n_languages: int = 5,
     n_layers: int = 2,
-    neurons_a_layer: int = 256,
-    words_a_language: int = 100,
+    neurons_per_layer: int = 256,
+    words_per_language: int = 100,
     effect: float = 2.0,
     noise: float = 0.4,
     seed: int = 0,
@@ -47,86 +52,129 @@ def planted_model(
     """A small OPT whose attention writes nothing and whose MLP neurons are of five kinds, at random places.
 
     Every word's embedding holds the direction of its language and one of its own. For each language six neurons read
-    its direction and write to the logits of its words (causal), six read it and write nothing (decoys), two a pair of
-    neighbouring languages read both and write nothing. Six neurons fire at most words of any language, a quarter of
-    all is dead, and the rest fires at few words, whatever the language, and writes a little in random directions.
+    its direction and write to the logits of its words (causal), and six read it and write nothing (decoys). For each
+    pair of neighbouring languages two neurons read both directions and write nothing. Six neurons fire at most words of
+    any language, a quarter of all is dead, and the rest fires at few words, whatever the language, and writes a little
+    in random directions.
 
     Args:
         effect: what the six causal neurons of a language together add to the logits of its words, before the final
             norm.
         noise: standard deviation, over words, of the input of a neuron whose language is there (mean +1) or not
-            (mean -1): 0 fires always and never, 1 errs at one word in six.
+            (mean -1): at 0 it fires always and never, at 1 it errs at one word in six.
 
     Raises:
         ValueError: fewer than two languages, or more neurons of a kind than there are.
     """
-    n_neurons = n_layers * neurons_a_layer
-    n_special = n_languages * (CAUSAL + DECOYS) + (n_languages // 2) * PAIRS + FREQUENT
-    if n_languages < 2 or n_special + n_neurons // 4 > n_neurons:
-        raise ValueError(
-            f"{n_languages} languages need at least 2, and {n_special} of {n_neurons} neurons beside dead and "
-            "background ones; give more languages or neurons"
-        )
+    n_neurons = n_layers * neurons_per_layer
+    kinds = kinds_of_neurons(n_languages, n_neurons)
     random = np.random.default_rng(seed)
-    words = [f"l{k}w{i}" for k in range(n_languages) for i in range(words_a_language)]
+    words = [f"l{k}w{i}" for k in range(n_languages) for i in range(words_per_language)]
     tokenizer = word_tokenizer(words)
-    language_of = torch.arange(len(words)) // words_a_language
+    language_of = torch.arange(len(words)) // words_per_language
     reads, writes = directions(random, 2 * n_languages)[:n_languages], directions(random, 2 * n_languages)[n_languages:]
-    own = torch.from_numpy(random.normal(size=(1 + len(words), WIDTH))).float()
-    own = unit(without(own - own.mean(dim=1, keepdim=True), torch.cat([reads, writes])))
-    # BOS has no language, but a vector of full length: the final norm would blow up what is written on top of none.
-    embedding = WIDTH**0.5 * torch.cat([own[:1], unit(reads[language_of] + own[1:])])
-
-    kinds = ["causal"] * (n_languages * CAUSAL) + ["decoy"] * (n_languages * DECOYS)
-    kinds += ["pair"] * (n_languages // 2 * PAIRS) + ["frequent"] * FREQUENT + ["dead"] * (n_neurons // 4)
-    kinds += ["background"] * (n_neurons - len(kinds))
-    place = torch.from_numpy(random.permutation(n_neurons))
-    w_in, b_in, w_out = (torch.zeros(n_neurons, WIDTH), torch.zeros(n_neurons), torch.zeros(n_neurons, WIDTH))
-    causal, correlational = (torch.zeros(n_languages, n_neurons, dtype=torch.bool) for _ in range(2))
-    # What a direction of unit length reads off an embedding of its language.
-    at_language = float((embedding[1] @ reads[0]).item())
-    for i, (kind, j) in enumerate(zip(kinds, place.tolist(), strict=True)):
-        scatter = torch.from_numpy(random.normal(size=WIDTH)).float()
-        scatter = unit(without((scatter - scatter.mean())[None], torch.cat([reads, writes])))[0]
-        spread = float((embedding[1:] @ scatter).std())
-        # A neuron's input is +1 in its languages and -1 elsewhere, on average over words.
-        b_in[j] = {"frequent": 1.0, "dead": -20.0}.get(kind, -1.0)
-        w_in[j] = scatter * (noise if kind in ("causal", "decoy", "pair") else 0.6) / spread
-        mine: list[int] = []
-        if kind in ("causal", "decoy"):
-            mine = [i % n_languages]
-        elif kind == "pair":
-            first = 2 * (i % (n_languages // 2))
-            mine = [first, first + 1]
-        w_in[j] += reads[mine].sum(dim=0) * 2 / at_language
-        correlational[mine, j] = True
-        if kind == "causal":
-            causal[mine, j] = True
-            w_out[j] = writes[mine[0]] * effect / CAUSAL
-        elif kind in ("frequent", "background"):
-            w_out[j] = writes.T @ torch.from_numpy(random.normal(size=n_languages)).float() * 0.02
-    hf_model = opt_of(tokenizer, embedding, writes[language_of], w_in, b_in, w_out, n_layers)
-    model = load_model(hf_model, tokenizer=tokenizer)
+    embedding = embeddings(random, language_of, reads, writes)
+    neurons = planted_neurons(random, kinds, embedding, reads, writes, effect=effect, noise=noise)
+    model = load_model(opt_of(tokenizer, embedding, writes[language_of], neurons, n_layers), tokenizer=tokenizer)
     names = tuple(f"l{k}" for k in range(n_languages))
     parameters = {"effect": effect, "noise": noise, "seed": seed}
     sets = [
         NeuronSet(
-            mask.unflatten(1, (n_layers, neurons_a_layer)), names, name, parameters, "planted", fingerprint(model)
+            mask.unflatten(1, (n_layers, neurons_per_layer)), names, name, parameters, "planted", fingerprint(model)
         )
-        for name, mask in (("planted causal", causal), ("planted correlational", correlational))
+        for name, mask in (("planted causal", neurons.causal), ("planted correlational", neurons.correlational))
     ]
     return Planted(model, *sets)
 
 
+def kinds_of_neurons(n_languages: int, n_neurons: int) -> list[str]:
+    """The kind of every neuron, before they are put at random places."""
+    n_special = n_languages * (CAUSAL + DECOYS) + (n_languages // 2) * PAIRS + FREQUENT
+    if n_languages < 2 or n_special + n_neurons // 4 > n_neurons:
+        raise ValueError(
+            f"n_languages must be at least 2 and small enough for {n_neurons} neurons, got {n_languages}, which need "
+            f"{n_special} neurons beside dead and background ones; give fewer languages or more neurons"
+        )
+    kinds = ["causal"] * (n_languages * CAUSAL) + ["decoy"] * (n_languages * DECOYS)
+    kinds += ["pair"] * (n_languages // 2 * PAIRS) + ["frequent"] * FREQUENT + ["dead"] * (n_neurons // 4)
+    return kinds + ["background"] * (n_neurons - len(kinds))
+
+
+def languages_read(kind: str, number: int, n_languages: int) -> list[int]:
+    """The languages whose directions the neuron of this number reads."""
+    if kind in ("causal", "decoy"):
+        return [number % n_languages]
+    first = 2 * (number % (n_languages // 2))
+    return [first, first + 1] if kind == "pair" else []
+
+
+def embeddings(
+    random: np.random.Generator,
+    language_of: Int[Tensor, " word"],
+    reads: Float[Tensor, "language d_model"],
+    writes: Float[Tensor, "language d_model"],
+) -> Float[Tensor, "bos_and_word d_model"]:
+    """The direction of each word's language and one of its own."""
+    own = torch.from_numpy(random.normal(size=(1 + len(language_of), WIDTH))).float()
+    own = unit(without(own - own.mean(dim=1, keepdim=True), torch.cat([reads, writes])))
+    # BOS has no language, but a vector of full length: the final norm would blow up what is written on top of none.
+    return WIDTH**0.5 * torch.cat([own[:1], unit(reads[language_of] + own[1:])])
+
+
+@dataclass(frozen=True, eq=False)
+class PlantedNeurons:
+    """Weights of all neurons, whatever their layer, and which of them belong to which language."""
+
+    w_in: Float[Tensor, "neuron d_model"]
+    b_in: Float[Tensor, " neuron"]
+    w_out: Float[Tensor, "neuron d_model"]
+    causal: Bool[Tensor, "language neuron"]
+    correlational: Bool[Tensor, "language neuron"]
+
+
+def planted_neurons(
+    random: np.random.Generator,
+    kinds: Sequence[str],
+    embedding: Float[Tensor, "bos_and_word d_model"],
+    reads: Float[Tensor, "language d_model"],
+    writes: Float[Tensor, "language d_model"],
+    *,
+    effect: float,
+    noise: float,
+) -> PlantedNeurons:
+    """A neuron of every kind in the list, at a random place."""
+    n, n_languages = len(kinds), len(reads)
+    found = PlantedNeurons(
+        torch.zeros(n, WIDTH), torch.zeros(n), torch.zeros(n, WIDTH), *torch.zeros(2, n_languages, n, dtype=torch.bool)
+    )
+    # What a direction of unit length reads off an embedding of its language.
+    at_language = float((embedding[1] @ reads[0]).item())
+    for i, (kind, j) in enumerate(zip(kinds, random.permutation(n).tolist(), strict=True)):
+        mine = languages_read(kind, i, n_languages)
+        scatter = torch.from_numpy(random.normal(size=WIDTH)).float()
+        scatter = unit(without((scatter - scatter.mean())[None], torch.cat([reads, writes])))[0]
+        spread = float((embedding[1:] @ scatter).std())
+        own_noise = noise if mine else OTHER_NOISE
+        found.w_in[j] = scatter * own_noise / spread + reads[mine].sum(dim=0) * 2 / at_language
+        found.b_in[j] = BIASES.get(kind, -1.0)
+        if kind == "causal":
+            found.w_out[j] = writes[mine[0]] * effect / CAUSAL
+        elif kind in ("frequent", "background"):
+            found.w_out[j] = writes.T @ torch.from_numpy(random.normal(size=n_languages)).float() * 0.02
+        found.correlational[mine, j] = True
+        found.causal[mine, j] = kind == "causal"
+    return found
+
+
 def planted_text(planted: Planted, n_tokens: int, *, seed: int = 0) -> Corpus:
-    """Documents of twenty words drawn at random from each language's own, about `n_tokens` words a language."""
+    """Documents of twenty words drawn at random from each language's own, about `n_tokens` words per language."""
     random = np.random.default_rng([seed, 1])
     vocabulary = planted.model.tokenizer.get_vocab()
     documents = {}
     for name in planted.causal.groups:
         words = np.array(sorted(word for word in vocabulary if word.startswith(f"{name}w")))
-        n_documents = max(2, n_tokens // WORDS_A_DOCUMENT)
-        documents[name] = tuple(" ".join(random.choice(words, WORDS_A_DOCUMENT)) for _ in range(n_documents))
+        n_documents = max(2, n_tokens // WORDS_PER_DOCUMENT)
+        documents[name] = tuple(" ".join(random.choice(words, WORDS_PER_DOCUMENT)) for _ in range(n_documents))
     return Corpus(documents, f"planted text, seed {seed}")
 
 
@@ -158,9 +206,7 @@ def opt_of(
     tokenizer: PreTrainedTokenizerFast,
     embedding: Float[Tensor, "bos_and_word d_model"],
     unembedding: Float[Tensor, "word d_model"],
-    w_in: Float[Tensor, "neuron d_model"],
-    b_in: Float[Tensor, " neuron"],
-    w_out: Float[Tensor, "neuron d_model"],
+    neurons: PlantedNeurons,
     n_layers: int,
 ) -> OPTForCausalLM:
     """An OPT of these weights, all others zero; the neurons are shared out over the layers in order."""
@@ -170,7 +216,7 @@ def opt_of(
         word_embed_proj_dim=WIDTH,
         num_hidden_layers=n_layers,
         num_attention_heads=2,
-        ffn_dim=len(w_in) // n_layers,
+        ffn_dim=len(neurons.b_in) // n_layers,
         max_position_embeddings=WINDOW,
         activation_function="relu",
         pad_token_id=0,
@@ -183,10 +229,9 @@ def opt_of(
         p.fill_(1.0 if "layer_norm.weight" in name else 0.0)
     model.get_input_embeddings().weight[1:] = embedding
     model.lm_head.weight[2:] = unembedding
-    for layer, *parts in zip(
-        model.model.decoder.layers, w_in.chunk(n_layers), b_in.chunk(n_layers), w_out.chunk(n_layers), strict=True
-    ):
-        layer.fc1.weight.copy_(parts[0])
-        layer.fc1.bias.copy_(parts[1])
-        layer.fc2.weight.copy_(parts[2].T)
+    weights = (part.chunk(n_layers) for part in (neurons.w_in, neurons.b_in, neurons.w_out))
+    for layer, w_in, b_in, w_out in zip(model.model.decoder.layers, *weights, strict=True):
+        layer.fc1.weight.copy_(w_in)
+        layer.fc1.bias.copy_(b_in)
+        layer.fc2.weight.copy_(w_out.T)
     return model

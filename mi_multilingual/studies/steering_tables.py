@@ -10,20 +10,24 @@ import pandas as pd
 from ..evaluation.intervals import ratio_interval, wilson_interval
 from ..evaluation.quality import continuation_perplexity, distinct_n
 from ..models.hooked import HookedModel
+from ..patching.conditions import CHOSEN
 
 
 def steering_shares(outputs: pd.DataFrame, by: Sequence[str] = ("target", "condition")) -> pd.DataFrame:
-    """How many outputs are in the target language, in the prompt's language, and in others, a row a group.
+    """How many outputs are in the target language, in the prompt's language, and in others, one row per group.
 
     Args:
-        outputs: of a steering study.
-        by: columns whose values make a group; the outputs of all seeds of the control fall together unless seed is
-            one of them.
+        outputs: those of a steering study.
+        by: columns whose values make a group; the outputs of all seeds of the random neurons fall together unless seed
+            is one of them.
 
     Returns:
         the columns of `by`, n, in_target (language accuracy, share of n), low, high (its 95 % Wilson interval),
         in_source, elsewhere (another language or none); the three add up to 1, and where source and target are one
         in_source is 0.
+
+    Raises:
+        ValueError: `by` names no column, or one that the outputs do not have.
     """
     check_columns(outputs, by)
     hit = outputs.found == outputs.target
@@ -47,6 +51,9 @@ def found_shares(outputs: pd.DataFrame, by: Sequence[str] = ("n_off", "off", "co
 
     Low and high are the 95 % Wilson interval. Every group has a row for every language found anywhere ("" for none),
     so the table is a full matrix.
+
+    Raises:
+        ValueError: as `steering_shares`.
     """
     check_columns(outputs, by)
     languages = sorted(outputs.found.unique())
@@ -65,6 +72,7 @@ def steering_quality(
     outputs: pd.DataFrame,
     by: Sequence[str] = ("strength", "condition"),
     *,
+    bos: str = "tokenizer",
     progress: bool = True,
 ) -> pd.DataFrame:
     """How likely the model as it is finds the outputs after their prompts, and how much they repeat themselves.
@@ -72,13 +80,21 @@ def steering_quality(
     Perplexity counts the change of language too: an output in another language than its prompt's is unlikely however
     well it is written, so compare strengths at which as many outputs are in the target language.
 
+    Args:
+        outputs, by: as of `steering_shares`.
+        bos: special tokens before every prompt, as in `generate`.
+
     Returns:
-        the columns of `by`, n, nll (nats a token, over all tokens of the group), nll_low, nll_high (95 % bootstrap
-        interval over outputs), ppl (a token), distinct_2 (`distinct_n`, mean over targets).
+        the columns of `by`, n, nll (nats per token, over all tokens of the group), nll_low, nll_high (95 % bootstrap
+        interval over outputs), ppl (per token), distinct_2 (`distinct_n`, mean over targets).
+
+    Raises:
+        ValueError: as `steering_shares`, or an output that with its prompt is longer than the model's context.
     """
     check_columns(outputs, by)
     texts = outputs[["prompt", "continuation"]].drop_duplicates(ignore_index=True)
-    scores = continuation_perplexity(model, texts.prompt.tolist(), texts.continuation.tolist(), progress=progress)
+    prompts, continuations = texts.prompt.tolist(), texts.continuation.tolist()
+    scores = continuation_perplexity(model, prompts, continuations, bos=bos, progress=progress)
     scored = outputs.merge(pd.concat([texts, scores], axis=1), on=["prompt", "continuation"], validate="many_to_one")
     rows = []
     for key, group in named_groups(scored, by):
@@ -90,24 +106,24 @@ def steering_quality(
 
 
 def loss_interval(total: np.ndarray, n_tokens: np.ndarray, *, seed: int = 0) -> tuple[float, float, float]:
-    """Sum of `total` a token, and its 95 % bootstrap interval over texts; NaN without tokens."""
+    """Sum of `total` per token, and its 95 % bootstrap interval over texts; NaN without tokens."""
     if not n_tokens.any():
         return math.nan, math.nan, math.nan
     return float(total.sum() / n_tokens.sum()), *ratio_interval(total, n_tokens, seed=seed)
 
 
 def best_strength(outputs: pd.DataFrame) -> dict[str, float]:
-    """Of every target, the strength that gave most outputs in it; of several, the lowest, which changes least.
+    """For every target, the strength that gave most outputs in it; of several, the lowest, which changes least.
 
     Args:
-        outputs: of a `strength_curve` on prompts that are not measured on later.
+        outputs: those of a `strength_curve` on prompts that are not measured on later.
 
     Raises:
         ValueError: no steered outputs.
     """
-    steered = outputs[outputs.condition == "steered"]
+    steered = outputs[outputs.condition == CHOSEN]
     if steered.empty:
-        raise ValueError("no steered outputs to choose a strength by; give those of strength_curve")
+        raise ValueError(f"outputs must hold some of condition {CHOSEN!r}, got none; give those of strength_curve")
     table = steering_shares(steered, ["target", "strength"]).sort_values("strength")
     best = table.loc[table.groupby("target", sort=False).in_target.idxmax()].set_index("target").strength
     return {target: float(best[target]) for target in steered.target.unique()}
@@ -121,6 +137,6 @@ def named_groups(outputs: pd.DataFrame, by: Sequence[str]) -> Iterator[tuple[Any
 def check_columns(outputs: pd.DataFrame, by: Sequence[str]) -> None:
     """Raise unless the outputs have the columns they are to be grouped by, and there are some."""
     if isinstance(by, str) or not by:
-        raise ValueError(f"by={by!r} is no list of columns; give some, such as ['target', 'condition']")
+        raise ValueError(f"by must be a list of columns, such as ['target', 'condition'], got {by!r}")
     if missing := [name for name in by if name not in outputs.columns]:
-        raise ValueError(f"the outputs have no column {missing[0]!r}; they have {', '.join(outputs.columns)}")
+        raise ValueError(f"by must name columns of the outputs ({', '.join(outputs.columns)}), got {missing[0]!r}")

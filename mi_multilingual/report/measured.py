@@ -1,4 +1,4 @@
-"""Intervals of sums, means and differences of measured numbers."""
+"""Differences and means of numbers that have 95 % intervals, and whether two of them are apart."""
 
 import numpy as np
 

@@ -6,6 +6,7 @@ const language = document.getElementById("language");
 const dark = window.matchMedia("(prefers-color-scheme: dark)"), narrow = window.matchMedia("(max-width: 600px)");
 const COLOURS = ["#0b6e75", "#d1603d", "#5b7fd4", "#b8952d", "#7a5aa6", "#3f9b5f", "#c44d80", "#7d8590", "#8a6d3b", "#2aa1c0"];
 const wanted = () => (language ? language.value : "");
+const named = code => (Object.hasOwn(neurons.names, code) ? neurons.names[code] : code);
 
 // Figures
 
@@ -66,9 +67,15 @@ function order(left, right) {
   return 0;
 }
 
+/** Text goes by what is shown, such as a language's name, numbers by their values. */
+function sortedBy(cell) {
+  const values = valuesOf(cell);
+  return values.every(value => typeof value === "string") ? [cell.textContent] : values;
+}
+
 function sortBy(heading) {
   const body = heading.closest("table").tBodies[0], sign = heading.ariaSort === "ascending" ? -1 : 1;
-  const rows = [...body.rows].map(row => [row, valuesOf(row.cells[heading.cellIndex])]);
+  const rows = [...body.rows].map(row => [row, sortedBy(row.cells[heading.cellIndex])]);
   const missing = values => values.includes(null);
   rows.sort(([, a], [, b]) => missing(a) - missing(b) || sign * order(a, b));
   body.append(...rows.map(([row]) => row));
@@ -176,8 +183,8 @@ function examplesOf(key) {
   const peak = name => found[name][0][2][found[name][0][0]];
   const names = Object.keys(found).sort((a, b) => peak(b) - peak(a)), highest = peak(names[0]);
   const chosen = names.filter(name => !wanted() || name === wanted());
-  if (!chosen.length) return [make("p", {className: "note"}, `It is above zero nowhere in ${wanted()}.`)];
-  return chosen.flatMap(name => [make("h3", {}, name), make("div", {className: "examples"}, ...found[name].map(e => example(e, name, highest)))]);
+  if (!chosen.length) return [make("p", {className: "note"}, `It is above zero nowhere in ${named(wanted())}.`)];
+  return chosen.flatMap(name => [make("h3", {}, named(name)), make("div", {className: "examples"}, ...found[name].map(e => example(e, name, highest)))]);
 }
 
 function logitsOf(key) {
@@ -208,14 +215,14 @@ function drawNeuron(key) {
   const wrong = problem(key);
   if (wrong) return page.replaceChildren(steps(key), make("h1", {}, "Neuron"), make("p", {className: "lead"}, wrong));
   const found = statistics(key), groups = neurons.members[key];
-  const lead = groups ? `Belongs to ${groups.join(", ")}.` : "Belongs to no language.";
+  const lead = groups ? `Belongs to ${groups.map(named).join(", ")}.` : "Belongs to no language.";
   const parts = [steps(key), make("h1", {}, `Neuron ${key}`), make("p", {className: "lead"}, found ? `${lead} Entropy of its activation probabilities: ${shortened(found.entropy)} nats.` : lead)];
   if (found) {
     parts.push(make("figure", {}, make("h3", {}, `Share of tokens with an activation above ${neurons.threshold}, at site “${neurons.site}”`), make("div", {className: "plot", id: "profile"}),
       make("figcaption", {}, "Error bars: 95 % Wilson intervals over tokens.")));
     parts.push(...tableOf("table-neuron", `neuron-${key}.csv`,
       [[["language"], "language", true], [["active"], "active tokens", false], [["tokens"], "tokens", false], [["probability"], "activation probability", false], [["low", "high"], "95 % interval", false], [["mean"], "mean activation", false], [["maximum"], "highest", false]],
-      found.rows.map(r => ({language: r.name, cells: [[r.name, [r.name]], [r.hits.toLocaleString("en"), [r.hits]], [r.tokens.toLocaleString("en"), [r.tokens]], [r.p.toFixed(4), [r.p]], [`${r.low.toFixed(4)} to ${r.high.toFixed(4)}`, [r.low, r.high]], [shortened(r.mean), [r.mean]], [shortened(r.maximum), [r.maximum]]]}))));
+      found.rows.map(r => ({language: r.name, cells: [[named(r.name), [r.name]], [r.hits.toLocaleString("en"), [r.hits]], [r.tokens.toLocaleString("en"), [r.tokens]], [r.p.toFixed(4), [r.p]], [`${r.low.toFixed(4)} to ${r.high.toFixed(4)}`, [r.low, r.high]], [shortened(r.mean), [r.mean]], [shortened(r.maximum), [r.maximum]]]}))));
   } else parts.push(make("p", {className: "note"}, "This model has too many neurons for one page: it holds the statistics of language neurons only; those of the others are in stats.safetensors."));
   parts.push(make("h2", {}, "Where it is highest"), ...examplesOf(key), ...logitsOf(key));
   page.replaceChildren(...parts);

@@ -1,0 +1,185 @@
+"""Types of what `__init__.py` imports when it is asked for; `make stub` writes this file from its tables."""
+
+from . import analysis as analysis
+from . import demo as demo
+from . import detectors as detectors
+from . import evaluation as evaluation
+from . import evidence as evidence
+from . import experiments as experiments
+from . import models as models
+from . import patching as patching
+from . import plots as plots
+from . import report as report
+from . import studies as studies
+from .analysis.attribution import answer_token as answer_token
+from .analysis.attribution import attribution as attribution
+from .analysis.attribution import contribution_scores as contribution_scores
+from .analysis.attribution import effective_scores as effective_scores
+from .analysis.examples import logit_effects as logit_effects
+from .analysis.examples import top_examples as top_examples
+from .analysis.significance import half_agreement as half_agreement
+from .analysis.significance import lape_membership as lape_membership
+from .analysis.significance import lape_of_texts as lape_of_texts
+from .analysis.significance import permutation_test as permutation_test
+from .corpora import Corpus as Corpus
+from .corpora import load_corpus as load_corpus
+from .demo.job import run_demo as run_demo
+from .detectors.activation_percentile import activation_percentile as activation_percentile
+from .detectors.activation_percentile import activation_percentile_scores as activation_percentile_scores
+from .detectors.average_precision import average_precision as average_precision
+from .detectors.average_precision import average_precision_scores as average_precision_scores
+from .detectors.average_precision import medians as medians
+from .detectors.average_precision import top_and_bottom as top_and_bottom
+from .detectors.lap import lap as lap
+from .detectors.lap import lap_scores as lap_scores
+from .detectors.lape import lape as lape
+from .detectors.lape import lape_entropy as lape_entropy
+from .detectors.lape import lape_scores as lape_scores
+from .detectors.lave import lave as lave
+from .detectors.lave import lave_scores as lave_scores
+from .detectors.parameter_variation import parameter_variation as parameter_variation
+from .detectors.parameter_variation import parameter_variation_scores as parameter_variation_scores
+from .detectors.plnd import common_core as common_core
+from .detectors.plnd import plnd as plnd
+from .detectors.plnd import plnd_scores as plnd_scores
+from .detectors.relevance import relevance as relevance
+from .detectors.relevance import relevance_scores as relevance_scores
+from .detectors.sharing import sharing_scores as sharing_scores
+from .detectors.table import DETECTORS as DETECTORS
+from .detectors.table import Detector as Detector
+from .detectors.table import Setting as Setting
+from .detectors.table import identified as identified
+from .evaluation.generation import generate as generate
+from .evaluation.judge import Endpoint as Endpoint
+from .evaluation.judge import judge as judge
+from .evaluation.language_id import identify_language as identify_language
+from .evaluation.numbers import last_number as last_number
+from .evaluation.perplexity import perplexity as perplexity
+from .evaluation.quality import code_switching as code_switching
+from .evaluation.quality import continuation_perplexity as continuation_perplexity
+from .evaluation.quality import distinct_n as distinct_n
+from .evaluation.quality import language_accuracy as language_accuracy
+from .evaluation.quality import language_distribution as language_distribution
+from .evaluation.readers import load_belebele as load_belebele
+from .evaluation.readers import load_facts as load_facts
+from .evaluation.readers import load_mgsm as load_mgsm
+from .evaluation.readers import load_mpararel as load_mpararel
+from .evaluation.readers import load_xcopa as load_xcopa
+from .evaluation.readers import load_xnli as load_xnli
+from .evaluation.tasks import Item as Item
+from .evaluation.tasks import accuracy_by_language as accuracy_by_language
+from .evaluation.tasks import choice_accuracy as choice_accuracy
+from .evaluation.tasks import in_every_language as in_every_language
+from .evaluation.tasks import parallel_items as parallel_items
+from .evaluation.tasks import written_accuracy as written_accuracy
+from .evidence.activations import ActivationStats as ActivationStats
+from .evidence.activations import record as record
+from .evidence.distributed import record_distributed as record_distributed
+from .evidence.impact import Impact as Impact
+from .evidence.impact import record_impact as record_impact
+from .evidence.relevance import Relevance as Relevance
+from .evidence.relevance import record_relevance as record_relevance
+from .evidence.sharing import TYPES as TYPES
+from .evidence.sharing import Sharing as Sharing
+from .evidence.sharing import categories as categories
+from .evidence.sharing import sharing_categories as sharing_categories
+from .evidence.texts import TextActivations as TextActivations
+from .evidence.texts import record_texts as record_texts
+from .evidence.weight_change import WeightChange as WeightChange
+from .evidence.weight_change import record_weight_change as record_weight_change
+from .models.hooked import site_of as site_of
+from .models.loading import load_model as load_model
+from .neurons import NeuronScores as NeuronScores
+from .neurons import NeuronSet as NeuronSet
+from .patching.changes import Intervention as Intervention
+from .patching.changes import add_mean as add_mean
+from .patching.changes import add_mean_difference as add_mean_difference
+from .patching.changes import set_to_mean as set_to_mean
+from .patching.conditions import Condition as Condition
+from .patching.conditions import applied as applied
+from .patching.conditions import layer_matched_random as layer_matched_random
+from .patching.conditions import uniform_random as uniform_random
+from .patching.conditions import with_controls as with_controls
+from .patching.export import export as export
+from .patching.hooks import ablate as ablate
+from .patching.hooks import steer as steer
+from .patching.weights import bake as bake
+from .patching.weights import baked as baked
+from .report import write_report as write_report
+from .storage import load as load
+from .storage import save as save
+from .studies.ablation import perplexity_matrix as perplexity_matrix
+from .studies.deactivation import deactivation_effects as deactivation_effects
+from .studies.deactivation import deactivation_study as deactivation_study
+from .studies.leaderboard import leaderboard as leaderboard
+from .studies.leaderboard import ranking_stability as ranking_stability
+from .studies.leaderboard import rankings as rankings
+from .studies.planted import planted_model as planted_model
+from .studies.planted import planted_text as planted_text
+from .studies.steering import equal_openings as equal_openings
+from .studies.steering import fallback_study as fallback_study
+from .studies.steering import language_forcing as language_forcing
+from .studies.steering import rate_curve as rate_curve
+from .studies.steering import steering_matrix as steering_matrix
+from .studies.steering import strength_curve as strength_curve
+from .studies.steering import unconditional_study as unconditional_study
+from .studies.steering_tables import best_strength as best_strength
+from .studies.steering_tables import found_shares as found_shares
+from .studies.steering_tables import steering_quality as steering_quality
+from .studies.steering_tables import steering_shares as steering_shares
+from .tokens import Reading as Reading
+from .tokens import token_counts as token_counts
+from .tokens import token_rows as token_rows
+
+__all__ = [
+    "ActivationStats",
+    "Condition",
+    "Corpus",
+    "Intervention",
+    "NeuronScores",
+    "NeuronSet",
+    "Reading",
+    "ablate",
+    "add_mean",
+    "add_mean_difference",
+    "applied",
+    "attribution",
+    "average_precision",
+    "bake",
+    "baked",
+    "choice_accuracy",
+    "deactivation_study",
+    "export",
+    "generate",
+    "identified",
+    "identify_language",
+    "lap",
+    "lape",
+    "lave",
+    "leaderboard",
+    "load",
+    "load_corpus",
+    "load_model",
+    "perplexity",
+    "perplexity_matrix",
+    "plnd",
+    "rankings",
+    "record",
+    "record_impact",
+    "record_relevance",
+    "record_texts",
+    "relevance",
+    "save",
+    "set_to_mean",
+    "sharing_categories",
+    "steer",
+    "steering_matrix",
+    "top_examples",
+    "with_controls",
+    "write_report",
+]
+
+MOST_USED: dict[str, list[str]]
+FURTHER: dict[str, list[str]]
+MODULES: tuple[str, ...]
+HOMES: dict[str, str]

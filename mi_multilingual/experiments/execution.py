@@ -1,0 +1,156 @@
+"""Running the cells of a study: each under its condition, beside the model as it is."""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from ..detectors.average_precision import medians
+from ..neurons import PARTS, NeuronSet
+from ..patching.changes import Intervention, add_mean, add_mean_difference, set_to_mean
+from ..patching.conditions import (
+    CHOSEN,
+    NOT_RANDOM,
+    RANDOM,
+    Condition,
+    applied,
+    condition_of,
+    layer_matched_random,
+    zero,
+)
+from ..studies.deactivation import checked_questions, margins, own_neurons
+from .attempts import in_one_line, tried_again
+from .cells import Cell, region
+from .context import Context
+from .measures import Observations, by_language, compared, observe
+from .recordings import VALUES_FROM, choices_of, recording_of
+from .store import Unwritable
+
+Changing = Callable[[NeuronSet], tuple[Intervention, ...]]
+ANOTHER_DRAW = 1_000_003  # between the seeds of parts: q and k columns drawn alike would undo each other's effect
+
+
+@dataclass(frozen=True, eq=False)
+class Attempt:
+    """What became of one cell: a table, or an error."""
+
+    cell: Any
+    table: pd.DataFrame | None
+    seconds: float
+    error: str = ""
+    trace: str = ""
+
+
+Runner = Callable[[Sequence[Cell], Context], Iterator[Attempt | str]]
+"""Runs cells in any order and place, and yields an attempt for each as it ends; a cell's error must not end it.
+
+In between it may yield words on what it is doing, for the progress bar. The context has been used to plan; another
+process makes its own: `Context(context.study, context.folder)`.
+"""
+
+
+def serial(cells: Sequence[Cell], context: Context) -> Iterator[Attempt]:
+    """The cells one after another in this process."""
+    for cell in cells:
+        yield attempted(cell, context)
+
+
+def attempted(cell: Cell, context: Context) -> Attempt:
+    """What becomes of the cell; an error is part of the answer, except that the folder cannot be written."""
+    started, number = time.monotonic(), 0
+    while True:
+        number += 1
+        try:
+            return Attempt(cell, run_cell(cell, context), time.monotonic() - started)
+        except Unwritable:
+            raise
+        except Exception as error:
+            if not tried_again(error, number):
+                seconds = time.monotonic() - started
+                return Attempt(cell, None, seconds, in_one_line(error), traceback.format_exc())
+
+
+def run_cell(cell: Cell, context: Context) -> pd.DataFrame:
+    """The rows of one cell (see `results`); needs nothing but its arguments and leaves the model as it was."""
+    context.check(cell)
+    base = context.base(cell)
+    labels, now = (under_own_conditions if cell.by_input else under_condition)(cell, context)
+    table = compared(now, base)
+    described = {**setting_of(cell), **labels, "evaluation": cell.evaluation}
+    return pd.concat([pd.DataFrame([described] * len(table)), table], axis=1)
+
+
+def setting_of(cell: Cell) -> dict[str, Any]:
+    """The columns of a cell's rows that say how its neurons were found and what was done to them."""
+    names = ("model", "detector", "parameters", "rate", "site", "layers", "part")
+    values = {name: getattr(cell, name) for name in names} | {"intervention": cell.intervention.words}
+    return {"cell": cell.key, **values, "rate": float("nan") if cell.rate is None else cell.rate}
+
+
+def under_condition(cell: Cell, context: Context) -> tuple[Mapping[str, Any], list[Observations]]:
+    """Labels of the cell's condition, and what is measured under it."""
+    condition = condition_for(cell, context)
+    with applied(context.model(cell.model), condition) as model:
+        return condition.labels, observe(model, cell.measurement, context.texts)
+
+
+def under_own_conditions(cell: Cell, context: Context) -> tuple[Mapping[str, Any], list[Observations]]:
+    """`under_condition` where every question has neurons, and so a condition, of its own; n_neurons is their mean.
+
+    The same numbers as `deactivation_study`, which takes all types and seeds at once.
+    """
+    model = context.model(cell.model)
+    questions = checked_questions(model, context.texts.questions[cell.evaluation])
+    conditions, scores = [], []
+    for number, (same, types) in enumerate(own_neurons(model, questions, dict(cell.settings)["threshold"])):
+        neurons = types.in_layers(region(cell.layers, types.masks.shape[1]))
+        condition = condition_in(cell, neurons, cell.seed * len(questions) + number)
+        with applied(model, condition):
+            scores += margins(model, same)
+        conditions.append(condition)
+    n_neurons = round(float(np.mean([condition.labels["n_neurons"] for condition in conditions])))
+    asked = [question for same in questions for question in same]
+    return {**conditions[0].labels, "n_neurons": n_neurons}, by_language(asked, scores)
+
+
+def condition_for(cell: Cell, context: Context) -> Condition:
+    """The group's neurons changed, or random ones in their place, in all parts of the cell together."""
+    parts = []
+    for choice in choices_of(cell):
+        found = context.neurons(choice, cell.model)
+        neurons = found.in_layers(region(cell.layers, found.masks.shape[1]))
+        draw = cell.seed + ANOTHER_DRAW * PARTS.index(choice.part)
+        parts.append(condition_in(cell, neurons, draw, partial(interventions_of, cell, context)))
+    n_neurons = sum(condition.labels["n_neurons"] for condition in parts)
+    interventions = tuple(i for condition in parts for i in condition.interventions)
+    return Condition({**parts[0].labels, "n_neurons": n_neurons}, interventions)
+
+
+def condition_in(cell: Cell, neurons: NeuronSet, draw: int, change: Changing = zero) -> Condition:
+    """The cell's group of these neurons changed, or as many random ones per layer by the seed `draw`."""
+    if cell.seed == NOT_RANDOM:
+        return condition_of(CHOSEN, neurons[cell.group], change)
+    # The draw is of all groups, so that a group's random neurons are the same whichever others are changed.
+    return condition_of(RANDOM, layer_matched_random(neurons, seed=draw)[cell.group], change, seed=cell.seed)
+
+
+def interventions_of(cell: Cell, context: Context, neurons: NeuronSet) -> tuple[Intervention, ...]:
+    """What the cell does to its neurons."""
+    kind, value = cell.intervention.kind, cell.intervention.value
+    site = "post" if cell.site == "up" else cell.site
+    if not isinstance(value, str):
+        return (Intervention(kind, neurons, value, site),)
+    evidence = context.recorded(recording_of(cell, VALUES_FROM[value]), cell.model)
+    if value == "median":
+        return (Intervention(kind, neurons, medians(evidence)[..., evidence.languages.index(cell.group)], site),)
+    if kind == "set":
+        return (set_to_mean(neurons, evidence, cell.group),)
+    add = add_mean if value == "mean" else add_mean_difference
+    return (add(neurons, evidence, cell.group, strength=cell.intervention.strength),)

@@ -1,0 +1,11 @@
+"""What the page shows: one row of SECTIONS for each section, made from the files of a run where they exist.
+
+A file of this folder holds the sections of one subject: the columns of their tables, their figures, and their findings
+in words. A new table of a run is a new row in the file of its subject.
+"""
+
+from . import ablation, answers, deactivation, detectors, neurons, sharing, steering, sweeps
+
+SUBJECTS = (ablation, neurons, detectors, sharing, steering, deactivation, sweeps, answers)
+SECTIONS = tuple(section for subject in SUBJECTS for section in subject.SECTIONS)
+"""Every section of the page, in its order."""

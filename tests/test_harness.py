@@ -105,7 +105,7 @@ def own_scores(folder, tasks):
 @pytest.mark.parametrize("checkpoint", ["llama-grouped"], indirect=True)
 def test_every_task_gives_what_the_exported_checkpoint_gives(checkpoint, neurons, tasks, tmp_path):
     zero = Intervention("zero", load(neurons)["fr"])
-    exported = own_scores(export(checkpoint, [zero], tmp_path / "edited"), tasks)
+    exported = own_scores(export(checkpoint, zero, folder=tmp_path / "edited"), tasks)
     ours = harness_scores(checkpoint, list(TASKS), neurons=neurons, groups=["fr"], include_path=tasks)
     pd.testing.assert_frame_equal(ours, exported, check_exact=True)
     assert list(ours.task) == list(TASKS)
@@ -139,7 +139,7 @@ def made(pretrained, **arguments):
 def test_requests_have_the_very_numbers_of_the_exported_checkpoint(checkpoint, neurons, kind, value, site, tmp_path):
     given = {"neurons": neurons, "intervention": kind, "groups": "en+fr", "site": site}
     lm = made(checkpoint, **given, **({} if value is None else {"value": value}))
-    folder = export(checkpoint, [Intervention(kind, load(neurons), value, site)], tmp_path / "edited")
+    folder = export(checkpoint, Intervention(kind, load(neurons), value, site), folder=tmp_path / "edited")
     exported = get_model("hf")(pretrained=str(folder), device="cpu", batch_size=4)
     assert scored(lm) == scored(exported)
     plain = get_model("hf")(pretrained=str(checkpoint), device="cpu", batch_size=4)

@@ -172,7 +172,7 @@ def test_the_exported_checkpoint_needs_transformers_only(kind, tmp_path):
     if kind not in BIASLESS:
         rest = replace(neurons["en"], masks=~neurons.union()[None])
         interventions += [Intervention("set", rest, values(model), "post")]
-    folder = export(source, interventions, tmp_path / "edited")
+    folder = export(source, *interventions, folder=tmp_path / "edited")
     with steer(model, *interventions):
         hooked = logits(model)
     edited = AutoModelForCausalLM.from_pretrained(folder).eval()
@@ -211,7 +211,7 @@ def test_without_an_output_bias_or_an_option_for_one_set_and_add_are_refused(arc
         Intervention("add", chosen(model), 1, "post"),
     ):
         with pytest.raises(ValueError, match="no bias after its MLP and no option for one"):
-            export(source, [intervention], tmp_path / "edited")
+            export(source, intervention, folder=tmp_path / "edited")
         assert not (tmp_path / "edited").exists()
     with steer(model, intervention):
         torch.testing.assert_close(logits(bake(model, intervention)), logits(model), atol=1e-5, rtol=1e-5)
@@ -223,19 +223,19 @@ def test_export_keeps_the_stored_precision_and_refuses_what_it_cannot_do(tmp_pat
     half.save_pretrained(source)
     model = load_model(source, device="cpu")
     intervention = Intervention("zero", chosen(model))
-    folder = export(source, [intervention], tmp_path / "edited")
+    folder = export(source, intervention, folder=tmp_path / "edited")
     edited = load_file(folder / "model.safetensors")
     assert {t.dtype for t in edited.values()} == {torch.bfloat16}
     assert set(edited) == set(load_file(source / "model.safetensors"))
     for match, make in {
-        "not empty; give a new folder": lambda: export(source, [intervention], folder),
+        "not empty; give a new folder": lambda: export(source, intervention, folder=folder),
         "made for other weights": lambda: export(
-            source, [replace(intervention, neurons=replace(chosen(model), model_fingerprint="x"))], tmp_path / "no"
+            source, replace(intervention, neurons=replace(chosen(model), model_fingerprint="x")), folder=tmp_path / "no"
         ),
         "which no output weight can": lambda: export(
-            source, [Intervention("add", chosen(model), 1.0, "gate")], tmp_path / "no"
+            source, Intervention("add", chosen(model), 1.0, "gate"), folder=tmp_path / "no"
         ),
-        "no intervention was given": lambda: export(source, [], tmp_path / "no"),
+        "no intervention was given": lambda: export(source, folder=tmp_path / "no"),
     }.items():
         with pytest.raises(ValueError, match=match):
             make()
@@ -246,7 +246,7 @@ def test_the_demo_model_can_be_exported(demo_model, tmp_path):
     shape = (1, demo_model.cfg.n_layers, demo_model.cfg.d_mlp)
     masks = torch.rand(shape, generator=torch.Generator().manual_seed(0)) < 0.2
     intervention = Intervention("set", NeuronSet(masks, ("x",), "test"), 0.3)
-    edited = export("demo", [intervention], tmp_path / "demo")
+    edited = export("demo", intervention, folder=tmp_path / "demo")
     edited = AutoModelForCausalLM.from_pretrained(edited, dtype=torch.float32).eval()
     with torch.no_grad(), steer(demo_model, intervention):
         # The demo model is stored in float16, and so are its new biases.
@@ -315,7 +315,7 @@ def test_columns_of_attention_weights_can_be_exported(kind, tmp_path):
     model = load_model(source, device="cpu")
     steps = [Intervention("zero", columns(model, part, seed)) for seed, part in enumerate(("q", "k", "v"))]
     steps.append(Intervention("scale", chosen(model)["fr"], 0.5))
-    edited = AutoModelForCausalLM.from_pretrained(export(source, steps, tmp_path / "edited")).eval()
+    edited = AutoModelForCausalLM.from_pretrained(export(source, *steps, folder=tmp_path / "edited")).eval()
     with torch.no_grad(), steer(model, *steps):
         torch.testing.assert_close(edited(TOKENS).logits, logits(model), atol=1e-4, rtol=1e-4)
     stored, now = (load_file(f / "model.safetensors") for f in (source, tmp_path / "edited"))
@@ -329,7 +329,7 @@ def test_one_matrix_for_queries_keys_and_values_is_not_exported(kind, tmp_path):
     source = checkpoints.checkpoint(kind, tmp_path / "source")
     model = load_model(source, device="cpu")
     with pytest.raises(ValueError, match=r"no matrix of its own for W_K .*use bake\(...\) or steer\(...\)"):
-        export(source, [Intervention("zero", columns(model, "k"))], tmp_path / "edited")
+        export(source, Intervention("zero", columns(model, "k")), folder=tmp_path / "edited")
     assert not (tmp_path / "edited").exists()
 
 

@@ -163,17 +163,6 @@ def of_recording(neurons: NeuronSet, stats: ActivationStats) -> NeuronSet:
     return replace(neurons, model_fingerprint=stats.model_fingerprint)
 
 
-def mean_values(model: HookedModel, stats: ActivationStats, language: str) -> Float[Tensor, "layer neuron"]:
-    """Mean activation in the language at "post", the site that mean ablation writes to."""
-    if stats.site != "post":
-        raise ValueError(
-            f"mean ablation writes to site 'post', the statistics are of {stats.site!r}; record(site='post')"
-        )
-    if stats.model_fingerprint != fingerprint(model):
-        raise ValueError(f"the statistics were recorded on another model ({stats.model!r}); record this one")
-    return stats.take([language]).mean()[..., 0]
-
-
 def check_applicable(model: HookedModel, interventions: Sequence[Intervention]) -> None:
     """Raise unless there is something to do, and it can be done to this model."""
     if not interventions:

@@ -30,7 +30,7 @@ from .weights import (
 OUT_PROJECTIONS = (".mlp.down_proj", ".mlp.dense_4h_to_h", ".mlp.c_proj", ".mlp.fc2", ".fc2")
 
 
-def export(model_name: str | Path, interventions: Sequence[Intervention], folder: str | Path) -> Path:
+def export(model_name: str | Path, *interventions: Intervention, folder: str | Path) -> Path:
     """Write the Hugging Face checkpoint with the interventions in its weights: safetensors, config, tokenizer.
 
     The stored weights are edited in their own precision, nothing is converted, so everything that loads the

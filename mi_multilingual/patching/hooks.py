@@ -11,10 +11,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from ..evidence.activations import ActivationStats
 from ..models.hooked import HookedModel, is_gated, site_of
 from ..neurons import PARTS, NeuronSet
-from .changes import Change, Intervention, changes, check_applicable, check_fits, mean_values
+from .changes import Change, Intervention, changes, check_applicable, check_fits
 from .positions import Place
 
 Hook = Callable[[Tensor, object], Tensor | None]
@@ -40,26 +39,24 @@ def steer(model: HookedModel, *interventions: Intervention) -> Iterator[HookedMo
 
 
 @contextmanager
-def ablate(
-    model: HookedModel, neurons: NeuronSet, *, mean_of: tuple[ActivationStats, str] | None = None
-) -> Iterator[HookedModel]:
+def ablate(model: HookedModel, neurons: NeuronSet) -> Iterator[HookedModel]:
     """Within the block, every neuron of the set (all its groups together) is zero at every position.
 
     Also during generation, with other hooks, and nested; the hooks come off at the end and when the body raises.
-    An empty set changes nothing.
-
-    Args:
-        mean_of: statistics recorded at site "post" and a language: hold each neuron at its mean there instead of zero.
+    An empty set changes nothing. To hold neurons at their mean instead, `steer` with `set_to_mean`.
 
     Raises:
-        ValueError: neurons of another model, or statistics of another model or site.
+        ValueError: neurons of another model.
+
+    Example:
+        >>> import mi_multilingual as mm
+        >>> model = mm.load_model("demo")
+        >>> neurons = mm.NeuronSet.of({"some": [(3, 7), (3, 8)]}, shape=(4, 1536))
+        >>> with mm.ablate(model, neurons):
+        ...     texts = mm.generate(model, ["The dog"], max_new_tokens=3, progress=False)
     """
     check_fits(model, neurons)
-    if mean_of is None:
-        intervention = Intervention("zero", neurons)
-    else:
-        intervention = Intervention("set", neurons, mean_values(model, *mean_of), "post")
-    with hooked(model, changes([intervention], gated=is_gated(model))):
+    with hooked(model, changes([Intervention("zero", neurons)], gated=is_gated(model))):
         yield model
 
 

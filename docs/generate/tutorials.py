@@ -1,6 +1,6 @@
 """Notebooks run from top to bottom, and the run as a page.
 
-    python docs/generate/tutorials.py notebooks/01_quickstart.ipynb   # -> build/notebooks/01_quickstart.ipynb
+python docs/generate/tutorials.py notebooks/01_quickstart.ipynb   # -> build/notebooks/01_quickstart.ipynb
 """
 
 import json
@@ -8,7 +8,6 @@ import os
 import sys
 import tempfile
 from collections.abc import Mapping
-from html import escape
 from pathlib import Path
 from typing import Any
 

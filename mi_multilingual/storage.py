@@ -40,7 +40,7 @@ def save(noun: Any, path: Path | str) -> None:
         >>> neurons = mm.NeuronSet.of({"fr": [(0, 3), (1, 5)]}, shape=(2, 8))
         >>> mm.save(neurons, folder / "neurons.safetensors")
         >>> mm.load(folder / "neurons.safetensors")
-        NeuronSet(1 group x 2 layers x 8 neurons, method '', model '': fr 2)
+        NeuronSet(unnamed method, unknown model, 2 layers x 8 neurons: fr 2)
     """
     name = type(noun).__name__
     if name not in HOMES:

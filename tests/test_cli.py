@@ -228,12 +228,12 @@ RECORD = ["record", "demo", "demo", "--out", "s"]
         (
             ["identify", "s", "--out", "n", "--detector", "plnd", "--set", "score=paper"],
             1,
-            "error: score must be set when the evidence is recorded, got --set score=paper; use record --evidence ",
+            "error: score must be given to the recording of impact, got 'paper' for the choice; leave it ",
         ),
         (
             ["identify", "s", "--out", "n", "--detector", "sharing", "--rate", "0.1"],
             1,
-            "error: --rate must be left out",
+            "error: rate must be left out",
         ),
         (
             ["compare", "demo", "demo", "--out", "b", "--detector", "sharing"],

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..detectors.table import DETECTORS, Setting, checked_settings, detector_of, recordable, takes_rate
+from ..detectors.table import DETECTORS, Setting, checked_settings, detector_of, recordable
 from ..evidence.table import EVIDENCE
 
 
@@ -29,23 +29,6 @@ def value_of(row: Setting | None, text: str) -> float | str:
     return text
 
 
-def choice_settings(name: str, given: Mapping[str, str], rate: float | None) -> dict[str, Any]:
-    """Settings for the choice of neurons from recorded evidence.
-
-    Raises:
-        ValueError: as `typed`; a setting of the recording; a rate where the detector takes none.
-    """
-    settings, row = typed(name, given), detector_of(name)
-    if late := [key for key in settings if row.settings[key].recorded]:
-        raise ValueError(
-            f"{late[0]} must be set when the evidence is recorded, got --set {late[0]}={given[late[0]]}; "
-            f"use record --evidence {row.evidence!r} --set {late[0]}=..."
-        )
-    if rate is not None and not takes_rate(name, settings):
-        raise ValueError(f"--rate must be left out where {name} chooses without one, got {rate}")
-    return settings
-
-
 def recording_options(
     kind: str, given: Mapping[str, str], *, site: str | None, batch_size: int | None, checkpoint: Any
 ) -> dict[str, Any]:
@@ -60,7 +43,7 @@ def recording_options(
     row, settings = EVIDENCE[kind], recorded_settings(kind)
     if unknown := [key for key in given if key not in settings]:
         raise ValueError(f"settings of {kind} must be among {', '.join(settings) or 'none'}, got {unknown[0]!r}")
-    if site is not None and not row.has_site:
+    if site is not None and not row.site:
         raise ValueError(f"--site must be left out for {kind}, which is read at one place only, got {site!r}")
     if batch_size is not None and kind != "activations":
         raise ValueError(f"--batch-size must be left out for {kind}, which chooses its own, got {batch_size}")

@@ -109,11 +109,12 @@ def identify(
 
     `mi-multilingual detectors` lists all ways to choose with their settings.
     """
-    from ..detectors.table import identified
+    from ..detectors.table import check_choice, identified
     from ..storage import load, save
-    from .settings import choice_settings
+    from .settings import typed
 
-    settings = choice_settings(detector, pairs(set_), rate)
+    settings = typed(detector, pairs(set_))
+    check_choice(detector, rate, settings)
     neurons = identified(detector, load(file), rate=rate, **settings)
     save(neurons, out)
     print_noun(neurons)

@@ -221,7 +221,8 @@ def identified(name: str, evidence: Any, *, rate: float | None = None, **setting
         settings: of the detector.
 
     Raises:
-        ValueError: an unknown detector or setting, or evidence of another kind.
+        ValueError: an unknown detector or setting, evidence of another kind, a setting of the recording, or a rate
+            where the detector takes none.
 
     Example:
         >>> import mi_multilingual as mm
@@ -229,14 +230,28 @@ def identified(name: str, evidence: Any, *, rate: float | None = None, **setting
         >>> corpus = mm.load_corpus("demo", languages=["en", "fr", "ja"], split="identify")
         >>> stats = mm.record(model, corpus, reading=mm.Reading(layout="documents"), progress=False)
         >>> mm.identified("lape", stats, rate=0.05, filter_rate=0.985).sizes().to_dict()
+        {'en': 72, 'fr': 68, 'ja': 163}
     """
     row = detector_of(name)
     check_evidence(name, evidence)
+    check_choice(name, rate, settings)
     whole = checked_settings(name, settings)
     given: dict[str, Any] = {key: whole[key] for key, setting in row.settings.items() if not setting.recorded}
     if takes_rate(name, whole):
         given["rate"] = row.rate if rate is None else rate
     return (row.choose or chosen_by_score(row))(evidence, **given)
+
+
+def check_choice(name: str, rate: float | None, settings: Mapping[str, Any]) -> None:
+    """Raise for what a choice from recorded evidence cannot be asked for."""
+    row = detector_of(name)
+    if late := [key for key in settings if key in row.settings and row.settings[key].recorded]:
+        raise ValueError(
+            f"{late[0]} must be given to the recording of {row.evidence}, got {settings[late[0]]!r} for the choice; "
+            "leave it out here"
+        )
+    if rate is not None and not takes_rate(name, settings):
+        raise ValueError(f"rate must be left out where {name} chooses without one, got {rate}")
 
 
 def check_evidence(name: str, evidence: Any) -> None:

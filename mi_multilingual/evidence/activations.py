@@ -182,7 +182,7 @@ def record(
         >>> import mi_multilingual as mm
         >>> model, corpus = mm.load_model("demo"), mm.load_corpus("demo", languages=["en", "fr"], max_documents=50)
         >>> mm.record(model, corpus, reading=mm.Reading(layout="documents"), progress=False)
-        ActivationStats('demo', 4 layers x 1536 neurons, gate; tokens: en 1,279, fr 1,524)
+        ActivationStats(demo, 4 layers x 1536 neurons at gate: en 1,296, fr 1,543)
     """
     check_shard(shard)
     reading = reading.for_model(model)

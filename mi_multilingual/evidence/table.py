@@ -24,8 +24,8 @@ class Kind:
     noun: type
     record: Callable[..., Any] | None
     """From model and corpus, with reading, progress and what else it takes; None where a corpus is not enough."""
-    has_site: bool = False
-    """Whether it is read at a site that can be chosen."""
+    site: str = ""
+    """Where it is read unless another site is asked for; "" for a kind that leaves no choice."""
     by_document: bool = False
     """Whether every row must be a document, whatever the layout asked for."""
     in_one_row: bool = False
@@ -50,16 +50,16 @@ def record_sharing(model: HookedModel, corpus: Corpus, *, threshold: float, **op
 
 
 EVIDENCE: dict[str, Kind] = {
-    "activations": Kind(ActivationStats, record, has_site=True, numbers=4, options={"threshold": 0.0}),
+    "activations": Kind(ActivationStats, record, site="gate", numbers=4, options={"threshold": 0.0}),
     "texts": Kind(
-        TextActivations, record_mean_texts, has_site=True, by_document=True, per_text=True, options={"threshold": 0.0}
+        TextActivations, record_mean_texts, site="gate", by_document=True, per_text=True, options={"threshold": 0.0}
     ),
     "impact": Kind(Impact, record_impact, by_document=True, passes=2.0, numbers=2, options={"score": "paper"}),
     "relevance": Kind(Relevance, record_relevance, passes=4.0),
     "sharing": Kind(
         Sharing,
         record_sharing,
-        has_site=True,
+        site="post",
         by_document=True,
         in_one_row=True,
         numbers=5,
@@ -76,7 +76,7 @@ def record_evidence(
     corpus: Corpus,
     *,
     reading: Reading = Reading(),
-    site: str = "gate",
+    site: str | None = None,
     progress: bool = True,
     **options: Any,
 ) -> Any:
@@ -84,7 +84,7 @@ def record_evidence(
 
     Args:
         reading: how text becomes rows, as far as the kind leaves a choice (see `reading_for`).
-        site: where neurons are read, for the kinds that can choose.
+        site: where neurons are read, for the kinds that leave a choice; the kind's own place by default.
         options: of that kind, such as `threshold` of sharing.
 
     Raises:
@@ -93,7 +93,7 @@ def record_evidence(
     row = kind_of(kind)
     if row.record is None:
         raise ValueError(f"{kind} cannot be recorded from a model and a corpus; it needs tuned models")
-    where: Mapping[str, Any] = {"site": site} if row.has_site else {}
+    where: Mapping[str, Any] = {"site": site or row.site} if row.site else {}
     options = {**row.options, **options}
     return row.record(model, corpus, reading=reading_for(kind, reading), progress=progress, **where, **options)
 

@@ -66,7 +66,7 @@ def recording_of(cell: Cell, kind: str = "") -> Recording:
         cell.dtype,
         cell.identified_on,
         reading_for(kind or own, cell.reading),
-        cell.site if row.has_site else "",
+        cell.site if row.site else "",
         pairs({**row.options, **asked}),
     )
 
@@ -95,7 +95,8 @@ def collect(recording: Recording, model: HookedModel, corpus: Corpus) -> Any:
 
 def chosen(choice: Choice, evidence: Any) -> NeuronSet:
     """The neurons that the detector finds, in all layers and for all groups."""
-    settings = dict(choice.settings)
-    if "part" in detector_of(choice.detector).settings:
+    rows = detector_of(choice.detector).settings
+    settings = {name: value for name, value in choice.settings if not rows[name].recorded}
+    if "part" in rows:
         settings["part"] = choice.part
     return identified(choice.detector, evidence, rate=choice.rate, **settings)

@@ -161,6 +161,8 @@ def rankings(
         ValueError: an unknown detector or setting, or one whose evidence cannot be recorded from text.
     """
     names = recordable() if detectors is None else list(detectors)
+    if others := [name for name in settings or {} if name not in names]:
+        raise ValueError(f"settings must be of the detectors {', '.join(names)}, got some of {others[0]!r}")
     asked = {name: checked_settings(name, (settings or {}).get(name, {})) for name in names}
     evidence: dict[str, Any] = {}
     found = {}

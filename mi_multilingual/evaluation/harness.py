@@ -54,7 +54,7 @@ class IntervenedLM(HFLM):
     Requests, batches and generation are the harness' own, so with an intervention that weights can carry every number
     is that of its `hf` type on the checkpoint that `export` writes. Special tokens alone are read as everywhere in this
     package: those of `bos` stand in front, once, and none behind. The `hf` type keeps those behind a prompt, and begins
-    text without context with BOS and what the tokenizer puts in front, one after the other.
+    a whole text (`loglikelihood_rolling`) with BOS and then with what the tokenizer adds.
     """
 
     def __init__(

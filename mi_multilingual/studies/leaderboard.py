@@ -8,7 +8,7 @@ import pandas as pd
 
 from ..corpora import Corpus
 from ..detectors.table import checked_settings, detector_of, recordable, recording_settings, scored
-from ..evaluation.intervals import RESAMPLES
+from ..evaluation.intervals import RESAMPLES, resampled
 from ..evaluation.perplexity import corpus_losses, corpus_rows
 from ..evidence.table import record_evidence
 from ..models.hooked import HookedModel
@@ -115,8 +115,7 @@ def summary(changes: LossChanges, n_tokens: Mapping[str, np.ndarray], *, seed: i
     matrix = np.array([[changes[i, k].sum() / n_tokens[k].sum() for k in languages] for i in languages])
     drawn = np.empty((len(languages), len(languages), RESAMPLES))
     for column, k in enumerate(languages):
-        n = len(n_tokens[k])
-        weights = random.multinomial(n, np.full(n, 1 / n), size=RESAMPLES)
+        weights = resampled(len(n_tokens[k]), random)
         for row, i in enumerate(languages):
             drawn[row, column] = (weights @ changes[i, k]) / (weights @ n_tokens[k])
     low, high = np.quantile(specificity(drawn), [0.025, 0.975])

@@ -2,7 +2,7 @@
 
     OMP_NUM_THREADS=1 python benchmarks/scaling.py
 
-Seconds are predicted from the operations a token takes and the rate at which this machine multiplies matrices of the
+Seconds are predicted from the operations per token and the rate at which this machine multiplies matrices of the
 model's shape, measured in turns with the recording. The tables go to standard output.
 """
 
@@ -15,7 +15,7 @@ from types import SimpleNamespace
 import torch
 from run import alternating, random_llama
 
-from mi_multilingual import load_corpus, load_model, record, token_rows
+from mi_multilingual import Reading, load_corpus, load_model, record, token_rows
 from mi_multilingual.corpora import Corpus
 from mi_multilingual.evidence.activations import TENSORS
 from mi_multilingual.models.hooked import HookedModel
@@ -30,7 +30,7 @@ LLAMAS = {
 
 
 def block_weights(s: SimpleNamespace) -> int:
-    """Numbers in the matrices of all blocks, which is half the operations a token takes in them."""
+    """Numbers in the matrices of all blocks, which is half their operations per token."""
     attention = 2 * s.d_model * s.d_model + 2 * s.d_model * s.d_kv
     return s.n_layers * (attention + (3 if s.gated else 2) * s.d_model * s.d_mlp)
 
@@ -41,7 +41,7 @@ def parameters(s: SimpleNamespace) -> int:
 
 
 def operations(s: SimpleNamespace, window: int) -> int:
-    """Floating-point operations a token without logits: matrices, then attention over the whole window."""
+    """Floating-point operations per token without logits: matrices, then attention over the whole window."""
     return 2 * block_weights(s) + 4 * s.n_layers * window * s.d_model
 
 
@@ -57,8 +57,8 @@ def shape_of(model: HookedModel) -> SimpleNamespace:
 
 
 def table_of_llamas(window: int = 2048, n_languages: int = 10, n_tokens: float = 1e9, rate: float = 2e14) -> None:
-    print(f"{n_languages} languages, {n_tokens:.0e} tokens in all, window {window}, {rate:.0e} operations a second\n")
-    heading("model", "parameters", "bfloat16", "float32", "statistics", "GFLOP a token", "GPU hours")
+    print(f"{n_languages} languages, {n_tokens:.0e} tokens in all, window {window}, {rate:.0e} operations per second\n")
+    heading("model", "parameters", "bfloat16", "float32", "statistics", "GFLOP per token", "GPU hours")
     for name, shape in LLAMAS.items():
         s = SimpleNamespace(**vars(shape), gated=True)
         n, flop = parameters(s), operations(s, window)
@@ -91,13 +91,14 @@ def check(name: str, model: HookedModel, folder: str, corpus: Corpus, window: in
     """One row of each check."""
     s = shape_of(model)
     counted = sum(p.numel() for n, p in model.named_parameters() if n.split(".")[-1].startswith(("W_", "_W_")))
-    stats = record(model, corpus, window=window, progress=False)
+    reading = Reading(window=window)
+    stats = record(model, corpus, reading=reading, progress=False)
     held = sum(getattr(stats, n).nbytes for n in TENSORS if n != "n_tokens")
-    n_tokens = int(sum(token_rows(corpus, k, model.tokenizer, window=window).tokens.numel() for k in corpus.languages))
+    n_tokens = int(sum(token_rows(corpus, k, model.tokenizer, reading).tokens.numel() for k in corpus.languages))
     left, right = torch.randn(4096, s.d_model), torch.randn(s.d_model, s.d_mlp)
     calls = {
         "matrix": lambda: torch.matmul(left, right) is None,
-        "record": lambda: record(model, corpus, window=window, progress=False) is None,
+        "record": lambda: record(model, corpus, reading=reading, progress=False) is None,
     }
     seconds = alternating(calls)
     rate = 2 * left.numel() * s.d_mlp / seconds["matrix"]

@@ -160,14 +160,14 @@ def one_batch_with_accident(folder, context, item):
     return one_batch(context, item)
 
 
-def measured_with_accidents(folder, context, item):
+def rows_with_accidents(folder, context, item):
     """The worker of one cell is killed in its midst, and another cell never succeeds."""
-    from mi_multilingual.experiments.cluster import measured
+    from mi_multilingual.experiments.cluster import cell_rows
 
     cell = item[0]
     if (cell.detector, cell.intervention.kind, cell.group) == ("lape", "set", "ja"):
         raise ValueError("cannot be done")
-    found = measured(context, item)
+    found = cell_rows(context, item)
     if cell.group == "fr" and once(folder, "cell"):
         os.kill(os.getpid(), signal.SIGKILL)
     return found
@@ -189,7 +189,7 @@ def test_on_ray_with_accidents_and_gone_on_with_the_numbers_are_those_of_one_pro
     study = study_of(places)
     run(study, tmp_path / "one", progress=False)
     with monkeypatch.context() as patch:
-        for name, accident in (("one_batch", one_batch_with_accident), ("measured", measured_with_accidents)):
+        for name, accident in (("one_batch", one_batch_with_accident), ("cell_rows", rows_with_accidents)):
             patch.setattr(module, name, partial(accident, str(tmp_path)))
         progress = run(study, tmp_path / "many", runner=on_ray("local"), progress=False)
     assert (tmp_path / "batch").exists()

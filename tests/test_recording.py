@@ -1,4 +1,5 @@
 import itertools
+import json
 import os
 import runpy
 import socket
@@ -263,7 +264,7 @@ def test_recording_in_a_group_needs_one(ungated, corpus):
         record_distributed(ungated, corpus, reading=READING)
 
 
-def one_of_two(rank, folder, port, queue):
+def one_of_two(rank, folder, port):
     """A process of the test below: the script of the documentation, a recording that works, two that do not."""
     torch.set_num_threads(1)
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
@@ -283,7 +284,7 @@ def one_of_two(rank, folder, port, queue):
         except (ValueError, RuntimeError) as error:
             errors.append(f"{type(error).__name__}: {error}")
     again = record_distributed(model, corpus, **options)
-    queue.put((rank, errors, equal(again, stats)))
+    (folder / f"{rank}.json").write_text(json.dumps([errors, equal(again, stats)]))
     torch.distributed.destroy_process_group()
 
 
@@ -298,17 +299,9 @@ def test_two_processes_record_what_one_records(tmp_path, corpus):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    context = torch.multiprocessing.get_context("spawn")
-    queue = context.Queue()
-    processes = [context.Process(target=one_of_two, args=(rank, tmp_path, port, queue)) for rank in range(2)]
-    for process in processes:
-        process.start()
-    try:
-        answers = {rank: rest for rank, *rest in (queue.get(timeout=120) for _ in processes)}
-    finally:
-        for process in processes:
-            process.join(10)
-            process.kill()
+    # Waits for both, however long they take, and ends the other where one fails.
+    torch.multiprocessing.spawn(one_of_two, (tmp_path, port), nprocs=2)
+    answers = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
     model = load_model(tmp_path / "model", device="cpu")
     documented = load(tmp_path / "documented.safetensors")
     assert close_to(documented, record(model, load_corpus(tmp_path / "texts"), progress=False))

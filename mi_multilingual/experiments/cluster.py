@@ -78,8 +78,8 @@ def record_and_run(pool: Pool, cells: Sequence[Cell], context: Context) -> Itera
             yield Attempt(cell, None, 0.0, wrong.error, wrong.trace)
     # Made once, not once per worker; where it fails, the cells will say why.
     firsts = {cell.measurement: cell for cell in reversed(ready)}
-    bases = {o.item.measurement: o.result for o in pool.run(base, reversed(firsts.values()))}
-    for outcome in pool.run(measured, ((cell, bases[cell.measurement]) for cell in ready)):
+    bases = {o.item.measurement: o.result for o in pool.run(cell_base, reversed(firsts.values()))}
+    for outcome in pool.run(cell_rows, ((cell, bases[cell.measurement]) for cell in ready)):
         table, seconds = outcome.result or (None, 0.0)
         yield Attempt(outcome.item[0], table, seconds, outcome.error, outcome.trace)
 
@@ -191,12 +191,12 @@ def record_whole(context: Context, wanted: Wanted) -> None:
     context.recorded(recording, cell.model)
 
 
-def base(context: Context, cell: Cell) -> list[Observations]:
+def cell_base(context: Context, cell: Cell) -> list[Observations]:
     """In a worker: the cell's measure of the unchanged model."""
     return context.base(cell)
 
 
-def measured(context: Context, item: tuple[Cell, list[Observations] | None]) -> tuple[pd.DataFrame, float]:
+def cell_rows(context: Context, item: tuple[Cell, list[Observations] | None]) -> tuple[pd.DataFrame, float]:
     """In a worker: the rows of a cell, and the seconds they took."""
     cell, known = item
     started = time.monotonic()

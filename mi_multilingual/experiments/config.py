@@ -131,11 +131,12 @@ class CorpusSettings(Settings):
 
 
 SHARING = "sharing"
-"""The detector whose groups a question can have of its own, as in the paper."""
+"""The detector whose types every question can give to its own neurons, as in the paper."""
 SCOPE = Setting(None, "every question's own neurons of a type, or the corpus's", choices=("input", "corpus"))
-"""A matter of the study: of which text sharing's neurons have their type, a question's own or the corpus's as a whole.
+"""The text that gives sharing's neurons their type: every question by itself, or the whole corpus.
 
-By default the question's own where questions with choices are measured, and the corpus's elsewhere.
+It is a matter of the study rather than of the detector. By default questions with choices lose neurons of their own,
+and all else is measured without the corpus's.
 """
 
 

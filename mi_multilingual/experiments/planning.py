@@ -64,18 +64,18 @@ def plan(study: Study) -> Plan:
     for name in study.model:
         own = [cell for cell in cells if cell.model == name]
         model = context.model(name)
-        seconds = seconds_per_token(model, study, context.corpus("evaluate"), measured(model))
+        seconds = seconds_per_token(model, study, context.corpus("evaluate"), losses_of(model))
         basis.append(f"{name}: {1 / seconds:,.0f} tokens per second in a timed pass")
         identify = context.corpus("identify")
-        to_record = seconds_per_token(model, study, identify, recorded(model, identify, study.corpus.reading))
-        steps += [{"model": name, **step} for step in recordings(own, model, identify, to_record)]
-        steps += [{"model": name, **step} for step in measurements(own, model, study, context, seconds)]
+        to_record = seconds_per_token(model, study, identify, statistics_of(model, identify, study.corpus.reading))
+        steps += [{"model": name, **step} for step in recording_steps(own, model, identify, to_record)]
+        steps += [{"model": name, **step} for step in measuring_steps(own, model, study, context, seconds)]
         memory = max(memory, memory_of(model, own, identify))
     table = pd.DataFrame(steps, columns=["model", "work", "times", "tokens", "seconds"])
     return Plan(cells, table, memory, "; ".join(basis), notes_of(study, cells, context))
 
 
-def recordings(cells: list[Cell], model: HookedModel, corpus: Corpus, seconds: float) -> list[dict[str, Any]]:
+def recording_steps(cells: list[Cell], model: HookedModel, corpus: Corpus, seconds: float) -> list[dict[str, Any]]:
     """One row per recording that the cells need."""
     found = dict.fromkeys(recording for cell in cells for recording in needs(cell))
     tokens = {reading: n_tokens(model, corpus, reading) for reading in {r.reading for r in found}}
@@ -90,7 +90,7 @@ def recordings(cells: list[Cell], model: HookedModel, corpus: Corpus, seconds: f
     ]
 
 
-def measurements(
+def measuring_steps(
     cells: list[Cell], model: HookedModel, study: Study, context: Context, seconds: float
 ) -> list[dict[str, Any]]:
     """One row per measure, for its cells and for the unchanged model."""
@@ -159,11 +159,11 @@ def seconds_per_token(model: HookedModel, study: Study, corpus: Corpus, work: Ca
     return min(taken) / few.n_tokens
 
 
-def measured(model: HookedModel) -> Callable[[TokenRows], Any]:
+def losses_of(model: HookedModel) -> Callable[[TokenRows], Any]:
     return lambda rows: corpus_losses(model, {rows.language: rows})
 
 
-def recorded(model: HookedModel, corpus: Corpus, reading: Reading) -> Callable[[TokenRows], Any]:
+def statistics_of(model: HookedModel, corpus: Corpus, reading: Reading) -> Callable[[TokenRows], Any]:
     reader, empty = site_of(model, "gate"), nothing_recorded(model, corpus, reading)
 
     def work(rows: TokenRows) -> None:

@@ -522,6 +522,7 @@ def test_languages_may_have_any_name(tmp_path, names):
         (files.MATRIX, {"ablated": ["none"], "evaluated": ["en"]}),
         (files.DEACTIVATION, {"off": ["en"], "language": ["all"], "beyond": [0.1]}),
         (files.STEERING, {"source": ["en"], "condition": ["unsteered"]}),
+        (files.SWEEP_EFFECTS, {"setting": ["rate 0.1"], "where": ["own"], "neurons": ["detected"]}),
     ],
 )
 def test_tables_of_an_earlier_version_are_refused(tmp_path, name, table):

@@ -12,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
+import checkpoints
 import mi_multilingual.report.sections as report_sections
-from mi_multilingual import TYPES, ActivationStats, NeuronScores, NeuronSet, lape, load, save, write_report
+from mi_multilingual import TYPES, ActivationStats, NeuronScores, NeuronSet, experiments, lape, load, save, write_report
 from mi_multilingual.demo.job import steering_examples
 from mi_multilingual.report import files, neuron_pages
 from mi_multilingual.report import page as page_of
@@ -22,7 +23,7 @@ from mi_multilingual.report.measured import difference, mean_of
 from mi_multilingual.report.page import script_json
 from mi_multilingual.report.run import Run
 from mi_multilingual.report.section import Section
-from mi_multilingual.report.sections import SECTIONS
+from mi_multilingual.report.sections import SECTIONS, sweeps
 from mi_multilingual.report.sections.ablation import ablation_findings, effects
 from mi_multilingual.report.sections.answers import fact_findings
 from mi_multilingual.report.sections.deactivation import deactivation_findings
@@ -485,6 +486,25 @@ def test_a_sweep_has_its_sections(tmp_path):
     assert "What the settings of the sweep change" in text
 
 
+def test_a_sweep_that_was_run_is_shown(tmp_path):
+    """The files and columns that a sweep writes are those that the page reads."""
+    (tmp_path / "texts").mkdir()
+    for language, sentences in checkpoints.SENTENCES.items():
+        (tmp_path / "texts" / f"{language}.txt").write_text("\n".join(sentences), encoding="utf-8")
+    given = {
+        "model": str(checkpoints.checkpoint("opt", tmp_path / "model")),
+        "corpus": {"source": str(tmp_path / "texts"), "layout": "documents", "window": 12},
+        "detector": {"name": "lape", "filter_rate": 0.5, "activation_bar_ratio": 0.5},
+        "rate": [0.3, 0.5],
+        "seeds": [0],
+    }
+    assert experiments.run(experiments.Study.model_validate(given), tmp_path / "sweep", progress=False).complete
+    text = write_report(tmp_path / "sweep").read_text(encoding="utf-8")
+    missing = [s.id for s in sweeps.SECTIONS if f'<table id="table-{s.id}">' not in text]
+    assert missing == []
+    assert {">chosen neurons<", ">random neurons<", ">French (fr)<"} <= set(re.findall(r">[A-Za-z ()]+<", text))
+
+
 PLAIN = ("qqa", "qqb", "qqc")
 
 
@@ -522,6 +542,7 @@ def test_languages_may_have_any_name(tmp_path, names):
         (files.MATRIX, {"ablated": ["none"], "evaluated": ["en"]}),
         (files.DEACTIVATION, {"off": ["en"], "language": ["all"], "beyond": [0.1]}),
         (files.STEERING, {"source": ["en"], "condition": ["unsteered"]}),
+        (files.SWEEP_EFFECTS, {"setting": ["rate 0.1"], "where": ["own"], "neurons": ["detected"]}),
     ],
 )
 def test_tables_of_an_earlier_version_are_refused(tmp_path, name, table):

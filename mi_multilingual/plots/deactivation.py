@@ -4,11 +4,10 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
+from ..studies.deactivation import TOGETHER
 from .style import COLOURS, RANDOM_NEURONS, asymmetric, change_heatmap, grid, named_axes
 
 MEASURE_UNITS = {"accuracy": "share of right answers", "margin": "lead of the right answer, nats"}
-TOGETHER = ""
-"""What stands in the column `language` for the mean over all languages."""
 
 
 def deactivation_bars(effects: pd.DataFrame, *, measure: str = "margin", language: str = TOGETHER) -> go.Figure:

@@ -20,6 +20,23 @@ from .tables import column, language_column
 
 ENDS = ("", "_low", "_high")
 NATS, BITS = "nats per token", "bits per byte"
+COLUMNS = (
+    language_column(),
+    column("size", "neurons", "{:,}"),
+    column("other_size", "neurons there", "{:,}"),
+    column("jaccard", "Jaccard overlap", "{:.2f}"),
+    column("own", "own effect", SIGNED),
+    column("own_low own_high", "95 % interval", f"{SIGNED} to {SIGNED}"),
+    column("other_own", "own effect there", SIGNED),
+    column("other_own_low other_own_high", "95 % interval there", f"{SIGNED} to {SIGNED}"),
+    column("difference", "difference", SIGNED),
+    column("difference_low difference_high", "95 % interval of the difference", f"{SIGNED} to {SIGNED}"),
+    column("elsewhere", "on other languages", SIGNED),
+    column("other_elsewhere", "on others there", SIGNED),
+    column("elsewhere_difference", "difference on others", SIGNED),
+    column("elsewhere_difference_low elsewhere_difference_high", "its 95 % interval", f"{SIGNED} to {SIGNED}"),
+)
+"""What the table of a comparison shows."""
 
 
 def compared(mine: Run, theirs: Run) -> Shown:
@@ -44,22 +61,7 @@ def compared(mine: Run, theirs: Run) -> Shown:
         "comparison",
         f"Compared with {theirs.folder.name}",
         caption=notes(mine, theirs, same),
-        columns=(
-            language_column(),
-            column("size", "neurons", "{:,}"),
-            column("other_size", "neurons there", "{:,}"),
-            column("jaccard", "Jaccard overlap", "{:.2f}"),
-            column("own", "own effect", SIGNED),
-            column("own_low own_high", "95 % interval", f"{SIGNED} to {SIGNED}"),
-            column("other_own", "own effect there", SIGNED),
-            column("other_own_low other_own_high", "95 % interval there", f"{SIGNED} to {SIGNED}"),
-            column("difference", "difference", SIGNED),
-            column("difference_low difference_high", "95 % interval of the difference", f"{SIGNED} to {SIGNED}"),
-            column("elsewhere", "on other languages", SIGNED),
-            column("other_elsewhere", "on others there", SIGNED),
-            column("elsewhere_difference", "difference on others", SIGNED),
-            column("elsewhere_difference_low elsewhere_difference_high", "its 95 % interval", f"{SIGNED} to {SIGNED}"),
-        ),
+        columns=COLUMNS,
     )
     name = theirs.folder.name
     figure = Figure("comparison-own", (), lambda: own_effects(table, name, unit), "Error bars: 95 % intervals.", True)

@@ -17,6 +17,8 @@ from .files import ABOUT, MEMBERSHIP, NEURONS, STATS
 
 NOUNS = {STATS: ActivationStats, NEURONS: NeuronSet, MEMBERSHIP: NeuronScores}
 """What a file must hold, where only one noun will do."""
+OUTDATED = ({"ablated"}, {"off", "beyond"}, {"where", "neurons"})
+"""Columns by which a table of version 0.1 is known, whose controls shared a column with the names of groups."""
 
 
 @dataclass(frozen=True)
@@ -71,9 +73,9 @@ def read_table(path: Path) -> pd.DataFrame:
 
 
 def checked(table: pd.DataFrame, path: Path) -> pd.DataFrame:
-    """The table, unless version 0.1 wrote it, whose controls stood in one column with the names of groups."""
+    """The table, unless version 0.1 wrote it."""
     conditions = set(table.condition) if "condition" in table else set()
-    if conditions - {INTACT, CHOSEN, RANDOM} or "ablated" in table or {"off", "beyond"} <= set(table):
+    if conditions - {INTACT, CHOSEN, RANDOM} or any(columns <= set(table) for columns in OUTDATED):
         raise ValueError(
             f"{path} must have the columns condition and group, got {', '.join(map(str, table.columns))}: it was "
             "written by mi_multilingual 0.1; make it again"

@@ -3,7 +3,7 @@
 import pandas as pd
 
 from ... import plots
-from ...plots.deactivation import TOGETHER
+from ...studies.deactivation import TOGETHER
 from ..files import DEACTIVATION
 from ..languages import listed, named
 from ..section import Figure, Section

@@ -22,7 +22,7 @@ from mi_multilingual.experiments.cells import Cell, cells_of
 from mi_multilingual.experiments.cluster import record_and_run
 from mi_multilingual.experiments.config import Study
 from mi_multilingual.experiments.context import Context
-from mi_multilingual.experiments.sweep import run_cell, serial
+from mi_multilingual.experiments.execution import condition_for, run_cell, serial
 from mi_multilingual.experiments.workers import workers
 
 SECONDS_TO_WARM_UP = 2.0
@@ -37,7 +37,7 @@ def study_of(n_documents: int) -> Study:
 def warmed_up(context: Context, cell: Cell) -> None:
     """Everything that cells share; slow enough that every worker takes its part."""
     context.check(cell)
-    context.neurons(cell)
+    condition_for(cell, context)
     context.base(cell)
     time.sleep(SECONDS_TO_WARM_UP)
 
@@ -67,7 +67,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--cells", type=int, default=10, help="at most 10")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--documents", type=int, default=20, help="a language, in a cell; at most 24")
+    parser.add_argument("--documents", type=int, default=20, help="per language, in a cell; at most 24")
     options = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as name:
@@ -98,7 +98,7 @@ def compare(study: Study, folder: Path, context: Context, cells: tuple[Cell, ...
         rounds = [{name: seconds_of(call) for name, call in calls.items()} for _ in range(options.rounds)]
         processes.close()
         processes.join()
-    print("| cells on | s a cell | efficiency, median of rounds | least | most |\n|---|---|---|---|---|")
+    print("| cells on | s per cell | efficiency, median of rounds | least | most |\n|---|---|---|---|---|")
     for name in calls:
         share = [r["one process"] / r[name] / (1 if name == "one process" else n) for r in rounds]
         shown = name if name == "one process" else f"{n} {name.removeprefix('Ray') or 'workers on Ray'}"

@@ -21,10 +21,13 @@ from mi_multilingual.experiments import cluster as module
 from mi_multilingual.experiments import workers as workers_module
 from mi_multilingual.experiments.cluster import on_ray
 from mi_multilingual.experiments.config import Study
-from mi_multilingual.experiments.detectors import load, needs
+from mi_multilingual.experiments.execution import serial
+from mi_multilingual.experiments.recordings import needs
 from mi_multilingual.experiments.store import Store
-from mi_multilingual.experiments.sweep import planned, results, resume, run, serial
+from mi_multilingual.experiments.sweep import planned, results, resume, run
 from mi_multilingual.experiments.workers import Outcome, Pool
+from mi_multilingual.storage import load
+from mi_multilingual.tokens import TOKENS_PER_BATCH
 
 WINDOW = 8
 
@@ -84,13 +87,13 @@ def pretend(monkeypatch):
 def recorded(folder):
     """Statistics in the cache of a run folder."""
     cells = planned(Store(folder))
-    [evidence] = {e for c in cells for e in needs(c) if e.kind == "stats"}
-    return load(folder / "cache" / f"stats-{evidence.key}.safetensors", evidence)
+    [recording] = {r for c in cells for r in needs(c) if r.kind == "activations"}
+    return load(folder / "cache" / f"activations-{recording.key}.safetensors")
 
 
 @pytest.mark.parametrize("seed", range(2))
 def test_in_any_order_of_events_the_numbers_are_those_of_one_process(pretend, places, tmp_path, monkeypatch, seed):
-    monkeypatch.setattr("mi_multilingual.evidence.activations.TOKENS_A_BATCH", 2 * WINDOW)
+    monkeypatch.setitem(TOKENS_PER_BATCH, "statistics", 2 * WINDOW)
     pretend(seed)
     study = study_of(places)
     assert run(study, tmp_path / "one", progress=False).complete
@@ -134,7 +137,7 @@ def test_cells_whose_recording_loses_a_batch_are_listed(pretend, places, tmp_pat
     monkeypatch.setattr(module, "one_batch", broken)
     pretend(0)
     progress = run(study_of(places), tmp_path, runner=on_ray("local"), progress=False)
-    needing = {c.key for c in planned(Store(tmp_path)) if c.detector == "lape" or c.kind == "set"}
+    needing = {c.key for c in planned(Store(tmp_path)) if c.detector == "lape" or c.intervention.kind == "set"}
     assert set(progress.failed.cell) == needing
     assert set(progress.failed.error) == {"ValueError: broken"}
     assert progress.done == progress.n_cells - len(needing)
@@ -162,10 +165,10 @@ def measured_with_accidents(folder, context, item):
     from mi_multilingual.experiments.cluster import measured
 
     cell = item[0]
-    if (cell.detector, cell.kind, cell.ablated) == ("lape", "set", "ja"):
+    if (cell.detector, cell.intervention.kind, cell.group) == ("lape", "set", "ja"):
         raise ValueError("cannot be done")
     found = measured(context, item)
-    if cell.ablated == "fr" and once(folder, "cell"):
+    if cell.group == "fr" and once(folder, "cell"):
         os.kill(os.getpid(), signal.SIGKILL)
     return found
 

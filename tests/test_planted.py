@@ -14,6 +14,7 @@ from mi_multilingual import (
     relevance_scores,
 )
 from mi_multilingual.studies.planted import CAUSAL, DECOYS, PAIRS
+from mi_multilingual.tokens import DOCUMENTS
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +40,7 @@ def test_the_truth_has_the_stated_sizes(planted):
 
 
 def test_planted_neurons_fire_where_they_should(planted, text):
-    p = record(planted.model, text, layout="documents", progress=False).activation_probability().permute(2, 0, 1)
+    p = record(planted.model, text, reading=DOCUMENTS, progress=False).activation_probability().permute(2, 0, 1)
     truth = planted.correlational.masks
     assert p[truth].min() > 0.8
     alone = truth & (truth.sum(0) == 1)
@@ -49,22 +50,22 @@ def test_planted_neurons_fire_where_they_should(planted, text):
 
 def test_only_the_causal_neurons_matter_to_the_loss(planted, text):
     def own(neurons):
-        table = perplexity_matrix(planted.model, text, neurons, seeds=[], layout="documents", progress=False)
-        return table[table.ablated == table.evaluated].change
+        table = perplexity_matrix(planted.model, text, neurons, seeds=[], reading=DOCUMENTS, progress=False)
+        return table[table.group == table.evaluated].change
 
     assert own(planted.causal).min() > 0.2
     assert own(planted.correlational - planted.causal).abs().max() < 1e-6
 
 
 def test_lape_recovers_the_correlational_truth(planted, text):
-    stats = record(planted.model, text, layout="documents", progress=False)
+    stats = record(planted.model, text, reading=DOCUMENTS, progress=False)
     share = int(planted.correlational.union().sum()) / planted.causal.masks[0].numel()
     assert f1(lape(stats, rate=share), planted.correlational) >= 0.98
 
 
 def test_relevance_tells_causes_from_decoys_and_lape_cannot(planted, text):
-    stats = record(planted.model, text, layout="documents", progress=False)
-    by_cause = relevance_scores(record_relevance(planted.model, text, layout="documents", progress=False))
+    stats = record(planted.model, text, reading=DOCUMENTS, progress=False)
+    by_cause = relevance_scores(record_relevance(planted.model, text, reading=DOCUMENTS, progress=False))
     assert f1(by_cause.top(CAUSAL), planted.causal) >= 0.98
     assert f1(lape_scores(stats).top(CAUSAL), planted.causal) < 0.75
 
@@ -77,5 +78,5 @@ def test_the_same_seed_plants_the_same_neurons_and_another_one_others(planted):
 
 
 def test_too_many_languages_are_refused():
-    with pytest.raises(ValueError, match="9 languages need at least 2, and"):
-        planted_model(n_languages=9, n_layers=1, neurons_a_layer=64)
+    with pytest.raises(ValueError, match="n_languages must be at least 2 and small enough for 64 neurons, got 9"):
+        planted_model(n_languages=9, n_layers=1, neurons_per_layer=64)

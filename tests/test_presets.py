@@ -70,10 +70,10 @@ def write_rows(path, rows):
     path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
 
 
-def tiny(home, **settings):
+def tiny(home, bos="tokenizer", **settings):
     given = {
         "model": str(home / "model"),
-        "corpus": {"source": str(home / "texts"), "layout": "documents", "window": WINDOW},
+        "corpus": {"source": str(home / "texts"), "layout": "documents", "window": WINDOW, "bos": bos},
         "seeds": [0],
         **settings,
     }
@@ -132,20 +132,21 @@ def test_all_parts_come_from_one_recording(home):
     assert plan(study).steps.times[plan(study).steps.work == "record impact"].sum() == 1
 
 
-def test_every_question_loses_its_own_neurons_as_in_the_deactivation_study(home, tmp_path):
-    table = results(tiny(home, **OWN), tmp_path)
+@pytest.mark.parametrize("bos", ["tokenizer", "none"])
+def test_every_question_loses_its_own_neurons_as_in_the_deactivation_study(home, tmp_path, bos):
+    table = results(tiny(home, bos, **OWN), tmp_path)
     assert not (tmp_path / "cache").exists()
     model = load_model(home / "model", device="cpu")
     items = drawn(load_xcopa(home / "xcopa"), 2)
-    answers = deactivation_study(model, items, seeds=(0, 2), progress=False)
-    means = answers.groupby(["off", "seed", "language"])[["correct", "margin"]].mean()
+    answers = deactivation_study(model, items, seeds=(0, 2), bos=bos, progress=False)
+    means = answers.groupby(["group", "seed", "language"])[["correct", "margin"]].mean()
     whole = table[table.layers == "all"]
     assert len(whole) == 4 * 3 * 3 * 2
     for row in whole.itertuples():
         column = {"accuracy": "correct", "margin": "margin"}[row.measure]
         assert row.value == pytest.approx(means[column][row.group, row.seed, row.evaluated], abs=1e-6)
-        assert row.base == pytest.approx(means[column]["none", -1, row.evaluated], abs=1e-6)
-    effects = deactivation_effects(answers).query("language == 'en' and measure == 'margin'").set_index("off")
+        assert row.base == pytest.approx(means[column]["", -1, row.evaluated], abs=1e-6)
+    effects = deactivation_effects(answers).query("language == 'en' and measure == 'margin'").set_index("group")
     mine = whole[(whole.evaluated == "en") & (whole.measure == "margin") & (whole.seed == -1)].set_index("group")
     for name in ("change", "low", "high"):
         np.testing.assert_allclose(mine[name], effects[name][mine.index], atol=1e-6)
@@ -164,22 +165,24 @@ def test_a_type_is_of_the_question_where_questions_are_asked_and_of_the_corpus_e
     assert not any(c.by_input for c in cells_of(corpus, Context(corpus).inputs()))
 
 
-def test_tasks_are_measured_as_by_the_single_steps(home, tmp_path, monkeypatch):
+@pytest.mark.parametrize("bos", ["tokenizer", "none"])
+def test_tasks_are_measured_as_by_the_single_steps(home, tmp_path, monkeypatch, bos):
     monkeypatch.setattr(measures, "SUM_TOKENS", 4)
     tasks = ["xcopa", "mgsm", "mpararel"]
-    table = results(tiny(home, evaluate=tasks, detector=PLND["detector"], rate=0.6, ablated="it"), tmp_path)
+    table = results(tiny(home, bos, evaluate=tasks, detector=PLND["detector"], rate=0.6, ablated="it"), tmp_path)
     assert {(e, m) for e, m in zip(table.evaluation, table.measure, strict=True)} == {
         *((t, m) for t in ("xcopa", "mpararel") for m in ("accuracy", "margin")),
         ("mgsm", "accuracy"),
     }
     model = load_model(home / "model", device="cpu")
     for name, items in (("xcopa", load_xcopa(home / "xcopa")), ("mpararel", load_mpararel(home / "mpararel")[0])):
-        right = choice_accuracy(model, drawn(in_every_language(items), 2), progress=False)
+        right = choice_accuracy(model, drawn(in_every_language(items), 2), bos=bos, progress=False)
         rows = table[(table.evaluation == name) & (table.measure == "accuracy")]
         assert (rows.n == 2).all()
         expected = right.groupby("language").correct.mean()
         np.testing.assert_array_equal(rows.base, expected[rows.evaluated])
-    right = written_accuracy(model, load_mgsm(home / "mgsm"), extract=last_number, max_new_tokens=4, progress=False)
+    how = {"bos": bos, "max_new_tokens": 4, "progress": False}
+    right = written_accuracy(model, load_mgsm(home / "mgsm"), extract=last_number, **how)
     rows = table[table.evaluation == "mgsm"]
     np.testing.assert_array_equal(rows.base, right.groupby("language").correct.mean()[rows.evaluated])
 

@@ -153,10 +153,12 @@ def test_interventions_of_every_kind_write_what_they_say(home, tmp_path):
     np.testing.assert_allclose(found, held - base, atol=1e-5)
 
 
-def test_generated_text_is_counted_by_its_language(home, tmp_path):
+@pytest.mark.parametrize("bos", ["tokenizer", "none"])
+def test_generated_text_is_counted_by_its_language(home, tmp_path, bos):
     pytest.importorskip("py3langid")
     settings = {"n": 2, "max_new_tokens": 6, "min_new_tokens": 6}
-    study = tiny(home, evaluate="generation", generation=settings, ablated="ja", seeds=[])
+    corpus = {"source": str(home / "texts"), "layout": "documents", "window": WINDOW, "bos": bos}
+    study = tiny(home, corpus=corpus, evaluate="generation", generation=settings, ablated="ja", seeds=[])
     assert run(study, tmp_path / "a").complete
     table = sweep.results(tmp_path / "a").set_index(["evaluated", "measure"])
     assert set(table.index) == {(k, m) for k in ("en", "fr", "ja") for m in ("target share", "own share")}
@@ -165,7 +167,8 @@ def test_generated_text_is_counted_by_its_language(home, tmp_path):
 
     model = load_model(home / "gated", device="cpu")
     prompts = [" ".join(t.split()[:5]) for t in checkpoints.SENTENCES["fr"][:2]]
-    written = generate(model, prompts, max_new_tokens=6, min_new_tokens=6, repetition_penalty=1.1, progress=False)
+    how = {"max_new_tokens": 6, "min_new_tokens": 6, "repetition_penalty": 1.1}
+    written = generate(model, prompts, bos=bos, progress=False, **how)
     came = identify_language(written, ("en", "fr", "ja"))
     assert table.base["fr", "own share"] == came.count("fr") / 2
     assert table.base["fr", "target share"] == came.count("ja") / 2
@@ -459,7 +462,7 @@ def test_languages_may_be_called_as_other_things_are(home, tmp_path):
     names = ("none", "random", "intact", "all", "specific", "chosen")
     (tmp_path / "texts").mkdir()
     for i, name in enumerate(names):
-        sentences = list(checkpoints.SENTENCES.values())[i % 3][i // 3 :]
+        sentences = [f"{sentence} {name}" for sentence in list(checkpoints.SENTENCES.values())[i % 3]]
         (tmp_path / "texts" / f"{name}.txt").write_text("\n".join(sentences), encoding="utf-8")
     corpus = {"source": str(tmp_path / "texts"), "layout": "documents", "window": WINDOW}
     assert run(tiny(home, corpus=corpus), tmp_path / "run").complete

@@ -334,13 +334,12 @@ def test_one_matrix_for_queries_keys_and_values_is_not_exported(kind, tmp_path):
 
 
 def test_the_matrix_measures_columns_too(model, corpus):
-    """The perplexity matrix writes into the weights without checks of its own."""
     neurons = replace(columns(model, "v"), groups=("fr",))
     few = corpus.take(["fr"])
     matrix = perplexity_matrix(model, few, neurons, seeds=(0,), reading=READING, progress=False)
     with ablate(model, neurons):
         by_hooks = perplexity(model, few, reading=READING, progress=False).nll.item()
-    found = matrix.set_index("ablated").nll
-    assert found["fr"] == pytest.approx(by_hooks, abs=1e-5)
-    assert found["fr"] != found["none"]
-    assert found["random"] != found["none"]
+    found = matrix.set_index("condition").nll
+    assert found["chosen"] == pytest.approx(by_hooks, abs=1e-5)
+    assert found["chosen"] != found["intact"]
+    assert found["random"] != found["intact"]

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from mi_multilingual.experiments import workers as module
-from mi_multilingual.experiments.workers import ATTEMPTS, workers
+from mi_multilingual.experiments.attempts import ATTEMPTS
+from mi_multilingual.experiments.workers import workers
 
 pytestmark = pytest.mark.slow
 
@@ -20,7 +21,7 @@ def count_and_double(trouble, folder, item):
     if attempt <= times and what == "die":
         os.kill(os.getpid(), signal.SIGKILL)
     if attempt <= times:
-        raise ValueError("cannot\ndo it")
+        raise (OSError if what == "fail" else ValueError)("cannot\ndo it")
     return item * 2
 
 
@@ -39,16 +40,18 @@ def cluster():
 
 
 def test_every_item_is_done_whatever_happens_to_its_worker(cluster, tmp_path):
-    trouble = {2: (1, "die"), 5: (2, "fail"), 7: (ATTEMPTS, "fail")}
+    trouble = {2: (1, "die"), 4: (1, "refuse"), 5: (2, "fail"), 7: (ATTEMPTS, "fail")}
     with workers("local", partial(str, tmp_path)) as pool:
         outcomes = {o.index: o for o in pool.run(partial(count_and_double, trouble), range(9))}
         assert sorted(outcomes) == list(range(9))
-        assert {i: o.result for i, o in outcomes.items()} == {i: None if i == 7 else i * 2 for i in range(9)}
-        assert [o.item for o in outcomes.values() if o.error] == [7]
-        assert outcomes[7].error == "ValueError: cannot do it"
+        assert {i: o.result for i, o in outcomes.items()} == {i: None if i in (4, 7) else i * 2 for i in range(9)}
+        assert {i: o.error for i, o in outcomes.items() if o.error} == {
+            4: "ValueError: cannot do it",
+            7: "OSError: cannot do it",
+        }
         assert "count_and_double" in outcomes[7].trace
         attempts = {i: len(list(tmp_path.glob(f"{i}.*"))) for i in range(9)}
-        assert attempts == {i: min(trouble.get(i, (0,))[0] + 1, ATTEMPTS) for i in range(9)}
+        assert attempts == {i: {2: 2, 4: 1, 5: 3, 7: ATTEMPTS}.get(i, 1) for i in range(9)}
         assert next(pool.run(partial(count_and_double, {}), range(100, 200))).result >= 200, "whoever stops listening"
         assert sorted(o.result for o in pool.run(partial(count_and_double, {}), range(10, 14))) == [20, 22, 24, 26]
         assert list(pool.run(partial(count_and_double, {}), [])) == []

@@ -8,13 +8,12 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
-from transformers import PreTrainedTokenizerBase
 
 from ..corpora import Corpus
 from ..display import Summarised, size
@@ -22,6 +21,9 @@ from ..models.hooked import HookedModel, Site, max_window, on_cpu, site_of
 from ..storage import load_record, save_record
 from ..tokens import Reading, TokenRows, rows_per_batch, tokenizer_rows
 from .reading import check_alike, joint_corpus, layers_of, origin, read
+
+if TYPE_CHECKING:  # takes a second to import
+    from transformers import PreTrainedTokenizerBase
 
 CHECKPOINT_SCHEMA = "ActivationStats checkpoint/2"
 

@@ -21,7 +21,7 @@ SCHEMA = "sweep/3"
 """Raise it when the same cell would give other numbers or columns: folders of another one are refused."""
 THIRDS = {"all": (0, 3), "first": (0, 1), "middle": (1, 2), "last": (2, 3)}
 
-Pairs = tuple[tuple[str, float | str | None], ...]
+Pairs = tuple[tuple[str, float | int | str | None], ...]
 """A frozen mapping of settings, by name."""
 
 

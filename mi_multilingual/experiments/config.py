@@ -198,7 +198,7 @@ def checked_value(key: str, value: Any, row: Setting) -> Any:
         raise unfit(str(error).removeprefix(f"{key} "), key) from error
     if not math.isfinite(value):
         raise unfit(f"must be a finite number, got {value}", key)
-    return float(value)
+    return value if isinstance(row.default, int) else float(value)
 
 
 def finds(detector: str, part: str) -> bool:

@@ -150,14 +150,14 @@ class Context:
 
     def check_model(self, name: str) -> None:
         """Raise where a site, a region or a question cannot be had with the model."""
-        model, questions = self.model(name), self.texts.questions
+        model, questions, bos = self.model(name), self.texts.questions, self.study.corpus.bos
         for site in self.study.site:
             site_of(model, site)
         for layers in self.study.layers:
             if not region(layers, model.cfg.n_layers):
                 raise ValueError(f"{name!r} has {model.cfg.n_layers} layers, none of them {layers}; take other layers")
         for measure in set(BY_CHOICE) & set(questions):
-            languages = {question.item.language for question in checked_questions(model, questions[measure])[0]}
+            languages = {question.item.language for question in checked_questions(model, questions[measure], bos)[0]}
             by_input = any(detector.scope_for(measure) == "input" for detector in self.study.detector)
             if by_input and len(languages) < 2:
                 raise ValueError(f"the {measure} are in {min(languages)!r} alone; ask in at least two languages")

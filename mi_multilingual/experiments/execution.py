@@ -15,17 +15,8 @@ import pandas as pd
 from ..detectors.average_precision import medians
 from ..neurons import PARTS, NeuronSet
 from ..patching.changes import Intervention, add_mean, add_mean_difference, set_to_mean
-from ..patching.conditions import (
-    CHOSEN,
-    NOT_RANDOM,
-    RANDOM,
-    Condition,
-    applied,
-    condition_of,
-    layer_matched_random,
-    zero,
-)
-from ..studies.deactivation import checked_questions, margins, own_neurons
+from ..patching.conditions import NOT_RANDOM, Condition, applied, beside_random, condition_of, labelled, zero
+from ..studies.deactivation import checked_questions, margins, question_types
 from .attempts import in_one_line, tried_again
 from .cells import Cell, region
 from .context import Context
@@ -106,39 +97,45 @@ def under_own_conditions(cell: Cell, context: Context) -> tuple[Mapping[str, Any
 
     The same numbers as `deactivation_study`, which takes all types and seeds at once.
     """
-    model = context.model(cell.model)
-    questions = checked_questions(model, context.texts.questions[cell.evaluation])
+    model, bos = context.model(cell.model), cell.reading.bos
+    questions = checked_questions(model, context.texts.questions[cell.evaluation], bos)
     conditions, scores = [], []
-    for number, (same, types) in enumerate(own_neurons(model, questions, dict(cell.settings)["threshold"])):
-        neurons = types.in_layers(region(cell.layers, types.masks.shape[1]))
-        condition = condition_in(cell, neurons, cell.seed * len(questions) + number)
+    for number, (same, types) in enumerate(
+        question_types(model, questions, float(dict(cell.settings)["threshold"]), bos)
+    ):
+        condition = condition_in(cell, types, number=number, n_sets=len(questions))
         with applied(model, condition):
             scores += margins(model, same)
         conditions.append(condition)
     n_neurons = round(float(np.mean([condition.labels["n_neurons"] for condition in conditions])))
     asked = [question for same in questions for question in same]
-    return {**conditions[0].labels, "n_neurons": n_neurons}, by_language(asked, scores)
+    return labelled(conditions[0], n_neurons=n_neurons).labels, by_language(asked, scores)
 
 
 def condition_for(cell: Cell, context: Context) -> Condition:
     """The group's neurons changed, or random ones in their place, in all parts of the cell together."""
     parts = []
     for choice in choices_of(cell):
-        found = context.neurons(choice, cell.model)
-        neurons = found.in_layers(region(cell.layers, found.masks.shape[1]))
-        draw = cell.seed + ANOTHER_DRAW * PARTS.index(choice.part)
-        parts.append(condition_in(cell, neurons, draw, partial(interventions_of, cell, context)))
+        change = partial(interventions_of, cell, context)
+        draw = ANOTHER_DRAW * PARTS.index(choice.part)
+        parts.append(condition_in(cell, context.neurons(choice, cell.model), change, number=draw))
     n_neurons = sum(condition.labels["n_neurons"] for condition in parts)
     interventions = tuple(i for condition in parts for i in condition.interventions)
     return Condition({**parts[0].labels, "n_neurons": n_neurons}, interventions)
 
 
-def condition_in(cell: Cell, neurons: NeuronSet, draw: int, change: Changing = zero) -> Condition:
-    """The cell's group of these neurons changed, or as many random ones per layer by the seed `draw`."""
-    if cell.seed == NOT_RANDOM:
-        return condition_of(CHOSEN, neurons[cell.group], change)
-    # The draw is of all groups, so that a group's random neurons are the same whichever others are changed.
-    return condition_of(RANDOM, layer_matched_random(neurons, seed=draw)[cell.group], change, seed=cell.seed)
+def condition_in(
+    cell: Cell, found: NeuronSet, change: Changing = zero, *, number: int = 0, n_sets: int = 1
+) -> Condition:
+    """The cell's group of these neurons changed in the cell's layers, or as many random ones per layer.
+
+    Args:
+        number, n_sets: as of `with_controls`.
+    """
+    neurons = found.in_layers(region(cell.layers, found.masks.shape[1]))
+    seeds = [] if cell.seed == NOT_RANDOM else [cell.seed]
+    name, seed, drawn = beside_random(neurons, seeds, number=number, n_sets=n_sets)[-1]
+    return condition_of(name, drawn[cell.group], change, seed)
 
 
 def interventions_of(cell: Cell, context: Context, neurons: NeuronSet) -> tuple[Intervention, ...]:

@@ -62,7 +62,8 @@ def language_losses(model: HookedModel, what: Measurement, texts: Texts) -> list
 
 def answers(model: HookedModel, what: Measurement, texts: Texts) -> list[Observations]:
     """Which questions of every language are answered right, and by how much."""
-    asked = [question for same in checked_questions(model, texts.questions[what.evaluation]) for question in same]
+    questions = checked_questions(model, texts.questions[what.evaluation], what.reading.bos)
+    asked = [question for same in questions for question in same]
     return by_language(asked, margins(model, asked))
 
 
@@ -79,7 +80,8 @@ def by_language(asked: Sequence[Question], scores: Sequence[float]) -> list[Obse
 def sums(model: HookedModel, what: Measurement, texts: Texts) -> list[Observations]:
     """Which sums of every language are answered with the right number."""
     items = texts.questions[what.evaluation]
-    table = written_accuracy(model, items, extract=last_number, max_new_tokens=SUM_TOKENS, progress=False)
+    bos = what.reading.bos
+    table = written_accuracy(model, items, extract=last_number, bos=bos, max_new_tokens=SUM_TOKENS, progress=False)
     return [
         Observations(str(k), "accuracy", own.correct.to_numpy(float), np.ones(len(own)))
         for k, own in table.groupby("language", sort=False)
@@ -98,7 +100,7 @@ def generated(model: HookedModel, what: Measurement, texts: Texts) -> list[Obser
     assert what.generation is not None, "a cell that generates text says how"
     prompts = prompts_of(texts.corpus, what.generation)
     how = what.generation.model_dump(exclude={"prompts", "n"})
-    written = generate(model, [p for _, p in prompts], progress=False, **how)
+    written = generate(model, [p for _, p in prompts], bos=what.reading.bos, progress=False, **how)
     languages = identify_language(written, texts.corpus.languages)
     found = []
     for own in dict.fromkeys(k for k, _ in prompts):

@@ -116,7 +116,7 @@ def language_cost(model: HookedModel, study: Study, context: Context, seconds: f
 
 def choices_cost(model: HookedModel, context: Context, measure: str) -> tuple[int, float]:
     """Tokens and seconds of one cell, by timing its first question in every language."""
-    asked = checked_questions(model, context.texts.questions[measure])
+    asked = checked_questions(model, context.texts.questions[measure], context.study.corpus.bos)
     tokens = [sum(len(c.ids) for question in same for c in question.choices) for same in asked]
     started = time.perf_counter()
     margins(model, asked[0])
@@ -128,7 +128,7 @@ def sums_cost(model: HookedModel, context: Context) -> tuple[int, float]:
     prompts = [item.prompt for item in context.texts.questions["mgsm"]]
     few = prompts[:PROBED_PROMPTS]
     started = time.perf_counter()
-    generate(model, few, max_new_tokens=PROBED_STEPS, progress=False)
+    generate(model, few, bos=context.study.corpus.bos, max_new_tokens=PROBED_STEPS, progress=False)
     taken = (time.perf_counter() - started) / PROBED_STEPS / len(few)
     return len(prompts) * SUM_TOKENS, taken * SUM_TOKENS * len(prompts)
 
@@ -139,7 +139,8 @@ def generation_cost(model: HookedModel, study: Study, context: Context) -> tuple
     prompts = [p for _, p in prompts_of(context.corpus("evaluate"), how)]
     steps = min(PROBED_STEPS, how.max_new_tokens)
     started = time.perf_counter()
-    generate(model, prompts, max_new_tokens=steps, temperature=how.temperature, progress=False)
+    bos, temperature = study.corpus.bos, how.temperature
+    generate(model, prompts, bos=bos, max_new_tokens=steps, temperature=temperature, progress=False)
     taken = time.perf_counter() - started
     return len(prompts) * how.max_new_tokens, taken * how.max_new_tokens / steps
 

@@ -87,10 +87,18 @@ def deactivation_study(
     Example:
         >>> import mi_multilingual as mm
         >>> model = mm.load_model("demo")
-        >>> items = [i for i in mm.load_facts(wordings=[0]) if i.language in ("en", "fr")][:2]
+        >>> items = [i for i in mm.load_facts(wordings=(0,)) if i.language in ("en", "fr")]
+        >>> items = [item for item in items if item.id == items[0].id]
         >>> neurons = mm.NeuronSet.of({"fr": [(3, 7), (3, 8)]}, shape=(4, 1536))
         >>> answers = mm.deactivation_study(model, items, neurons, seeds=[0], progress=False)
         >>> answers[["language", "condition", "group", "seed", "n_neurons"]]
+          language condition group  seed  n_neurons
+        0       en    intact          -1          0
+        1       fr    intact          -1          0
+        2       en    chosen    fr    -1          2
+        3       fr    chosen    fr    -1          2
+        4       en    random    fr     0          2
+        5       fr    random    fr     0          2
     """
     questions = checked_questions(model, items, bos)
     check_seeds(seeds)

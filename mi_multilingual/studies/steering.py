@@ -146,6 +146,13 @@ def steering_matrix(
         ...     model, prompts, neurons, stats, strength=2.0, seeds=[0], max_new_tokens=3, progress=False
         ... )
         >>> outputs[["source", "target", "condition", "seed", "strength"]]
+          source target condition  seed  strength
+        0     en     en    intact    -1       0.0
+        1     en     fr    intact    -1       0.0
+        2     en     en    chosen    -1       2.0
+        3     en     fr    chosen    -1       2.0
+        4     en     en    random     0       2.0
+        5     en     fr    random     0       2.0
     """
     pairs = all_pairs(prompts, neurons, languages)
     how = Steering(stats, raising, strength, source_off)

@@ -1,6 +1,6 @@
 """Notebooks run from top to bottom, and the run as a page.
 
-    python docs/generate/tutorials.py notebooks/01_quickstart.ipynb   # -> build/notebooks/01_quickstart.ipynb
+python docs/generate/tutorials.py notebooks/01_quickstart.ipynb   # -> build/notebooks/01_quickstart.ipynb
 """
 
 import json
@@ -8,7 +8,6 @@ import os
 import sys
 import tempfile
 from collections.abc import Mapping
-from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +49,7 @@ def page(notebook: nbformat.NotebookNode, name: str) -> str:
         else:
             parts += [fenced(cell.source, "python"), *filter(None, map(shown, cell.outputs))]
     title, *rest = parts[0].split("\n", 1)
-    note = f"This page is the notebook [{name}]({name}), run from top to bottom. Its figures can be zoomed and hovered over."
+    note = f"This page is the notebook [{name}]({name}), run from top to bottom; its figures are interactive."
     return "\n\n".join([title, note, *rest, *parts[1:], SCRIPTS])
 
 

@@ -10,6 +10,7 @@ export NO_MKDOCS_2_WARNING := 1
 # Tiny models: two processes of one thread each take half the time of one of two.
 PYTEST_SETTINGS := OMP_NUM_THREADS=1
 PYTEST_OPTIONS := --numprocesses 2 --dist loadfile
+EXECUTED := $(patsubst %,build/%,$(wildcard notebooks/*.ipynb))
 
 .PHONY: help demo test check stub pytest notebooks docs audit bench test-tl4
 
@@ -19,7 +20,7 @@ help: ## this list
 demo: $(STAMP) ## the main job on the embedded model and corpus -> runs/demo/report.html
 	$(BIN)/mi-multilingual demo --out runs/demo
 
-test: check docs pytest ## every check of the project, in an environment made for it
+test: check pytest docs ## every check of the project, in an environment made for it
 
 check: $(STAMP) ## style, types and the order of imports
 	$(BIN)/ruff check .
@@ -30,8 +31,12 @@ check: $(STAMP) ## style, types and the order of imports
 stub: $(STAMP) ## types of the public names for editors -> mi_multilingual/__init__.pyi
 	$(BIN)/python tests/stub.py
 
-docs: $(STAMP) ## the documentation -> build/site; a warning is a failure
+docs: $(STAMP) $(EXECUTED) ## the documentation -> build/site; a warning is a failure
 	$(BIN)/mkdocs build --strict --quiet
+
+# The tests execute all notebooks; only what they have not executed is run for the documentation.
+build/notebooks/%.ipynb: notebooks/%.ipynb
+	$(BIN)/python docs/generate/tutorials.py $<
 
 audit: $(STAMP) ## known vulnerabilities of the pinned versions, where the database can be reached
 	@if $(BIN)/python -c "import urllib.request as r; r.urlopen('https://pypi.org/pypi/pip/24.0/json', timeout=20)" 2>/dev/null; \

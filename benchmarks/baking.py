@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from run import alternating, random_llama
 
-from mi_multilingual import NeuronSet, load_corpus, load_model, token_rows
+from mi_multilingual import NeuronSet, Reading, load_corpus, load_model, token_rows
 from mi_multilingual.evaluation.perplexity import row_losses
 from mi_multilingual.models.hooked import HookedModel
 from mi_multilingual.patching.changes import Intervention
@@ -54,7 +54,7 @@ def main() -> None:
             ("random Llama, 8 layers, d 512", random_llama(Path(folder)), 256, 2),
             ("demo, OPT, 4 layers, d 192", load_model("demo", device="cpu"), 128, 16),
         ):
-            rows = token_rows(corpus, "en", model.tokenizer, window=window)
+            rows = token_rows(corpus, "en", model.tokenizer, Reading(window=window))
             first = next(rows.batches(n_rows))
             print(compare(name, model, first), flush=True)
 

@@ -3,8 +3,8 @@
     pip install lingua-language-detector==2.1.1
     python benchmarks/language_id.py --parallel pud.tsv.gz
 
-The file has a column of item ids and then one column a language, named by its code. The table goes to standard output,
-to be put into LOG.md. lingua is no dependency of the package: it is only compared here.
+The file has a column of item ids and then one column per language, named by its code. The table goes to standard
+output, to be put into LOG.md. lingua is no dependency of the package: it is only compared here.
 """
 
 import argparse
@@ -45,7 +45,7 @@ def py3langid(languages: Sequence[str]) -> Identify:
 
 
 def rows(name: str, texts: dict[str, list[str]]) -> list[dict[str, object]]:
-    """A row a length and identifier: accuracy averaged over languages, the lowest of a language, time a text."""
+    """One row per length and identifier: accuracy averaged over languages, the lowest of them, and time per text."""
     languages = list(texts)
     ways: dict[str, Identify] = {
         "script, then py3langid": lambda texts: identify_language(texts, languages),
@@ -69,7 +69,7 @@ def rows(name: str, texts: dict[str, list[str]]) -> list[dict[str, object]]:
                     "identifier": way,
                     "accuracy": f"{accuracy.mean():.4f}",
                     "lowest": f"{accuracy.min():.3f} ({accuracy.idxmin()})",
-                    "microseconds a text": round(1e6 * seconds / sum(map(len, cut.values()))),
+                    "microseconds per text": round(1e6 * seconds / sum(map(len, cut.values()))),
                 }
             )
     return table

@@ -2,8 +2,8 @@
 
     python benchmarks/planted.py --out build/planted [--seeds 10]
 
-Writes planted.parquet (a row a run), planted.html (curves) and prints the table for LOG.md. Every detector gives as
-many neurons a language as the truth has on average.
+Writes planted.parquet (one row per run), planted.html (curves) and prints the table for LOG.md. Every detector gives as
+many neurons per language as the truth has on average.
 """
 
 import argparse
@@ -18,6 +18,7 @@ from tqdm.auto import tqdm
 
 from mi_multilingual import (
     NeuronSet,
+    Reading,
     lape,
     layer_matched_random,
     parameter_variation_scores,
@@ -26,6 +27,7 @@ from mi_multilingual import (
     plots,
     rankings,
     record,
+    record_weight_change,
 )
 from mi_multilingual.corpora import Corpus
 from mi_multilingual.studies.planted import Planted
@@ -38,12 +40,13 @@ SWEEPS = {
     "noise": [{"noise": s} for s in (0.0, 0.2, 0.6, 0.8, 1.0)],
 }
 TUNING_STEPS, TUNING_RATE = 20, 1e-3
+READING = Reading(layout="documents")
 
 
 def tuned(planted: Planted, text: Corpus, language: str):
     """A copy of the model after a few steps of Adam on one language."""
     model = copy.deepcopy(planted.model)
-    rows = token_rows(text, language, model.tokenizer, window=64, layout="documents")
+    rows = token_rows(text, language, model.tokenizer, READING.for_model(model))
     batch = next(rows.batches(64))
     optimizer = torch.optim.Adam(model.parameters(), lr=TUNING_RATE)
     for _ in range(TUNING_STEPS):
@@ -69,9 +72,8 @@ def run(seed: int, *, effect: float = EFFECT, noise: float = NOISE, tokens: int 
     planted = planted_model(effect=effect, noise=noise, seed=seed)
     text = planted_text(planted, tokens, seed=seed)
     ranked = rankings(planted.model, text, progress=False)
-    ranked["parameter variation"] = parameter_variation_scores(
-        planted.model, {k: tuned(planted, text, k) for k in text.languages}
-    )
+    change = record_weight_change(planted.model, {k: tuned(planted, text, k) for k in text.languages})
+    ranked["parameter_variation"] = parameter_variation_scores(change)
     rows = []
     for name, truth in (("causal", planted.causal), ("correlational", planted.correlational)):
         n = round(truth.sizes().mean())
@@ -79,8 +81,8 @@ def run(seed: int, *, effect: float = EFFECT, noise: float = NOISE, tokens: int 
         found["random"] = layer_matched_random(truth, seed=seed)
         if name == "correlational":
             share = int(truth.union().sum()) / truth.masks[0].numel()
-            stats = record(planted.model, text, layout="documents", progress=False)
-            found["lape, its own selection"] = lape(stats, top_rate=share)
+            stats = record(planted.model, text, reading=READING, progress=False)
+            found["lape, its own selection"] = lape(stats, rate=share)
         for detector, neurons in found.items():
             rows.append({"truth": name, "detector": detector, "seed": seed, **score(neurons, truth)})
     return [{**row, "effect": effect, "noise": noise, "tokens": tokens} for row in rows]
@@ -135,7 +137,7 @@ def main() -> None:
     table.to_parquet(arguments.out / "planted.parquet")
     figure(table).write_html(arguments.out / "planted.html")
     strong = table[(table.effect == EFFECT) & (table.noise == NOISE) & (table.tokens == TOKENS)]
-    print(f"effect {EFFECT}, noise {NOISE}, {TOKENS} tokens a language, {arguments.seeds} seeds\n")
+    print(f"effect {EFFECT}, noise {NOISE}, {TOKENS} tokens per language, {arguments.seeds} seeds\n")
     print("| truth | detector | precision | recall | F1 | 95 % interval |\n|---|---|---|---|---|---|")
     for row in (
         over_seeds(strong, ["truth", "detector"]).sort_values(["truth", "f1"], ascending=[True, False]).itertuples()

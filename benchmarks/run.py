@@ -19,7 +19,7 @@ import torch
 import transformers
 from transformers import AutoTokenizer
 
-from mi_multilingual import load_corpus, load_model, record, site_of
+from mi_multilingual import Reading, load_corpus, load_model, record, site_of
 from mi_multilingual.corpora import Corpus
 from mi_multilingual.models.hooked import run_trunk
 from mi_multilingual.tokens import token_rows
@@ -41,7 +41,7 @@ def alternating(calls: dict[str, Callable[[], None]]) -> dict[str, float]:
 
 
 def random_llama(folder: Path):
-    """A random Llama of 8 layers, width 512 and 1376 neurons a layer, with the demo's tokenizer."""
+    """A random Llama of 8 layers, width 512 and 1376 neurons per layer, with the demo's tokenizer."""
     tokenizer = AutoTokenizer.from_pretrained(Path(__file__).parents[1] / "mi_multilingual" / "demo" / "model")
     config = transformers.LlamaConfig(
         vocab_size=32000,
@@ -58,15 +58,16 @@ def random_llama(folder: Path):
 
 def compare(name: str, model, window: int, n_rows: int, batch_size: int) -> str:
     """One row of the table: recording over the forward pass without logits, and over caching all MLP activations."""
+    reading = Reading(window=window)
     corpus = Corpus({k: v * 20 for k, v in load_corpus("demo").take(["en"]).documents.items()}, "demo, repeated")
     tokenizer = model.tokenizer
-    rows = token_rows(corpus, "en", tokenizer, window=window)
+    rows = token_rows(corpus, "en", tokenizer, reading)
     text = tokenizer.decode(rows.tokens[:n_rows, 1:].flatten())
     small = Corpus({"en": (text,)}, "part of it")
 
     def batches():
         """The text is turned into tokens in every measured call: whoever runs the model has to do it."""
-        return token_rows(small, "en", tokenizer, window=window).batches(batch_size)
+        return token_rows(small, "en", tokenizer, reading).batches(batch_size)
 
     post = [site_of(model, "post").hook_name(layer) for layer in range(model.cfg.n_layers)]
 
@@ -83,7 +84,7 @@ def compare(name: str, model, window: int, n_rows: int, batch_size: int) -> str:
     seconds = alternating(
         {
             "forward": forward,
-            "record": lambda: record(model, small, window=window, batch_size=batch_size, progress=False) and None,
+            "record": lambda: record(model, small, reading=reading, batch_size=batch_size, progress=False) and None,
             "cache": cached,
         }
     )

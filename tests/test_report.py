@@ -1,7 +1,6 @@
 import json
 import math
 import re
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -642,32 +641,6 @@ def test_what_cannot_be_compared_is_refused(two_runs):
     write_run(other, matrix=matrix()[lambda t: t.condition == "intact"])
     with pytest.raises(ValueError, match="must have a language in common"):
         write_report(mine, compare=other)
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    from selenium import webdriver
-
-    if not shutil.which("chromium") or not shutil.which("chromedriver"):
-        pytest.fail("install Debian's chromium and chromium-driver for the browser tests")
-    options = webdriver.ChromeOptions()
-    options.binary_location = shutil.which("chromium")
-    for flag in (
-        "headless=new",
-        "no-sandbox",
-        "disable-gpu",
-        "disable-quic",
-        "no-first-run",
-        "disable-background-networking",
-    ):
-        options.add_argument(f"--{flag}")
-    options.add_argument("--disable-component-update")
-    options.add_argument("--disable-sync")
-    options.add_argument(f"--user-data-dir={tmp_path_factory.mktemp('chromium')}")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(shutil.which("chromedriver")))
-    yield driver
-    driver.quit()
 
 
 @pytest.fixture

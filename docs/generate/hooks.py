@@ -6,6 +6,7 @@ import nbformat
 from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
 from plotly.offline import get_plotlyjs
+
 from reference import pages
 from tutorials import EXECUTED, ROOT, page
 

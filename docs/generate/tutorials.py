@@ -49,7 +49,7 @@ def page(notebook: nbformat.NotebookNode, name: str) -> str:
         else:
             parts += [fenced(cell.source, "python"), *filter(None, map(shown, cell.outputs))]
     title, *rest = parts[0].split("\n", 1)
-    note = f"This page is the notebook [{name}]({name}), run from top to bottom. Its figures can be zoomed."
+    note = f"This page is the notebook [{name}]({name}), run from top to bottom; its figures are interactive."
     return "\n\n".join([title, note, *rest, *parts[1:], SCRIPTS])
 
 

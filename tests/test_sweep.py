@@ -386,6 +386,19 @@ def test_cells_share_recordings(home):
     assert len({e for cell in cells for e in needs(cell)}) == 2
 
 
+def test_recordings_are_read_as_the_study_says_as_far_as_their_kind_leaves_a_choice(home):
+    corpus = {"source": str(home / "texts"), "layout": "stream", "window": WINDOW, "bos": "row", "max_tokens": 50}
+    study = tiny(home, corpus=corpus, detector=["lape", "average_precision", "sharing"], seeds=[])
+    cells = cells_of(study, Context(study).inputs())
+    asked = Reading(WINDOW, "stream", "row", 50)
+    assert {recording.kind: recording.reading for cell in cells for recording in needs(cell)} == {
+        "activations": asked,
+        "texts": replace(asked, layout="documents"),
+        "sharing": replace(asked, layout="documents", window=None),  # never cut
+    }
+    assert {cell.measurement.reading for cell in cells} == {asked}
+
+
 def test_a_text_that_changes_under_the_sweep_stops_its_cells(home, tmp_path):
     study = tiny(home)
     cell = cells_of(study, Context(study).inputs())[0]

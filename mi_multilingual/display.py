@@ -43,3 +43,8 @@ def size(masks_or_values: Any) -> str:
     """Layers and neurons of a tensor whose first two axes they are."""
     n_layers, n_neurons = masks_or_values.shape[:2]
     return f"{n_layers} layers x {n_neurons} neurons"
+
+
+def spoken(name: str) -> str:
+    """A name of the code as people say it, such as "activation percentile"."""
+    return name.replace("_", " ")

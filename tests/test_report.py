@@ -493,15 +493,16 @@ def test_a_sweep_that_was_run_is_shown(tmp_path):
     given = {
         "model": str(checkpoints.checkpoint("opt", tmp_path / "model")),
         "corpus": {"source": str(tmp_path / "texts"), "layout": "documents", "window": 12},
-        "detector": {"name": "lape", "filter_rate": 0.5, "activation_bar_ratio": 0.5},
-        "rate": [0.3, 0.5],
+        "detector": ["lap", "activation_percentile"],
+        "rate": 0.3,
         "seeds": [0],
     }
     assert experiments.run(experiments.Study.model_validate(given), tmp_path / "sweep", progress=False).complete
     text = write_report(tmp_path / "sweep").read_text(encoding="utf-8")
     missing = [s.id for s in sweeps.SECTIONS if f'<table id="table-{s.id}">' not in text]
     assert missing == []
-    assert {">chosen neurons<", ">random neurons<", ">French (fr)<"} <= set(re.findall(r">[A-Za-z ()]+<", text))
+    words = {">chosen neurons<", ">random neurons<", ">French (fr)<", ">activation percentile<"}
+    assert words <= set(re.findall(r">[A-Za-z ()]+<", text))
 
 
 PLAIN = ("qqa", "qqb", "qqc")

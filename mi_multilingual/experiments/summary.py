@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from ..detectors.table import detector_of
+from ..display import spoken
 from ..evaluation.intervals import mean_interval
 from .measures import NO_PROMPT
 
@@ -81,7 +82,9 @@ def words(name: str, value: Any, parameters: Sequence[str]) -> list[str]:
     """One part of a setting; nothing where it has none."""
     if name == "parameters":
         given = json.loads(value)
-        return [f"{p.replace('_', ' ')} {given[p]}" for p in parameters if given.get(p) is not None]
+        return [f"{spoken(p)} {given[p]}" for p in parameters if given.get(p) is not None]
+    if name == "detector":
+        return [spoken(value)]
     if name == "rate":
         return [] if value is None or math.isnan(value) else [f"rate {value:g}"]
     if name == "part":

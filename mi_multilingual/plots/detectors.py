@@ -3,9 +3,10 @@
 import pandas as pd
 import plotly.graph_objects as go
 
+from ..display import spoken
 from ..neurons import NeuronScores, NeuronSet
 from ..patching.conditions import RANDOM
-from .style import COLOURS, RANDOM_NEURONS, asymmetric, spoken
+from .style import COLOURS, RANDOM_NEURONS, asymmetric
 
 
 def leaderboard(table: pd.DataFrame) -> go.Figure:

@@ -20,11 +20,6 @@ CHANGE_UNITS = {"loss": "nats per token", "margin": "nats"}
 """Unit of the change of a measure; shares have none."""
 
 
-def spoken(name: str) -> str:
-    """A name of the code as people say it, such as "activation percentile"."""
-    return name.replace("_", " ")
-
-
 def overlap_heatmap(table: pd.DataFrame, hover: str, title: str, **options: Any) -> go.Figure:
     """Heatmap of a square table of Jaccard overlaps, its diagonal left blank."""
     values = table.to_numpy(copy=True)

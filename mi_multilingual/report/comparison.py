@@ -8,9 +8,10 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
+from ..display import spoken
 from ..neurons import NeuronSet
 from ..patching.conditions import CHOSEN
-from ..plots.style import COLOURS, asymmetric, spoken
+from ..plots.style import COLOURS, asymmetric
 from .files import MATRIX, NEURONS
 from .languages import named
 from .measured import difference, mean_of

@@ -12,7 +12,7 @@ from typing import Any
 import jinja2
 from plotly.offline import get_plotlyjs
 
-from ..plots.style import spoken
+from ..display import spoken
 from .comparison import compared
 from .files import NEURONS, PAGE, STATS
 from .languages import named

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from ..display import spoken
 from ..patching.conditions import NOT_RANDOM
 from .languages import named
 
@@ -54,7 +55,7 @@ SEED = Column(("seed",), "seed", "{:.0f}")
 
 def column(names: str, title: str = "", form: str = "{}", words: Callable[[str], str] = str) -> Column:
     """A column by its names separated by spaces, called as it is named unless it has a title."""
-    return Column(tuple(names.split()), title or names.replace("_", " "), form, words=words)
+    return Column(tuple(names.split()), title or spoken(names), form, words=words)
 
 
 def language_column(name: str = "language", title: str = "") -> Column:
@@ -90,7 +91,7 @@ def described(table: pd.DataFrame, columns: Sequence[Column]) -> list[Column]:
                 found.setdefault(pair.names, pair)
                 break
         else:
-            found[name,] = Column((name,), name.replace("_", " "), form)
+            found[name,] = Column((name,), spoken(str(name)), form)
     return list(found.values())
 
 

@@ -3,8 +3,8 @@
 import pandas as pd
 
 from ... import plots
+from ...display import spoken
 from ...patching.conditions import CHOSEN, RANDOM
-from ...plots.style import spoken
 from ..files import LEADERBOARD, MEMBERSHIP, NEURONS, SIGNIFICANCE
 from ..languages import listed, named
 from ..measured import apart

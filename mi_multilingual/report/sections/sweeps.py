@@ -3,8 +3,9 @@
 import pandas as pd
 
 from ... import plots
+from ...display import spoken
 from ...patching.conditions import CHOSEN, INTACT, RANDOM
-from ...plots.style import CHANGE_UNITS, spoken
+from ...plots.style import CHANGE_UNITS
 from ...plots.sweeps import CONDITION_WORDS
 from ..files import SWEEP, SWEEP_EFFECTS
 from ..measured import apart

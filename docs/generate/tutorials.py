@@ -5,6 +5,7 @@ python docs/generate/tutorials.py notebooks/01_quickstart.ipynb   # -> build/not
 
 import json
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Mapping
@@ -32,7 +33,8 @@ def execute(notebook: Path) -> Path:
     # Figures as data only: by default every one brings a script that is fetched from the network.
     environment = {**os.environ, "PLOTLY_RENDERER": "plotly_mimetype"}
     with tempfile.TemporaryDirectory() as folder:
-        client = NotebookClient(content, timeout=TIMEOUT, resources={"metadata": {"path": folder}})
+        where = {"metadata": {"path": folder}}
+        client = NotebookClient(content, timeout=TIMEOUT, resources=where, coalesce_streams=True)
         client.execute(env=environment)
     EXECUTED.mkdir(parents=True, exist_ok=True)
     written = EXECUTED / notebook.name
@@ -77,7 +79,7 @@ def figure(drawn: Mapping[str, Any]) -> str:
 
 def table(html: str) -> str:
     """A table without the style that pandas gives it, so that it gets the site's."""
-    without_style = html.partition("<style")[0] + html.rpartition("</style>")[2]
+    without_style = re.sub("<style.*?</style>", "", html, flags=re.DOTALL)
     plain = without_style.replace(' border="1" class="dataframe"', "").replace(' style="text-align: right;"', "")
     return "\n".join(line for line in plain.splitlines() if line.strip())
 

@@ -16,7 +16,7 @@ from typing import Any
 from .display import Summarised
 from .storage import is_like_a_path
 
-ENDINGS = (".txt", ".txt.gz", ".jsonl", ".parquet")
+_ENDINGS = (".txt", ".txt.gz", ".jsonl", ".parquet")
 
 WITHOUT_SPACES = ("ja", "km", "lo", "my", "th", "zh")
 """Languages whose words are not separated by spaces."""
@@ -95,23 +95,23 @@ def load_corpus(
         UserWarning: documents that occur in two languages.
     """
     if source == "demo":
-        documents = demo_documents(languages or DEMO_LANGUAGES, split)
+        documents = _demo_documents(languages or DEMO_LANGUAGES, split)
     elif Path(source).is_dir() and config is None:
-        documents = folder_documents(Path(source), languages, split, column)
+        documents = _folder_documents(Path(source), languages, split, column)
     elif config is None and is_like_a_path(source) and not Path(source).exists():
         raise ValueError(
             f"source must be a folder, 'demo' or the id of a data set, got {str(source)!r}, which is not there"
         )
     elif config is not None or not Path(source).exists():
-        documents = hub_documents(str(source), languages, split or "train", config, column, max_documents)
+        documents = _hub_documents(str(source), languages, split or "train", config, column, max_documents)
     else:
         raise ValueError(f"source must be a folder with <language>.txt files, got the file {str(source)!r}")
     corpus = Corpus({k: tuple(islice(texts, max_documents)) for k, texts in documents.items()}, str(source))
-    warn_of_shared_documents(corpus)
+    _warn_of_shared_documents(corpus)
     return corpus
 
 
-def demo_documents(languages: Sequence[str], split: str | None) -> dict[str, tuple[str, ...]]:
+def _demo_documents(languages: Sequence[str], split: str | None) -> dict[str, tuple[str, ...]]:
     """The embedded sentences, aligned by position over languages."""
     if unknown := [k for k in languages if k not in DEMO_LANGUAGES]:
         raise ValueError(f"the demo corpus has no {unknown[0]!r}; it has {', '.join(DEMO_LANGUAGES)}")
@@ -122,11 +122,11 @@ def demo_documents(languages: Sequence[str], split: str | None) -> dict[str, tup
     return {k: tuple(row[k] for row in rows) for k in languages}
 
 
-def folder_documents(
+def _folder_documents(
     folder: Path, languages: Sequence[str] | None, split: str | None, column: str
 ) -> dict[str, Iterator[str]]:
     """A reader a language for the files of a folder."""
-    endings = [f".{split}{ending}" if split else ending for ending in ENDINGS]
+    endings = [f".{split}{ending}" if split else ending for ending in _ENDINGS]
     found: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
         for ending in endings:
@@ -145,28 +145,28 @@ def folder_documents(
             raise ValueError(
                 f"{folder} has no file for {language!r}, such as {language}{endings[0]}; it has {', '.join(found)}"
             )
-    return {k: file_documents(found[k], column) for k in languages or found}
+    return {k: _file_documents(found[k], column) for k in languages or found}
 
 
-def file_documents(path: Path, column: str) -> Iterator[str]:
+def _file_documents(path: Path, column: str) -> Iterator[str]:
     """The documents of one file."""
     if path.stat().st_size == 0:
         raise ValueError(f"{path} is empty")
     if path.suffix == ".parquet":
-        yield from parquet_documents(path, column)
+        yield from _parquet_documents(path, column)
         return
     opener = gzip.open if path.suffix == ".gz" else open
     with opener(path, "rb") as file:
-        for number, raw in enumerate(lines_of(file, path), start=1):
+        for number, raw in enumerate(_lines_of(file, path), start=1):
             try:
                 line = raw.decode("utf-8").rstrip("\r\n")
             except UnicodeDecodeError as error:
                 raise ValueError(f"{path}, line {number}: not UTF-8 ({error.reason}); convert the file") from error
             if line.strip():
-                yield json_text(line, column, f"{path}, line {number}") if path.suffix == ".jsonl" else line
+                yield _json_text(line, column, f"{path}, line {number}") if path.suffix == ".jsonl" else line
 
 
-def lines_of(file: Iterable[bytes], path: Path) -> Iterator[bytes]:
+def _lines_of(file: Iterable[bytes], path: Path) -> Iterator[bytes]:
     """The lines of a file, compressed or not.
 
     Raises:
@@ -178,7 +178,7 @@ def lines_of(file: Iterable[bytes], path: Path) -> Iterator[bytes]:
         raise ValueError(f"{path} must be a whole gzip file, got {error}; compress the text again") from error
 
 
-def json_text(line: str, column: str, place: str) -> str:
+def _json_text(line: str, column: str, place: str) -> str:
     """The text of one line of JSON."""
     try:
         row = json.loads(line)
@@ -189,7 +189,7 @@ def json_text(line: str, column: str, place: str) -> str:
     return row[column]
 
 
-def parquet_documents(path: Path, column: str) -> Iterator[str]:
+def _parquet_documents(path: Path, column: str) -> Iterator[str]:
     import pyarrow.parquet as pq
 
     table = pq.ParquetFile(path)
@@ -206,7 +206,7 @@ def parquet_documents(path: Path, column: str) -> Iterator[str]:
             yield text
 
 
-def hub_documents(
+def _hub_documents(
     source: str, languages: Sequence[str] | None, split: str, config: str | None, column: str, max_documents: int | None
 ) -> dict[str, Iterator[str]]:
     """A streaming reader a language for a Hugging Face data set."""
@@ -234,7 +234,7 @@ def hub_documents(
     return {k: documents(k) for k in languages}
 
 
-def warn_of_shared_documents(corpus: Corpus) -> None:
+def _warn_of_shared_documents(corpus: Corpus) -> None:
     """Warn where two languages have documents in common: their statistics would share what they should compare."""
     unique = {k: set(texts) for k, texts in corpus.documents.items()}
     names = list(unique)

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-LISTED = 12  # entries of a one-line summary; a notebook shows all
+_LISTED = 12  # entries of a one-line summary; a notebook shows all
 
 
 class Summarised:
@@ -17,8 +17,8 @@ class Summarised:
     def __repr__(self) -> str:
         head, table = self.summary()
         rows = [" ".join(map(cell, row)) for row in zip(*table.values(), strict=True)]
-        more = f", ... ({len(rows)} in all)" if len(rows) > LISTED else ""
-        listed = f": {', '.join(rows[:LISTED])}{more}" if rows else ""
+        more = f", ... ({len(rows)} in all)" if len(rows) > _LISTED else ""
+        listed = f": {', '.join(rows[:_LISTED])}{more}" if rows else ""
         return f"{type(self).__name__}({head}{listed})"
 
     def _repr_html_(self) -> str:

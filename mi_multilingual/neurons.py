@@ -16,7 +16,7 @@ from torch import Tensor
 from .display import Summarised, size
 
 PARTS = ("mlp", "q", "k", "v")
-PUBLISHED_LANGUAGES = ("en", "zh", "fr", "es", "vi", "id", "ja")
+_PUBLISHED_LANGUAGES = ("en", "zh", "fr", "es", "vi", "id", "ja")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -180,7 +180,7 @@ class NeuronSet(Summarised):
 
     @classmethod
     def from_published(
-        cls, path: Path | str, *, d_mlp: int, languages: Sequence[str] = PUBLISHED_LANGUAGES, model: str = ""
+        cls, path: Path | str, *, d_mlp: int, languages: Sequence[str] = _PUBLISHED_LANGUAGES, model: str = ""
     ) -> NeuronSet:
         """Import `list[language][layer] -> LongTensor` as published with LAPE (Tang et al. 2024).
 

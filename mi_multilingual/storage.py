@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-VERSION = 2
+_VERSION = 2
 HOMES = {
     "ActivationStats": "evidence.activations",
     "Impact": "evidence.impact",
@@ -57,7 +57,7 @@ def save(noun: Any, path: Path | str) -> None:
             header[field.name] = {"noun": type(value).__name__, **asdict(value)}  # type: ignore[call-overload]
         else:
             header[field.name] = dict(value) if isinstance(value, Mapping) else value
-    save_record(path, f"{name}/{VERSION}", tensors, header)
+    save_record(path, f"{name}/{_VERSION}", tensors, header)
 
 
 def load(path: Path | str, expected: type | None = None) -> Any:
@@ -69,12 +69,12 @@ def load(path: Path | str, expected: type | None = None) -> Any:
     Raises:
         ValueError: no file of this package, a damaged one, one of an earlier version, or another noun.
     """
-    schema, tensors, header = read_record(path)
+    schema, tensors, header = _read_record(path)
     name, _, version = schema.partition("/")
     if name not in HOMES or (expected is not None and name != expected.__name__):
         wanted = expected.__name__ if expected is not None else f"one of {', '.join(HOMES)}"
         raise ValueError(f"{path} must hold {wanted}, got {schema or 'no record of this package'}")
-    if version != str(VERSION):
+    if version != str(_VERSION):
         raise ValueError(
             f"{path} was written by mi_multilingual 0.1, which did not note how its text was read; make it again"
         )
@@ -86,7 +86,7 @@ def load(path: Path | str, expected: type | None = None) -> Any:
         else:
             values[field] = tensor
     try:
-        return home(name)(**{key: nested(value) for key, value in values.items()})
+        return home(name)(**{key: _nested(value) for key, value in values.items()})
     except TypeError as error:
         raise ValueError(f"{path} holds a {name} with other fields ({error}); it is damaged, make it again") from error
 
@@ -96,7 +96,7 @@ def home(name: str) -> type:
     return getattr(import_module(f"{__package__}.{HOMES[name]}"), name)
 
 
-def nested(value: Any) -> Any:
+def _nested(value: Any) -> Any:
     """A noun within a noun, such as the `Reading` of evidence."""
     if not isinstance(value, dict) or value.get("noun") not in HOMES:
         return value
@@ -123,7 +123,7 @@ def save_record(path: Path | str, schema: str, tensors: Mapping[str, Tensor], he
         partial.unlink(missing_ok=True)
 
 
-def read_record(path: Path | str) -> tuple[str, dict[str, Tensor], dict[str, Any]]:
+def _read_record(path: Path | str) -> tuple[str, dict[str, Tensor], dict[str, Any]]:
     """Schema, tensors and header of a file that `save_record` wrote; schema "" where it was written by others.
 
     Raises:
@@ -146,7 +146,7 @@ def load_record(path: Path | str, schema: str) -> tuple[dict[str, Tensor], dict[
     Raises:
         ValueError: the file is no safetensors file or holds another kind of record.
     """
-    found, tensors, header = read_record(path)
+    found, tensors, header = _read_record(path)
     if found != schema:
         raise ValueError(f"{path} must hold {schema}, got {found or 'no record of this package'}")
     return tensors, header

@@ -19,9 +19,9 @@ if TYPE_CHECKING:  # these two take a second to import
     import pandas as pd
     from transformers import PreTrainedTokenizerBase
 
-CHUNK = 1000  # documents tokenised at once
+_CHUNK = 1000  # documents tokenised at once
 
-UNKNOWN_SHARE = 0.05
+_UNKNOWN_SHARE = 0.05
 
 
 LAYOUTS = ("stream", "documents")
@@ -138,10 +138,10 @@ def token_rows(corpus: Corpus, language: str, tokenizer: PreTrainedTokenizerBase
             f"window must leave room for text after {len(prefix)} special token(s), got {reading.window}; "
             f"give at least {1 + len(prefix)}"
         )
-    ids, sizes, document = (part[: reading.max_tokens] for part in encoded(corpus, language, tokenizer))
-    warn_of_unknown(ids, tokenizer, language)
+    ids, sizes, document = (part[: reading.max_tokens] for part in _encoded(corpus, language, tokenizer))
+    _warn_of_unknown(ids, tokenizer, language)
     if reading.layout == "stream":
-        rows = streamed(ids, sizes, document, room)
+        rows = _streamed(ids, sizes, document, room)
         if not len(rows[0]):
             raise ValueError(
                 f"corpus has no text for {language!r} after dropping the last partial window: {len(ids)} tokens, one "
@@ -170,7 +170,7 @@ def language_rows(model: HookedModel, corpus: Corpus, reading: Reading) -> Itera
 def tokenizer_rows(tokenizer: PreTrainedTokenizerBase, corpus: Corpus, reading: Reading) -> Iterator[TokenRows]:
     """`language_rows` where the model itself is elsewhere; the reading has a window (`Reading.for_model`)."""
     if reading.equal_tokens:
-        shortest = min(len(encoded(corpus, k, tokenizer)[0][: reading.max_tokens]) for k in corpus.languages)
+        shortest = min(len(_encoded(corpus, k, tokenizer)[0][: reading.max_tokens]) for k in corpus.languages)
         reading = replace(reading, max_tokens=shortest)
     for language in corpus.languages:
         yield token_rows(corpus, language, tokenizer, reading)
@@ -190,13 +190,13 @@ def prefix_ids(tokenizer: PreTrainedTokenizerBase, bos: str = "tokenizer") -> tu
     if bos == "none":
         return ()
     if bos == "tokenizer":
-        return own_prefix(tokenizer)
+        return _own_prefix(tokenizer)
     if tokenizer.bos_token_id is None:
         raise ValueError(f"bos must be 'tokenizer' or 'none' for a tokenizer without a BOS token, got {bos!r}")
     return (int(tokenizer.bos_token_id),)
 
 
-def own_prefix(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+def _own_prefix(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
     """What the tokenizer puts in front of a text when it is called plainly."""
     for probe in ("a", "1", "."):
         plain = tokenizer(probe, add_special_tokens=False)["input_ids"]
@@ -224,7 +224,7 @@ def start_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
     which a new document began in training (BLOOM's `</s>`); without one BOS; without that none.
     """
     special = [int(i) for i in (tokenizer.eos_token_id, tokenizer.bos_token_id) if i is not None]
-    return own_prefix(tokenizer) or tuple(special[:1])
+    return _own_prefix(tokenizer) or tuple(special[:1])
 
 
 def pad_right(rows: Sequence[Sequence[int]]) -> tuple[Int[Tensor, "row pos"], Int[Tensor, " row"]]:
@@ -247,36 +247,36 @@ TOKENS_PER_BATCH = {
     "generation": 4096,  # prompt and new tokens
 }
 """Tokens of one forward pass on a processor, by what is kept of it."""
-ACCELERATOR_FACTOR = 8
+_ACCELERATOR_FACTOR = 8
 
 
 def rows_per_batch(model: HookedModel, width: int, work: str) -> int:
     """Rows of `width` tokens that one forward pass should hold; at least one."""
-    factor = 1 if on_cpu(model) else ACCELERATOR_FACTOR
+    factor = 1 if on_cpu(model) else _ACCELERATOR_FACTOR
     return max(1, factor * TOKENS_PER_BATCH[work] // width)
 
 
-Encoded = tuple[Int[Tensor, " token"], Int[Tensor, " token"], Int[Tensor, " token"]]
+_Encoded = tuple[Int[Tensor, " token"], Int[Tensor, " token"], Int[Tensor, " token"]]
 
-Rows = tuple[Int[Tensor, "row pos"], Bool[Tensor, "row pos"], Int[Tensor, "row pos"], Int[Tensor, " row"]]
+_Rows = tuple[Int[Tensor, "row pos"], Bool[Tensor, "row pos"], Int[Tensor, "row pos"], Int[Tensor, " row"]]
 
 
-def encoded(corpus: Corpus, language: str, tokenizer: PreTrainedTokenizerBase) -> Encoded:
+def _encoded(corpus: Corpus, language: str, tokenizer: PreTrainedTokenizerBase) -> _Encoded:
     """Ids of all documents one after another, the bytes each id stands for, and its document's number."""
     documents = corpus.take([language]).documents[language]
     ids, sizes, numbers = [], [], []
-    for start in range(0, len(documents), CHUNK):
-        texts = list(documents[start : start + CHUNK])
+    for start in range(0, len(documents), _CHUNK):
+        texts = list(documents[start : start + _CHUNK])
         options: dict[str, Any] = {"add_special_tokens": False, "return_attention_mask": False, "verbose": False}
         result = tokenizer(texts, return_offsets_mapping=tokenizer.is_fast, **options)
         for i, (text, row) in enumerate(zip(texts, result["input_ids"], strict=True)):
             ids.append(torch.tensor(row, dtype=torch.int64))
-            sizes.append(byte_sizes(text, row, result["offset_mapping"][i] if tokenizer.is_fast else None, tokenizer))
+            sizes.append(_byte_sizes(text, row, result["offset_mapping"][i] if tokenizer.is_fast else None, tokenizer))
             numbers.append(torch.full((len(row),), start + i))
     return torch.cat(ids), torch.cat(sizes), torch.cat(numbers)
 
 
-def byte_sizes(
+def _byte_sizes(
     text: str, ids: Sequence[int], offsets: Sequence[tuple[int, int]] | None, tokenizer: PreTrainedTokenizerBase
 ) -> Int[Tensor, " token"]:
     """UTF-8 bytes of the text between the end of one token and the end of the next; they add up to the whole text.
@@ -296,14 +296,14 @@ def byte_sizes(
     return ends.diff(prepend=torch.zeros(1, dtype=torch.int64))
 
 
-def streamed(ids: Tensor, sizes: Tensor, document: Tensor, room: int) -> Rows:
+def _streamed(ids: Tensor, sizes: Tensor, document: Tensor, room: int) -> _Rows:
     """Full windows, the tail dropped."""
     n_rows = len(ids) // room
     tokens, n_bytes, number = (t[: n_rows * room].view(n_rows, room) for t in (ids, sizes, document))
     return tokens, torch.ones_like(tokens, dtype=torch.bool), n_bytes, number[:, 0]
 
 
-def padded(ids: Tensor, sizes: Tensor, document: Tensor, room: int, pad: int) -> Rows:
+def padded(ids: Tensor, sizes: Tensor, document: Tensor, room: int, pad: int) -> _Rows:
     """One document a row, going on in further rows where it is longer than a row."""
     lengths = document.unique_consecutive(return_counts=True)[1].tolist()
     cuts = [min(room, n - start) for n in lengths for start in range(0, n, room)]
@@ -315,11 +315,11 @@ def padded(ids: Tensor, sizes: Tensor, document: Tensor, room: int, pad: int) ->
     return tokens, valid, n_bytes, number
 
 
-def warn_of_unknown(ids: Tensor, tokenizer: PreTrainedTokenizerBase, language: str) -> None:
+def _warn_of_unknown(ids: Tensor, tokenizer: PreTrainedTokenizerBase, language: str) -> None:
     if tokenizer.unk_token_id is None or not len(ids):
         return
     share = (ids == tokenizer.unk_token_id).double().mean().item()
-    if share > UNKNOWN_SHARE:
+    if share > _UNKNOWN_SHARE:
         warnings.warn(
             f"the tokenizer maps {share:.0%} of the tokens of {language!r} to unknown; "
             "its numbers say little about the language",
@@ -333,7 +333,7 @@ def token_counts(corpus: Corpus, tokenizer: PreTrainedTokenizerBase) -> pd.DataF
 
     rows = []
     for language, texts in corpus.documents.items():
-        n_tokens = len(encoded(corpus, language, tokenizer)[0])
+        n_tokens = len(_encoded(corpus, language, tokenizer)[0])
         n_bytes = sum(len(t.encode()) for t in texts)
         row = {
             "language": language,

@@ -16,7 +16,7 @@ from ..models.hooked import HookedModel, site_of
 from ..neurons import rank
 from ..tokens import Reading, pad_right
 
-INPUTS_AT_ONCE = 8
+_INPUTS_AT_ONCE = 8
 
 
 def contribution_scores(
@@ -26,7 +26,7 @@ def contribution_scores(
 
     Source: Wang et al. 2024, arXiv:2406.09265, section 3.
     """
-    return activation.abs() * output_rows(model).norm(dim=-1)
+    return activation.abs() * _output_rows(model).norm(dim=-1)
 
 
 def effective_scores(
@@ -45,13 +45,13 @@ def effective_scores(
 
     Source: Wang et al. 2024, arXiv:2406.09265, section 3.
     """
-    rows = output_rows(model)
+    rows = _output_rows(model)
     unembedding = model.W_U.detach().float().cpu()[:, answers].T
     direction = unembedding if final is None else norm_transposed(model, unembedding, final)
     return activation * einsum(rows, direction, "layer neuron model, input model -> input layer neuron")
 
 
-def output_rows(model: HookedModel) -> Float[Tensor, "layer neuron d_model"]:
+def _output_rows(model: HookedModel) -> Float[Tensor, "layer neuron d_model"]:
     return torch.stack([model.blocks[i].mlp.W_out.detach().float().cpu() for i in range(model.cfg.n_layers)])
 
 
@@ -147,8 +147,8 @@ def attribution(
         for k in prompts.languages
     }
     reader, parts = site_of(model, "post"), []
-    for start in tqdm(range(0, n_inputs, INPUTS_AT_ONCE), desc="attribution", disable=not progress):
-        chunk = range(start, min(start + INPUTS_AT_ONCE, n_inputs))
+    for start in tqdm(range(0, n_inputs, _INPUTS_AT_ONCE), desc="attribution", disable=not progress):
+        chunk = range(start, min(start + _INPUTS_AT_ONCE, n_inputs))
         rows = [[ids[k][i] for i in chunk] for k in prompts.languages]
         activation = parallel_activations(model, reader, rows, "last")
         check_finite(
@@ -165,14 +165,14 @@ def attribution(
                 "effective": effective_scores(model, activation[k], answer),
                 "normed": effective_scores(model, activation[k], answer, final),
             }
-            parts.append(by_type(language, start, kind, top[k], scores))
+            parts.append(_by_type(language, start, kind, top[k], scores))
     table = pd.concat(parts).drop(columns="input")
     order = {name: i for i, name in enumerate([*prompts.languages, *TYPES])}
     mean = table.groupby(["language", "layer", "type"], sort=False).mean().reset_index()
     return mean.sort_values(["language", "layer", "type"], key=lambda c: c.map(order) if c.name != "layer" else c)
 
 
-def by_type(
+def _by_type(
     language: str,
     first: int,
     kind: Int[Tensor, "input layer neuron"],

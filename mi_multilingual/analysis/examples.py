@@ -23,8 +23,8 @@ from ..tokens import Reading, TokenRows, language_rows, rows_per_batch
 from .attribution import norm_weight
 
 BEFORE, AFTER = 10, 5  # tokens of context
-NEURONS_AT_ONCE = 256  # of logit effects, which are vocabulary times as many numbers
-NO_TOKEN = -1
+_NEURONS_AT_ONCE = 256  # of logit effects, which are vocabulary times as many numbers
+_NO_TOKEN = -1
 BROKEN = "\N{REPLACEMENT CHARACTER}"
 
 
@@ -91,36 +91,36 @@ def top_examples(
     """
     if n < 1:
         raise ValueError(f"n must be at least 1 example per neuron and language, got {n}")
-    check_neurons(model, neurons)
+    _check_neurons(model, neurons)
     reading = reading.for_model(model)
-    reader, chosen = site_of(model, site), chosen_columns(neurons)
+    reader, chosen = site_of(model, site), _chosen_columns(neurons)
     frames, texts_of = [], text_reader(model.tokenizer)
     at_once = rows_per_batch(model, reading.window or 1, "statistics")
     languages = language_rows(model, corpus, reading)
     for rows in tqdm(languages, desc="examples", unit="language", total=len(corpus.languages), disable=not progress):
         kept = {layer: Highest.zeros(len(columns)) for layer, columns in chosen.items()}
         for batch in rows.batches(at_once):
-            found = batch_highest(model, reader, batch, chosen, n)
+            found = _batch_highest(model, reader, batch, chosen, n)
             kept = {layer: (kept[layer] + found[layer]).best(n) for layer in chosen}
-        frames += [example_table(rows.language, layer, chosen[layer], kept[layer], texts_of) for layer in chosen]
+        frames += [_example_table(rows.language, layer, chosen[layer], kept[layer], texts_of) for layer in chosen]
     columns = ["language", "layer", "neuron", "rank", "activation", "document", "tokens", "activations", "peak"]
     return pd.DataFrame([row for frame in frames for row in frame], columns=columns)
 
 
-def check_neurons(model: HookedModel, neurons: NeuronSet) -> None:
+def _check_neurons(model: HookedModel, neurons: NeuronSet) -> None:
     """Raise unless these are MLP neurons of this model."""
     if neurons.part != "mlp":
         raise ValueError(f"neurons must be of the MLP, got part {neurons.part!r}; examples of columns cannot be shown")
     check_fits(model, neurons)
 
 
-def chosen_columns(neurons: NeuronSet) -> dict[int, Int[Tensor, " _"]]:
+def _chosen_columns(neurons: NeuronSet) -> dict[int, Int[Tensor, " _"]]:
     """Indices of the neurons of any group, by layer; layers without one are left out."""
     return {layer: mask.nonzero().flatten() for layer, mask in enumerate(neurons.union()) if mask.any()}
 
 
 @torch.no_grad()
-def batch_highest(
+def _batch_highest(
     model: HookedModel, site: Site, batch: TokenRows, chosen: dict[int, Int[Tensor, " _"]], k: int
 ) -> dict[int, Highest]:
     """The best k of one batch, by layer."""
@@ -148,22 +148,22 @@ def highest_tokens(activation: Float[Tensor, "row pos neuron"], batch: TokenRows
     parts = (
         value.gather(0, row),
         batch.document.to(device)[row],
-        tokens[at].masked_fill(~inside, NO_TOKEN),
+        tokens[at].masked_fill(~inside, _NO_TOKEN),
         near.masked_fill(~inside, 0.0),
     )
     return Highest(*(rearrange(part, "kept neuron ... -> neuron kept ...").cpu() for part in parts))
 
 
-Example = tuple[str, int, int, int, float, int, list[str], list[float], int]
+_Example = tuple[str, int, int, int, float, int, list[str], list[float], int]
 
 
-def example_table(
+def _example_table(
     language: str,
     layer: int,
     columns: Int[Tensor, " neuron"],
     kept: Highest,
     texts_of: Callable[[Sequence[int]], list[str]],
-) -> list[Example]:
+) -> list[_Example]:
     """One tuple per example above zero: the columns of `top_examples`.
 
     Raises:
@@ -175,12 +175,12 @@ def example_table(
             f"activations of neuron {neuron} in layer {layer} are not finite on {language!r}; check the weights, or "
             "load the model with dtype=torch.float32"
         )
-    rows: list[Example] = []
+    rows: list[_Example] = []
     parts = (kept.value, kept.document, kept.tokens, kept.activation)
     values, documents, tokens, near = (part.tolist() for part in parts)
     for i, j in (kept.value > 0).nonzero().tolist():
-        counted = [(token, x) for token, x in zip(tokens[i][j], near[i][j], strict=True) if token != NO_TOKEN]
-        texts, peak = texts_of([token for token, _ in counted]), BEFORE - tokens[i][j][:BEFORE].count(NO_TOKEN)
+        counted = [(token, x) for token, x in zip(tokens[i][j], near[i][j], strict=True) if token != _NO_TOKEN]
+        texts, peak = texts_of([token for token, _ in counted]), BEFORE - tokens[i][j][:BEFORE].count(_NO_TOKEN)
         place = (language, layer, int(columns[i]), j + 1)
         rows.append((*place, values[i][j], documents[i][j], texts, [x for _, x in counted], peak))
     return rows
@@ -191,7 +191,7 @@ def text_reader(tokenizer: PreTrainedTokenizerBase) -> Callable[[Sequence[int]],
 
     A character that is split over several tokens stands with the first of them, the others are "".
     """
-    single = cache(partial(single_text, tokenizer))
+    single = cache(partial(_single_text, tokenizer))
 
     def texts_of(ids: Sequence[int]) -> list[str]:
         texts, start = [single(token) for token in ids], 0
@@ -209,7 +209,7 @@ def text_reader(tokenizer: PreTrainedTokenizerBase) -> Callable[[Sequence[int]],
     return texts_of
 
 
-def single_text(tokenizer: PreTrainedTokenizerBase, token: int) -> str:
+def _single_text(tokenizer: PreTrainedTokenizerBase, token: int) -> str:
     """The text one token adds after another: decoders drop the space before the first token of a text."""
     once = tokenizer.decode([token])
     return tokenizer.decode([token, token]).removeprefix(once)
@@ -230,7 +230,7 @@ def logit_effects(model: HookedModel, neurons: NeuronSet, *, n: int = 10) -> pd.
     Raises:
         ValueError: neurons of another model or of attention, or n outside 1 .. half of the vocabulary.
     """
-    check_neurons(model, neurons)
+    _check_neurons(model, neurons)
     unembedding = model.W_U.detach().float()
     if not 1 <= n <= unembedding.shape[1] // 2:
         raise ValueError(
@@ -239,10 +239,10 @@ def logit_effects(model: HookedModel, neurons: NeuronSet, *, n: int = 10) -> pd.
     weight, centres = norm_weight(model)
     text_of = cache(partial(vocabulary_text, model.tokenizer))
     rows = []
-    for layer, columns in chosen_columns(neurons).items():
+    for layer, columns in _chosen_columns(neurons).items():
         written = model.blocks[layer].mlp.W_out.detach()[columns.to(model.cfg.device)].float()
         written = (written - written.mean(dim=1, keepdim=True) if centres else written) * weight.to(written.device)
-        for part, index in zip(written.split(NEURONS_AT_ONCE), columns.split(NEURONS_AT_ONCE), strict=True):
+        for part, index in zip(written.split(_NEURONS_AT_ONCE), columns.split(_NEURONS_AT_ONCE), strict=True):
             effect = part @ unembedding
             effect = effect - effect.mean(dim=1, keepdim=True)
             for direction, largest in (("promoted", True), ("suppressed", False)):
@@ -257,7 +257,7 @@ def logit_effects(model: HookedModel, neurons: NeuronSet, *, n: int = 10) -> pd.
 
 def vocabulary_text(tokenizer: PreTrainedTokenizerBase, token: int) -> str:
     """The text of a token; of one that is no whole character its name in the vocabulary."""
-    text = single_text(tokenizer, token)
+    text = _single_text(tokenizer, token)
     if text and BROKEN not in text:
         return text
     return str(tokenizer.convert_ids_to_tokens(token) or f"token {token}")

@@ -15,12 +15,12 @@ from ..detectors.table import checked_settings, detector_of
 from ..evidence.texts import TextActivations
 from ..neurons import NeuronScores, NeuronSet
 
-Choice = Callable[[TextActivations], NeuronSet]
+_Choice = Callable[[TextActivations], NeuronSet]
 
 
 def lape_of_texts(texts: TextActivations, **parameters: float) -> NeuronSet:
     """`lape` on counts per document (reduction "active"): the same set as on the statistics of the same tokens."""
-    masks = select_by_entropy(probabilities(texts), **lape_parameters(parameters))
+    masks = select_by_entropy(probabilities(texts), **_lape_parameters(parameters))
     return NeuronSet(masks, texts.languages, "lape", parameters, texts.model, texts.model_fingerprint)
 
 
@@ -38,13 +38,13 @@ def lape_membership(
     Returns:
         frequencies from 0 to 1 as scores.
     """
-    counts, n_tokens = checked_counts(texts)
+    counts, n_tokens = _checked_counts(texts)
     random = np.random.default_rng(seed)
     chosen = torch.zeros(*texts.values.shape[1:], len(texts.languages))
     for _ in range(resamples):
         weights = resampled_weights(texts, random)
         masks = select_by_entropy(
-            weighted_probabilities(counts, n_tokens, weights, texts), **lape_parameters(parameters)
+            _weighted_probabilities(counts, n_tokens, weights, texts), **_lape_parameters(parameters)
         )
         chosen += masks.permute(1, 2, 0)
     return NeuronScores(
@@ -77,8 +77,8 @@ def permutation_test(
     """
     from scipy.stats import false_discovery_control
 
-    counts, n_tokens = checked_counts(texts)
-    given = lape_parameters(parameters)
+    counts, n_tokens = _checked_counts(texts)
+    given = _lape_parameters(parameters)
     real = probabilities(texts)
     masks = select_by_entropy(real, **given)
     entropy = dismiss_rare(entropy_over_languages(real), real, given["filter_rate"])
@@ -90,7 +90,7 @@ def permutation_test(
     as_low, by_chance = torch.zeros(entropy.shape), []
     for _ in range(permutations):
         labels = torch.from_numpy(random.permutation(texts.language.numpy()))
-        p = weighted_probabilities(counts, n_tokens, torch.ones(len(labels)), texts, labels)
+        p = _weighted_probabilities(counts, n_tokens, torch.ones(len(labels)), texts, labels)
         shuffled = dismiss_rare(entropy_over_languages(p), p, given["filter_rate"])
         as_low += (shuffled <= entropy) & shuffled.isfinite()
         low = select_by_entropy(p, **{**given, "rate": 1.0}) & (shuffled <= worst)
@@ -110,7 +110,7 @@ def permutation_test(
     return table, corrected.float()
 
 
-def half_agreement(texts: TextActivations, detector: Choice, *, splits: int = 10, seed: int = 0) -> pd.DataFrame:
+def half_agreement(texts: TextActivations, detector: _Choice, *, splits: int = 10, seed: int = 0) -> pd.DataFrame:
     """Jaccard overlap of the sets that a detector finds on two halves of the documents of each language.
 
     Returns:
@@ -133,13 +133,13 @@ def half_agreement(texts: TextActivations, detector: Choice, *, splits: int = 10
     return pd.DataFrame(columns, index=index).reset_index()
 
 
-def lape_parameters(given: Mapping[str, Any]) -> dict[str, Any]:
+def _lape_parameters(given: Mapping[str, Any]) -> dict[str, Any]:
     """All parameters of `lape`: those given, and the defaults of the others."""
     rate = given.get("rate", detector_of("lape").rate)
     return {"rate": rate, **checked_settings("lape", {name: v for name, v in given.items() if name != "rate"})}
 
 
-def checked_counts(texts: TextActivations) -> tuple[Float[Tensor, "text layer_neuron"], Float[Tensor, " text"]]:
+def _checked_counts(texts: TextActivations) -> tuple[Float[Tensor, "text layer_neuron"], Float[Tensor, " text"]]:
     """Counts of active tokens and tokens a document, refused where they are no counts or say nothing."""
     at_least_two(texts.languages)
     if texts.reduction != "active":
@@ -151,11 +151,11 @@ def checked_counts(texts: TextActivations) -> tuple[Float[Tensor, "text layer_ne
 
 def probabilities(texts: TextActivations) -> Float[Tensor, "layer neuron language"]:
     """Activation probabilities over all documents, as `ActivationStats.activation_probability`."""
-    counts, n_tokens = checked_counts(texts)
-    return weighted_probabilities(counts, n_tokens, torch.ones(len(counts)), texts)
+    counts, n_tokens = _checked_counts(texts)
+    return _weighted_probabilities(counts, n_tokens, torch.ones(len(counts)), texts)
 
 
-def weighted_probabilities(
+def _weighted_probabilities(
     counts: Float[Tensor, "text layer_neuron"],
     n_tokens: Float[Tensor, " text"],
     weights: Float[Tensor, " text"],

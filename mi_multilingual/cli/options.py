@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from ..models.hooked import HookedModel
     from ..tokens import Reading
 
-DTYPES = ("float32", "bfloat16", "float16")
-MODEL, TEXT, READING = "Model", "Text", "How text becomes rows of tokens"
+_DTYPES = ("float32", "bfloat16", "float16")
+MODEL, _TEXT, _READING = "Model", "Text", "How text becomes rows of tokens"
 
 ModelName = Annotated[str, typer.Argument(help="Hugging Face id, a local checkpoint folder, or 'demo'")]
 Bos = Annotated[
@@ -21,7 +21,7 @@ Bos = Annotated[
     typer.Option(
         help="special tokens in front of text: what the 'tokenizer' itself puts there, 'none', BOS in every 'row', or "
         "the same with 'count', and counted",
-        rich_help_panel=READING,
+        rich_help_panel=_READING,
     ),
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", help="no progress bars")]
@@ -59,15 +59,17 @@ def model_asked_for(
     device: Annotated[
         str | None, typer.Option(help="such as cpu or cuda:1; a GPU if there is one, by default", rich_help_panel=MODEL)
     ] = None,
-    dtype: Annotated[str, typer.Option(help=f"of the weights: {', '.join(DTYPES)}", rich_help_panel=MODEL)] = "float32",
+    dtype: Annotated[
+        str, typer.Option(help=f"of the weights: {', '.join(_DTYPES)}", rich_help_panel=MODEL)
+    ] = "float32",
 ) -> "Callable[[], HookedModel]":
     """What loads the model, so that mistakes in other options are told first.
 
     Raises:
         ValueError: an unknown dtype.
     """
-    if dtype not in DTYPES:
-        raise ValueError(f"--dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
+    if dtype not in _DTYPES:
+        raise ValueError(f"--dtype must be one of {', '.join(_DTYPES)}, got {dtype!r}")
 
     def load() -> "HookedModel":
         import torch
@@ -86,19 +88,19 @@ def texts_asked_for(
             help="folder of <language>.txt, .txt.gz, .jsonl or .parquet files, Hugging Face data set, or 'demo'"
         ),
     ],
-    languages: Annotated[str | None, typer.Option(help="only these, e.g. en,fr,ja", rich_help_panel=TEXT)] = None,
+    languages: Annotated[str | None, typer.Option(help="only these, e.g. en,fr,ja", rich_help_panel=_TEXT)] = None,
     config: Annotated[
         str | None,
         typer.Option(
             help="configuration of a data set, with {language} for the code, e.g. 20231101.{language}",
-            rich_help_panel=TEXT,
+            rich_help_panel=_TEXT,
         ),
     ] = None,
     column: Annotated[
-        str, typer.Option(help="where the text is in .jsonl, .parquet and data sets", rich_help_panel=TEXT)
+        str, typer.Option(help="where the text is in .jsonl, .parquet and data sets", rich_help_panel=_TEXT)
     ] = "text",
     max_documents: Annotated[
-        int | None, typer.Option(min=1, help="at most so many per language, the first ones", rich_help_panel=TEXT)
+        int | None, typer.Option(min=1, help="at most so many per language, the first ones", rich_help_panel=_TEXT)
     ] = None,
 ) -> "Callable[[str | None], Corpus]":
     """From a split, its text."""
@@ -120,28 +122,28 @@ def texts_asked_for(
 
 Split = Annotated[
     str | None,
-    typer.Option(help="part of the text, e.g. 'identify' or 'evaluate' of the demo", rich_help_panel=TEXT),
+    typer.Option(help="part of the text, e.g. 'identify' or 'evaluate' of the demo", rich_help_panel=_TEXT),
 ]
 
 
 def reading_asked_for(
     window: Annotated[
         int | None,
-        typer.Option(help="tokens per row; the model's whole context by default", rich_help_panel=READING),
+        typer.Option(help="tokens per row; the model's whole context by default", rich_help_panel=_READING),
     ] = None,
     layout: Annotated[
         str,
         typer.Option(
-            help="'stream': all text of a language cut into windows; 'documents': one per row", rich_help_panel=READING
+            help="'stream': all text of a language cut into windows; 'documents': one per row", rich_help_panel=_READING
         ),
     ] = "stream",
     bos: Bos = "tokenizer",
     max_tokens: Annotated[
-        int | None, typer.Option(help="at most so many tokens of text per language", rich_help_panel=READING)
+        int | None, typer.Option(help="at most so many tokens of text per language", rich_help_panel=_READING)
     ] = None,
     equal_tokens: Annotated[
         bool,
-        typer.Option("--equal-tokens", help="cut all languages to the shortest", rich_help_panel=READING),
+        typer.Option("--equal-tokens", help="cut all languages to the shortest", rich_help_panel=_READING),
     ] = False,
 ) -> "Reading":
     """How text is read.

@@ -14,12 +14,12 @@ def typed(name: str, given: Mapping[str, str]) -> dict[str, Any]:
         ValueError: an unknown detector or setting, or a value that cannot be.
     """
     rows = detector_of(name).settings
-    values = {key: value_of(rows.get(key), value) for key, value in given.items()}
+    values = {key: _value_of(rows.get(key), value) for key, value in given.items()}
     checked = checked_settings(name, values)
     return {key: checked[key] for key in given}
 
 
-def value_of(row: Setting | None, text: str) -> float | str:
+def _value_of(row: Setting | None, text: str) -> float | str:
     """A word where the setting takes words, else a number if it is one."""
     if row is not None and not row.choices:
         try:
@@ -40,14 +40,14 @@ def recording_options(
     kinds = [name for name, row in EVIDENCE.items() if row.record is not None]
     if kind not in kinds:
         raise ValueError(f"--evidence must be one of {', '.join(kinds)}, got {kind!r}")
-    row, settings = EVIDENCE[kind], recorded_settings(kind)
+    row, settings = EVIDENCE[kind], _recorded_settings(kind)
     if unknown := [key for key in given if key not in settings]:
         raise ValueError(f"settings of {kind} must be among {', '.join(settings) or 'none'}, got {unknown[0]!r}")
     if site is not None and not row.site:
         raise ValueError(f"--site must be left out for {kind}, which is read at one place only, got {site!r}")
     if batch_size is not None and kind != "activations":
         raise ValueError(f"--batch-size must be left out for {kind}, which chooses its own, got {batch_size}")
-    options = {key: settings[key].checked(key, value_of(settings[key], text)) for key, text in given.items()}
+    options = {key: settings[key].checked(key, _value_of(settings[key], text)) for key, text in given.items()}
     if site is not None:
         options["site"] = site
     if kind == "activations":
@@ -55,7 +55,7 @@ def recording_options(
     return options
 
 
-def recorded_settings(kind: str) -> dict[str, Setting]:
+def _recorded_settings(kind: str) -> dict[str, Setting]:
     """Settings that detectors have, and that the recording of their evidence takes."""
     rows = [row.settings for row in DETECTORS.values() if row.evidence == kind]
     return {key: setting for settings in rows for key, setting in settings.items() if setting.recorded}

@@ -29,10 +29,10 @@ if TYPE_CHECKING:
     from ..models.hooked import HookedModel
     from ..tokens import Reading
 
-Model = Callable[[], "HookedModel"]
+_Model = Callable[[], "HookedModel"]
 Texts = Callable[[str | None], "Corpus"]
 
-Out = Annotated[Path, typer.Option(help="table to write (.parquet)")]
+_Out = Annotated[Path, typer.Option(help="table to write (.parquet)")]
 
 
 def demo(
@@ -47,7 +47,7 @@ def demo(
 
 @taking(load=model_asked_for, texts=texts_asked_for, reading=reading_asked_for)
 def record(
-    load: Model,
+    load: _Model,
     texts: Texts,
     reading: "Reading",
     out: Annotated[Path, typer.Option(help="evidence to write (.safetensors)")],
@@ -122,11 +122,11 @@ def identify(
 
 @taking(load=model_asked_for, texts=texts_asked_for, reading=reading_asked_for)
 def ablate(
-    load: Model,
+    load: _Model,
     texts: Texts,
     reading: "Reading",
     neurons: Annotated[Path, typer.Argument(help="neuron set written by `identify`")],
-    out: Out,
+    out: _Out,
     split: Split = None,
     quiet: Quiet = False,
 ) -> None:
@@ -162,10 +162,10 @@ def changes(matrix: "pd.DataFrame") -> "pd.DataFrame":
 
 @taking(load=model_asked_for, texts=texts_asked_for, reading=partial(reading_asked_for, layout="documents"))
 def compare(
-    load: Model,
+    load: _Model,
     texts: Texts,
     reading: "Reading",
-    out: Out,
+    out: _Out,
     detector: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME", help="can be given several times; by default all that need only text"),
@@ -192,10 +192,10 @@ def compare(
     board["stability"] = board.detector.map(ranking_stability(model, identify, n=n, **asked, **shared))
     write(board, out)
     columns = ("detector", "own", "others", "specificity", "95 % interval", "stability")
-    print_rows("change of the loss, nats per token", columns, map(board_row, board.to_dict("records")))
+    print_rows("change of the loss, nats per token", columns, map(_board_row, board.to_dict("records")))
 
 
-def board_row(row: Mapping[Any, Any]) -> list[str]:
+def _board_row(row: Mapping[Any, Any]) -> list[str]:
     """One detector as it is shown."""
     numbers = [signed(row[name]) for name in ("own", "elsewhere", "specificity")]
     stability = "" if row["stability"] != row["stability"] else f"{row['stability']:.2f}"
@@ -205,7 +205,7 @@ def board_row(row: Mapping[Any, Any]) -> list[str]:
 def evaluate(
     model: ModelName,
     tasks: Annotated[str, typer.Option(help="of the lm-evaluation-harness, e.g. xcopa_id,xcopa_th")],
-    out: Out,
+    out: _Out,
     neurons: Annotated[Path | None, typer.Option(help="neuron set to intervene on; else the model as it is")] = None,
     groups: Annotated[str | None, typer.Option(help="of the neuron set, e.g. fr,de; all by default")] = None,
     intervention: Annotated[str | None, typer.Option(help="zero (by default), set, add or scale")] = None,

@@ -11,15 +11,15 @@ from .tables import console, print_rows
 if TYPE_CHECKING:
     from ..experiments.sweep import Progress, Runner
 
-StudyFile = Annotated[Path, typer.Argument(help="YAML file of the study")]
-Folder = Annotated[Path, typer.Argument(help="run folder of a sweep")]
+_StudyFile = Annotated[Path, typer.Argument(help="YAML file of the study")]
+_Folder = Annotated[Path, typer.Argument(help="run folder of a sweep")]
 Ray = Annotated[
     str | None,
     typer.Option(help="share the work out on Ray: 'local' (all cores or GPUs here), 'auto', or a cluster's address"),
 ]
 
 
-def plan(study: StudyFile, set_: Settings = None) -> None:
+def plan(study: _StudyFile, set_: Settings = None) -> None:
     """Cells, tokens, time and memory of a study, before anything of it runs."""
     from ..experiments.loading import load_study
     from ..experiments.planning import plan as plan_study
@@ -36,7 +36,7 @@ def plan(study: StudyFile, set_: Settings = None) -> None:
 
 
 def run(
-    study: StudyFile,
+    study: _StudyFile,
     out: Annotated[Path | None, typer.Option(help="run folder; runs/<name of the study> by default")] = None,
     set_: Settings = None,
     ray: Ray = None,
@@ -48,24 +48,24 @@ def run(
 
     settings = load_study(study, set_ or ())
     folder = out or Path("runs") / settings.name
-    print_progress(folder, run_study(settings, folder, runner=runner_on(ray), progress=not quiet))
+    _print_progress(folder, run_study(settings, folder, runner=_runner_on(ray), progress=not quiet))
 
 
-def resume(folder: Folder, ray: Ray = None, quiet: Quiet = False) -> None:
+def resume(folder: _Folder, ray: Ray = None, quiet: Quiet = False) -> None:
     """Go on with a sweep: cells without a result, and those whose inputs changed."""
     from ..experiments.sweep import resume as resume_study
 
-    print_progress(folder, resume_study(folder, runner=runner_on(ray), progress=not quiet))
+    _print_progress(folder, resume_study(folder, runner=_runner_on(ray), progress=not quiet))
 
 
-def status(folder: Folder) -> None:
+def status(folder: _Folder) -> None:
     """How far a sweep is, and what failed."""
     from ..experiments.sweep import status as status_of
 
-    print_progress(folder, status_of(folder))
+    _print_progress(folder, status_of(folder))
 
 
-def runner_on(ray: str | None) -> "Runner | None":
+def _runner_on(ray: str | None) -> "Runner | None":
     """What runs the cells at this address; None, this process, where there is none."""
     if ray is None:
         return None
@@ -74,7 +74,7 @@ def runner_on(ray: str | None) -> "Runner | None":
     return on_ray(ray)
 
 
-def print_progress(folder: Path, progress: "Progress") -> None:
+def _print_progress(folder: Path, progress: "Progress") -> None:
     """Say how far the sweep is; exit code 1 where cells failed."""
     console.print(f"{progress.done} of {progress.n_cells} cells done in {folder}, {progress.seconds:.0f} s of work")
     if progress.holder:

@@ -13,10 +13,10 @@ if TYPE_CHECKING:
 
 console = Console()
 
-NUMBER = 6  # characters of a number, see `signed`
+_NUMBER = 6  # characters of a number, see `signed`
 
 
-def table_of(columns: Sequence[str], rows: Iterable[Sequence[str]], gap: int = 2) -> Table:
+def _table_of(columns: Sequence[str], rows: Iterable[Sequence[str]], gap: int = 2) -> Table:
     """A table without lines, so that as much as can be fits into a narrow terminal."""
     table = Table(*columns, box=None, padding=(0, gap, 0, 0), show_header=any(columns))
     for row in rows:
@@ -28,7 +28,7 @@ def print_rows(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]
     """A table of words and numbers already written out."""
     console.print(title)
     console.print()
-    console.print(table_of(columns, rows))
+    console.print(_table_of(columns, rows))
 
 
 def print_noun(noun: "Summarised") -> None:
@@ -42,25 +42,25 @@ def print_noun(noun: "Summarised") -> None:
 def print_settings(heading: str, rows: Iterable[Sequence[str]]) -> None:
     """What something can be asked for: name, default, what it is."""
     console.print(heading, style="bold")
-    console.print(table_of(["", "", ""], ((f"  {name:20}", f"{default:5}", about) for name, default, about in rows)))
+    console.print(_table_of(["", "", ""], ((f"  {name:20}", f"{default:5}", about) for name, default, about in rows)))
 
 
 def print_matrix(title: str, corner: str, frame: "pd.DataFrame") -> None:
     """A table of signed numbers; where the terminal is too narrow for all columns they go on in further tables."""
     console.print(title)
     names = list(map(str, frame.index))
-    for columns in in_width(list(frame.columns), console.width - max(map(len, [corner, *names])) - 1):
+    for columns in _in_width(list(frame.columns), console.width - max(map(len, [corner, *names])) - 1):
         rows = [[name, *map(signed, row)] for name, row in zip(names, frame[columns].to_numpy(), strict=True)]
         console.print()
-        console.print(table_of([corner, *columns], rows, gap=1))
+        console.print(_table_of([corner, *columns], rows, gap=1))
 
 
-def in_width(names: Sequence[str], width: int) -> Iterator[list[str]]:
+def _in_width(names: Sequence[str], width: int) -> Iterator[list[str]]:
     """The names in runs whose columns of numbers, each with a space behind it, fit into so many characters."""
     run: list[str] = []
     used = 0
     for name in names:
-        needed = 1 + max(NUMBER, len(name))
+        needed = 1 + max(_NUMBER, len(name))
         if run and used + needed > width:
             yield run
             run, used = [], 0
@@ -73,4 +73,4 @@ def signed(value: float) -> str:
     """With its sign and at most three decimals, fewer where it would be longer than six characters."""
     if value != value:
         return ""
-    return next(text for digits in (3, 2, 1, 0) if len(text := f"{value:+.{digits}f}") <= NUMBER or digits == 0)
+    return next(text for digits in (3, 2, 1, 0) if len(text := f"{value:+.{digits}f}") <= _NUMBER or digits == 0)

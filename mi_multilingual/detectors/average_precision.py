@@ -9,7 +9,7 @@ from ..evidence.texts import TextActivations
 from ..neurons import NeuronScores, NeuronSet
 from .entropy import rank
 
-NEURONS_AT_ONCE = 8192
+_NEURONS_AT_ONCE = 8192
 
 
 def average_precision(texts: TextActivations, *, rate: float = 0.01) -> NeuronSet:
@@ -47,7 +47,7 @@ def average_precision_scores(texts: TextActivations) -> NeuronScores:
     if not labels.any(dim=1).all():
         raise ValueError(f"no text of {texts.languages[int((~labels.any(dim=1)).nonzero()[0])]!r}; record some")
     responses = texts.values.flatten(1)
-    parts = [average_precisions(part.T, labels) for part in responses.split(NEURONS_AT_ONCE, dim=1)]
+    parts = [average_precisions(part.T, labels) for part in responses.split(_NEURONS_AT_ONCE, dim=1)]
     values = torch.cat(parts).unflatten(0, texts.values.shape[1:])
     parameters = {"reduction": texts.reduction, "n_texts": len(responses)}
     return NeuronScores(values, texts.languages, "average_precision", parameters, texts.model, texts.model_fingerprint)

@@ -4,7 +4,7 @@ from ..evidence.activations import ActivationStats
 from ..neurons import NeuronScores, NeuronSet
 from .lape import checked_probability
 
-PUBLISHED_THRESHOLD = 0.95
+_PUBLISHED_THRESHOLD = 0.95
 
 
 def lap(stats: ActivationStats, *, rate: float | None = None, threshold: float | None = None) -> NeuronSet:
@@ -25,7 +25,7 @@ def lap(stats: ActivationStats, *, rate: float | None = None, threshold: float |
     scores = lap_scores(stats)
     if rate is not None:
         return scores.top_share(rate)
-    bar = PUBLISHED_THRESHOLD if threshold is None else threshold
+    bar = _PUBLISHED_THRESHOLD if threshold is None else threshold
     if not 0 <= bar < 1:
         raise ValueError(f"threshold must be a probability that can be exceeded, from 0 to below 1, got {bar}")
     return scores.to_set((scores.values > bar).permute(2, 0, 1), threshold=bar)

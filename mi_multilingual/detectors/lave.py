@@ -20,7 +20,7 @@ def lave(
     Source: the baseline LAVE of Tang et al. 2024, arXiv:2402.16438, section 3.
     """
     parameters = {"rate": rate, "filter_rate": filter_rate, "activation_bar_ratio": activation_bar_ratio}
-    masks = select_by_entropy(clipped_mean(stats), **parameters)
+    masks = select_by_entropy(_clipped_mean(stats), **parameters)
     return NeuronSet(masks, stats.languages, "lave", parameters, stats.model, stats.model_fingerprint)
 
 
@@ -29,11 +29,11 @@ def lave_scores(
 ) -> NeuronScores:
     """LAVE as a ranking, as `lape_scores`."""
     parameters = {"filter_rate": filter_rate, "activation_bar_ratio": activation_bar_ratio}
-    values = scores_by_entropy(clipped_mean(stats), **parameters)
+    values = scores_by_entropy(_clipped_mean(stats), **parameters)
     return NeuronScores(values, stats.languages, "lave", parameters, stats.model, stats.model_fingerprint)
 
 
-def clipped_mean(stats: ActivationStats) -> Float[Tensor, "layer neuron language"]:
+def _clipped_mean(stats: ActivationStats) -> Float[Tensor, "layer neuron language"]:
     """Mean activation, at least 0, float64."""
     at_least_two(stats.languages)
     return stats.mean().clamp(min=0)

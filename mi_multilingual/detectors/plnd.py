@@ -20,7 +20,7 @@ def plnd(impact: Impact, *, rate: float = 0.1, epsilon: float | None = None, par
 
     Source: Zhao et al. 2024, arXiv:2402.18815, section 2.2.
     """
-    always = always_important(impact, rate, epsilon, part)
+    always = _always_important(impact, rate, epsilon, part)
     specific = always & ~always.all(dim=-1, keepdim=True)
     parameters = {"score": impact.score, **({"rate": rate} if epsilon is None else {"epsilon": epsilon})}
     masks = specific.permute(2, 0, 1).contiguous()
@@ -31,14 +31,14 @@ def common_core(
     impact: Impact, *, rate: float = 0.1, epsilon: float | None = None, part: str = "mlp"
 ) -> Bool[Tensor, "layer neuron"]:
     """Neurons important for all documents of every language: what `plnd` takes away."""
-    return always_important(impact, rate, epsilon, part).all(dim=-1)
+    return _always_important(impact, rate, epsilon, part).all(dim=-1)
 
 
-def always_important(
+def _always_important(
     impact: Impact, rate: float, epsilon: float | None, part: str
 ) -> Bool[Tensor, "layer neuron language"]:
     """Neurons important for every document of a language."""
-    check_part(impact, part)
+    _check_part(impact, part)
     if epsilon is None:
         return impact.worst_rank[part] <= rank(rate, impact.worst_rank[part].shape[1], "rate")
     if not epsilon >= 0:
@@ -52,7 +52,7 @@ def plnd_scores(impact: Impact, *, part: str = "mlp") -> NeuronScores:
     log(largest worst rank over all languages / worst rank in this one): over how wide a span of rates `plnd` counts the
     neuron as specific to the language; -inf for one that no rate finds specific.
     """
-    check_part(impact, part)
+    _check_part(impact, part)
     ranks = impact.worst_rank[part].double()
     values = (ranks.amax(dim=-1, keepdim=True) / ranks).log()
     values = values.masked_fill(values == 0, -torch.inf)
@@ -60,6 +60,6 @@ def plnd_scores(impact: Impact, *, part: str = "mlp") -> NeuronScores:
     return NeuronScores(values, impact.languages, "plnd", {"score": impact.score}, *origin)
 
 
-def check_part(impact: Impact, part: str) -> None:
+def _check_part(impact: Impact, part: str) -> None:
     if part not in impact.least:
         raise ValueError(f"part must be one of {', '.join(impact.least)}, got {part!r}")

@@ -14,7 +14,7 @@ def sharing(recorded: Sharing) -> NeuronSet:
 
     Source: Wang et al. 2024, arXiv:2406.09265, section 3 (types; the choice of the most frequent one is ours).
     """
-    check_one_threshold(recorded)
+    _check_one_threshold(recorded)
     most = recorded.counts.sum(dim=(0, 1)).argmax(dim=-1)
     masks = torch.stack([most == i for i in range(len(TYPES))])
     parameters = {"threshold": recorded.thresholds[0], "tokens": recorded.tokens}
@@ -23,13 +23,13 @@ def sharing(recorded: Sharing) -> NeuronSet:
 
 def sharing_scores(recorded: Sharing) -> NeuronScores:
     """Share of the inputs for which a neuron has each type; the types stand where languages would."""
-    check_one_threshold(recorded)
+    _check_one_threshold(recorded)
     values = recorded.counts.sum(dim=(0, 1)).double() / recorded.n_inputs.sum()
     parameters = {"threshold": recorded.thresholds[0], "tokens": recorded.tokens}
     return NeuronScores(values, TYPES, "sharing", parameters, recorded.model, recorded.model_fingerprint)
 
 
-def check_one_threshold(recorded: Sharing) -> None:
+def _check_one_threshold(recorded: Sharing) -> None:
     if len(recorded.thresholds) != 1:
         raise ValueError(
             f"sharing must be recorded at one threshold to choose neurons by it, got {recorded.thresholds}; call "

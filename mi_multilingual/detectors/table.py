@@ -74,7 +74,7 @@ class Setting:
         return " and ".join(part for part in (low, high) if part) or "a number"
 
 
-def chosen_by_score(detector: Detector) -> Callable[..., NeuronSet]:
+def _chosen_by_score(detector: Detector) -> Callable[..., NeuronSet]:
     """The choice of a detector without one of its own: for every language the share `rate` of highest score."""
 
     def choose(evidence: Any, *, rate: float, **settings: Any) -> NeuronSet:
@@ -108,18 +108,18 @@ class Detector:
         return not self.groups
 
 
-ENTROPY = {
+_ENTROPY = {
     "filter_rate": Setting(0.95, "quantile of all values that a neuron must exceed at all", 0.0, 1.0, above=True),
     "activation_bar_ratio": Setting(0.95, "quantile it must exceed to belong to a language", 0.0, 1.0, above=True),
 }
-LAP_THRESHOLD = Setting(
+_LAP_THRESHOLD = Setting(
     None, "instead of a rate, the probability to exceed (0.95 in the paper)", 0.0, 1.0, below=True, replaces_rate=True
 )
-TANG = "Tang et al. 2024, arXiv:2402.16438"
+_TANG = "Tang et al. 2024, arXiv:2402.16438"
 DETECTORS: dict[str, Detector] = {
-    "lape": Detector("activations", lape_scores, lape, 0.01, ENTROPY, tuple(ENTROPY), source=TANG),
-    "lap": Detector("activations", lap_scores, lap, 0.01, {"threshold": LAP_THRESHOLD}, source=TANG),
-    "lave": Detector("activations", lave_scores, lave, 0.01, ENTROPY, tuple(ENTROPY), source=TANG),
+    "lape": Detector("activations", lape_scores, lape, 0.01, _ENTROPY, tuple(_ENTROPY), source=_TANG),
+    "lap": Detector("activations", lap_scores, lap, 0.01, {"threshold": _LAP_THRESHOLD}, source=_TANG),
+    "lave": Detector("activations", lave_scores, lave, 0.01, _ENTROPY, tuple(_ENTROPY), source=_TANG),
     "activation_percentile": Detector(
         "activations",
         activation_percentile_scores,
@@ -144,10 +144,10 @@ DETECTORS: dict[str, Detector] = {
         source="Zhao et al. 2024, arXiv:2402.18815",
     ),
     "relevance": Detector(
-        "relevance", relevance_scores, relevance, 0.01, ENTROPY, source="after CRANE 2026, arXiv:2601.04664"
+        "relevance", relevance_scores, relevance, 0.01, _ENTROPY, source="after CRANE 2026, arXiv:2601.04664"
     ),
     "parameter_variation": Detector(
-        "weight change", parameter_variation_scores, parameter_variation, 0.01, ENTROPY, tuple(ENTROPY), source=TANG
+        "weight change", parameter_variation_scores, parameter_variation, 0.01, _ENTROPY, tuple(_ENTROPY), source=_TANG
     ),
     "sharing": Detector(
         "sharing",
@@ -208,7 +208,7 @@ def scored(name: str, evidence: Any, **settings: Any) -> NeuronScores:
         ValueError: an unknown detector or setting, or evidence of another kind.
     """
     row = detector_of(name)
-    check_evidence(name, evidence)
+    _check_evidence(name, evidence)
     whole = checked_settings(name, settings)
     return row.scores(evidence, **{key: whole[key] for key in row.score_settings})
 
@@ -233,13 +233,13 @@ def identified(name: str, evidence: Any, *, rate: float | None = None, **setting
         {'en': 72, 'fr': 68, 'ja': 163}
     """
     row = detector_of(name)
-    check_evidence(name, evidence)
+    _check_evidence(name, evidence)
     check_choice(name, rate, settings)
     whole = checked_settings(name, settings)
     given: dict[str, Any] = {key: whole[key] for key, setting in row.settings.items() if not setting.recorded}
     if takes_rate(name, whole):
         given["rate"] = row.rate if rate is None else rate
-    return (row.choose or chosen_by_score(row))(evidence, **given)
+    return (row.choose or _chosen_by_score(row))(evidence, **given)
 
 
 def check_choice(name: str, rate: float | None, settings: Mapping[str, Any]) -> None:
@@ -254,7 +254,7 @@ def check_choice(name: str, rate: float | None, settings: Mapping[str, Any]) -> 
         raise ValueError(f"rate must be left out where {name} chooses without one, got {rate}")
 
 
-def check_evidence(name: str, evidence: Any) -> None:
+def _check_evidence(name: str, evidence: Any) -> None:
     needed = detector_of(name).evidence
     if kind_in(evidence) != needed:
         raise ValueError(

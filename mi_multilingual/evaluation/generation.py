@@ -100,7 +100,7 @@ def generate(
     check_list(prompts, "prompts")
     how = Decoding(**decoding)
     out = [""] * len(prompts)
-    ready = sorted(tokenised(model, prompts, how, bos), key=lambda p: len(p.ids))
+    ready = sorted(_tokenised(model, prompts, how, bos), key=lambda p: len(p.ids))
     with tqdm(total=len(prompts), desc="generating", unit="prompt", disable=not progress) as bar:
         for batch in batches(model, ready, how.max_new_tokens):
             for prompt, text in zip(batch, continued(model, batch, how), strict=True):
@@ -109,7 +109,7 @@ def generate(
     return out
 
 
-def tokenised(model: HookedModel, prompts: Sequence[str], how: Decoding, bos: str) -> Iterator[Prompt]:
+def _tokenised(model: HookedModel, prompts: Sequence[str], how: Decoding, bos: str) -> Iterator[Prompt]:
     """The prompts as token ids, special tokens in front."""
     longest = max_window(model) - how.max_new_tokens
     seen: Counter[str] = Counter()
@@ -120,11 +120,11 @@ def tokenised(model: HookedModel, prompts: Sequence[str], how: Decoding, bos: st
                 f"prompts must have 1 to {longest} tokens to be followed by {how.max_new_tokens} new ones, got "
                 f"{len(ids)} for {text[:40]!r}; change it, or ask for other max_new_tokens"
             )
-        yield Prompt(i, ids, generator(how.seed, text, seen[text]))
+        yield Prompt(i, ids, _generator(how.seed, text, seen[text]))
         seen[text] += 1
 
 
-def generator(seed: int, text: str, repeat: int) -> torch.Generator:
+def _generator(seed: int, text: str, repeat: int) -> torch.Generator:
     """A random generator that depends on all three, the same on every machine."""
     digest = hashlib.sha256(f"{seed}\0{repeat}\0{text}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))

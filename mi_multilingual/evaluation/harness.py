@@ -45,7 +45,7 @@ from ..patching.weights import NotWritableError
 from ..storage import load
 from ..tokens import check_bos, prefix_ids
 
-MODEL_TYPE = "mi_multilingual"
+_MODEL_TYPE = "mi_multilingual"
 
 
 class IntervenedLM(HFLM):
@@ -85,7 +85,7 @@ class IntervenedLM(HFLM):
                 model.
         """
         check_bos(bos)
-        change = named_intervention(neurons, intervention, groups, value, site)
+        change = _named_intervention(neurons, intervention, groups, value, site)
         options.setdefault("device", "cuda" if torch.cuda.is_available() else "cpu")
         # As stored: weights are changed in their own precision, and neurons compared with the weights they are of.
         super().__init__(checkpoint_place(pretrained), dtype="auto", use_safetensors=True, **options)
@@ -160,7 +160,7 @@ class IntervenedLM(HFLM):
             self.add_bos_token = given
 
 
-def named_intervention(
+def _named_intervention(
     neurons: str | None, intervention: str | None, groups: str | None, value: float | int | None, site: str
 ) -> Intervention | None:
     """The intervention that strings describe; None without neurons."""
@@ -217,7 +217,7 @@ def harness_scores(
     arguments |= {"neurons": None if neurons is None else str(neurons), "groups": "+".join(groups) if groups else None}
     arguments |= {"intervention": intervention, "value": value, "site": site, "bos": bos}
     results = simple_evaluate(
-        MODEL_TYPE, arguments, list(tasks), batch_size=batch_size, limit=limit, task_manager=manager, log_samples=False
+        _MODEL_TYPE, arguments, list(tasks), batch_size=batch_size, limit=limit, task_manager=manager, log_samples=False
     )
     if results is None:
         raise ValueError("the harness gave no results in this process; run it in one process")
@@ -233,10 +233,10 @@ def score_rows(results: Mapping[str, Any]) -> Iterator[tuple[str, str, str, floa
             if not comma or metric.endswith("_stderr"):
                 continue
             stderr = scores.get(f"{metric}_stderr,{name}")
-            yield task, metric, name, float(score), float(stderr) if is_number(stderr) else float("nan"), float(n)
+            yield task, metric, name, float(score), float(stderr) if _is_number(stderr) else float("nan"), float(n)
 
 
-def is_number(value: Any) -> bool:
+def _is_number(value: Any) -> bool:
     """The harness writes "N/A" where it has no standard error."""
     return isinstance(value, (int, float))
 
@@ -246,4 +246,4 @@ if __name__ == "__main__":
     importlib.import_module("mi_multilingual.evaluation.harness")
     cli_evaluate()
 else:
-    register_model(MODEL_TYPE)(IntervenedLM)
+    register_model(_MODEL_TYPE)(IntervenedLM)

@@ -40,9 +40,9 @@ SCRIPTS = {
     "TIBETAN": "dz",
 }
 """Script -> the languages written in it that py3langid knows; the others are written in Latin."""
-ALSO_LATIN = ("gom", "kk", "sr", "uz")
-UNICODE_NAMES = {"CJK": "HAN", "HIRAGANA": "KANA", "KATAKANA": "KANA", "KATAKANA-HIRAGANA": "KANA"}
-KANA_SHARE = 0.1
+_ALSO_LATIN = ("gom", "kk", "sr", "uz")
+_UNICODE_NAMES = {"CJK": "HAN", "HIRAGANA": "KANA", "KATAKANA": "KANA", "KATAKANA-HIRAGANA": "KANA"}
+_KANA_SHARE = 0.1
 """Text is Japanese from this share of kana on, among its Han and kana: Chinese borrows a の at times."""
 
 
@@ -70,7 +70,7 @@ def identify_language(texts: Sequence[str], languages: Sequence[str]) -> list[st
     check_list(texts, "texts")
     check_list(languages, "languages")
     check_known(languages)
-    return [most_likely(text, possible(text, languages)) for text in texts]
+    return [_most_likely(text, possible(text, languages)) for text in texts]
 
 
 def check_known(languages: Sequence[str]) -> None:
@@ -92,7 +92,7 @@ def possible(text: str, languages: Sequence[str]) -> tuple[str, ...]:
 def scripts_of(language: str) -> frozenset[str]:
     """The scripts a language is written in."""
     own = {script for script, codes in SCRIPTS.items() if language in codes.split()}
-    return frozenset(own | {"LATIN"} if not own or language in ALSO_LATIN else own)
+    return frozenset(own | {"LATIN"} if not own or language in _ALSO_LATIN else own)
 
 
 def main_script(text: str) -> str:
@@ -104,23 +104,23 @@ def main_script(text: str) -> str:
     weights: Counter[str] = Counter()
     for letter in unicodedata.normalize("NFKC", text):
         if letter.isalpha():
-            weights[script_of(letter)] += len(letter.encode())
+            weights[_script_of(letter)] += len(letter.encode())
     japanese = weights.pop("KANA", 0)
     weights["HAN"] += japanese
     script, weight = weights.most_common(1)[0]
     if weight == 0:
         return ""
-    return "KANA" if script == "HAN" and japanese >= KANA_SHARE * weight else script
+    return "KANA" if script == "HAN" and japanese >= _KANA_SHARE * weight else script
 
 
 @cache
-def script_of(letter: str) -> str:
+def _script_of(letter: str) -> str:
     """The script of a letter by its Unicode name."""
     first = unicodedata.name(letter, "").split(" ")[0]
-    return UNICODE_NAMES.get(first, first)
+    return _UNICODE_NAMES.get(first, first)
 
 
-def most_likely(text: str, languages: tuple[str, ...]) -> str:
+def _most_likely(text: str, languages: tuple[str, ...]) -> str:
     """The language the identifier finds likeliest; "" where there is none to choose from."""
     if len(languages) < 2:
         return "".join(languages)

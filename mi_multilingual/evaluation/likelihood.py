@@ -40,7 +40,7 @@ def continuations(
         ValueError: a prompt that with a choice is longer than the model's context, a choice that adds no token, or one
             with no token before it.
     """
-    found = joined(model, prompt, choices, prefix_ids(model.tokenizer, bos))
+    found = _joined(model, prompt, choices, prefix_ids(model.tokenizer, bos))
     for choice, continuation in zip(choices, found, strict=True):
         if continuation.n_scored == 0:
             raise ValueError(
@@ -54,7 +54,7 @@ def continuations(
     return found
 
 
-def joined(model: HookedModel, prompt: str, texts: Sequence[str], prefix: Sequence[int]) -> list[Continuation]:
+def _joined(model: HookedModel, prompt: str, texts: Sequence[str], prefix: Sequence[int]) -> list[Continuation]:
     """Each text after the prompt, both tokenised together, with the prefix in front."""
     both = [prompt, *(prompt + text for text in texts)]
     alone, *whole = ((*prefix, *ids) for ids in prompt_ids(model.tokenizer, both, "none"))
@@ -64,10 +64,10 @@ def joined(model: HookedModel, prompt: str, texts: Sequence[str], prefix: Sequen
                 f"a prompt with its continuation must fit the model: {prompt[:40]!r} with {text[:40]!r} has {len(ids)} "
                 f"tokens, the model takes {max_window(model)}; shorten it"
             )
-    return [Continuation(ids, common_prefix(alone, ids)) for ids in whole]
+    return [Continuation(ids, _common_prefix(alone, ids)) for ids in whole]
 
 
-def common_prefix(left: Sequence[int], right: Sequence[int]) -> int:
+def _common_prefix(left: Sequence[int], right: Sequence[int]) -> int:
     """Number of leading ids that both have."""
     return next((i for i, (a, b) in enumerate(zip(left, right, strict=False)) if a != b), min(len(left), len(right)))
 
@@ -86,11 +86,11 @@ def log_likelihoods(
     for i, row in enumerate(row_of):
         on_row[row].append(i)
     with tqdm(total=len(found), desc="scoring", unit="choice", disable=not progress) as bar:
-        for batch in row_batches(model, rows):
+        for batch in _row_batches(model, rows):
             index = [i for row in batch for i in on_row[row]]
             places = [at for at, row in enumerate(batch) for _ in on_row[row]]
             scored = [found[i] for i in index]
-            scores = token_scores(model, [rows[row] for row in batch], scored, places)
+            scores = _token_scores(model, [rows[row] for row in batch], scored, places)
             owner = torch.tensor(index).repeat_interleave(torch.tensor([c.n_scored for c in scored]))
             total.index_add_(0, owner, scores)
             bar.update(len(index))
@@ -112,11 +112,11 @@ def token_log_likelihoods(
         ValueError: a prompt that with the text is longer than the model's context.
     """
     prefix = prefix_ids(model.tokenizer, bos) or (() if prompt else start_ids(model.tokenizer))
-    [found] = joined(model, prompt, [text], prefix)
+    [found] = _joined(model, prompt, [text], prefix)
     found = replace(found, first=max(1, found.first))
     if found.n_scored < 1:
         return torch.zeros(0, dtype=torch.float64)
-    return token_scores(model, [found.ids], [found], [0])
+    return _token_scores(model, [found.ids], [found], [0])
 
 
 def forward_rows(inputs: Sequence[tuple[int, ...]]) -> tuple[list[tuple[int, ...]], list[int]]:
@@ -131,7 +131,7 @@ def forward_rows(inputs: Sequence[tuple[int, ...]]) -> tuple[list[tuple[int, ...
     return carriers, [number[ids] for ids in inputs]
 
 
-def row_batches(model: HookedModel, rows: Sequence[tuple[int, ...]]) -> Iterator[list[int]]:
+def _row_batches(model: HookedModel, rows: Sequence[tuple[int, ...]]) -> Iterator[list[int]]:
     """Numbers of rows of similar length that run together, the longest first."""
     order = sorted(range(len(rows)), key=lambda i: -len(rows[i]))
     while order:
@@ -141,7 +141,7 @@ def row_batches(model: HookedModel, rows: Sequence[tuple[int, ...]]) -> Iterator
 
 
 @torch.no_grad()
-def token_scores(
+def _token_scores(
     model: HookedModel, rows: Sequence[tuple[int, ...]], found: Sequence[Continuation], row_of: Sequence[int]
 ) -> Float[Tensor, " token"]:
     """Log-likelihood of each scored token, one continuation after another, from one forward pass over the rows.

@@ -14,13 +14,13 @@ from .intervals import wilson_interval
 from .language_id import identify_language
 from .likelihood import token_log_likelihoods
 
-CLOSING = "」』”’）)»\"'"
-SENTENCE_END = re.compile(
-    rf"(?<=[.!?…])(?=\s)|(?<=[.!?…][{CLOSING}])(?=\s)|(?<=[。！？｡؟۔।॥።])(?![。！？｡؟۔।॥።{CLOSING}])|\n"
+_CLOSING = "」』”’）)»\"'"
+_SENTENCE_END = re.compile(
+    rf"(?<=[.!?…])(?=\s)|(?<=[.!?…][{_CLOSING}])(?=\s)|(?<=[。！？｡؟۔।॥።])(?![。！？｡؟۔।॥።{_CLOSING}])|\n"
 )
 """Where a sentence ends: after a Latin stop only before white space (not in 3.5), after the others at once."""
 WITHOUT_SPACES = r"぀-ヿ㐀-䶿一-鿿豈-﫿ｦ-ﾟ฀-๿຀-໿ក-៿က-႟"
-UNIT = re.compile(rf"[{WITHOUT_SPACES}]|[^\s{WITHOUT_SPACES}]+")
+_UNIT = re.compile(rf"[{WITHOUT_SPACES}]|[^\s{WITHOUT_SPACES}]+")
 
 
 def language_accuracy(found: Sequence[str], wanted: Sequence[str]) -> pd.DataFrame:
@@ -75,7 +75,7 @@ def code_switching(texts: Sequence[str], languages: Sequence[str]) -> pd.DataFra
 def sentences(text: str) -> list[str]:
     """The text cut after sentence punctuation of Latin, Cyrillic, East Asian, Arabic, Indic and Ethiopic scripts, and
     at line breaks; the pieces without white space around them, empty ones left out. Thai has no such punctuation."""
-    return [piece for part in SENTENCE_END.split(text) if (piece := part.strip())]
+    return [piece for part in _SENTENCE_END.split(text) if (piece := part.strip())]
 
 
 def distinct_n(texts: Sequence[str], n: int) -> float:
@@ -87,7 +87,7 @@ def distinct_n(texts: Sequence[str], n: int) -> float:
     if n < 1:
         raise ValueError(f"n must be at least 1 unit, got {n}")
     check_list(texts, "texts")
-    grams = [tuple(units[i : i + n]) for units in map(UNIT.findall, texts) for i in range(len(units) - n + 1)]
+    grams = [tuple(units[i : i + n]) for units in map(_UNIT.findall, texts) for i in range(len(units) - n + 1)]
     return len(set(grams)) / len(grams) if grams else math.nan
 
 

@@ -26,7 +26,7 @@ class Words(NamedTuple):
     """The language's code in FLORES-200, which Belebele uses."""
 
 
-WORDS = {
+_WORDS = {
     "ar": Words("سؤال", "الإجابة", flores="arb_Arab"),
     "bn": Words("প্রশ্ন", "উত্তর", flores="ben_Beng"),
     "de": Words("Frage", "Antwort", flores="deu_Latn"),
@@ -48,16 +48,16 @@ WORDS = {
     "zh": Words("问题", "答案", "因为", "所以", "zho_Hans"),
 }
 
-TURKISH_LOWER = {"I": "ı", "İ": "i"}
+_TURKISH_LOWER = {"I": "ı", "İ": "i"}
 
-XNLI_PROMPT = (
+_XNLI_PROMPT = (
     'Take the following as truth: {premise}\nThen the following statement: "{hypothesis}" is true, false, or '
     "inconclusive?\nAnswer:"
 )
 
-XNLI_LANGUAGES = ["ar", "bg", "de", "el", "en", "es", "fr", "hi", "ru", "sw", "th", "tr", "ur", "vi", "zh"]
+_XNLI_LANGUAGES = ["ar", "bg", "de", "el", "en", "es", "fr", "hi", "ru", "sw", "th", "tr", "ur", "vi", "zh"]
 
-XNLI_CHOICES = (" true", " inconclusive", " false")
+_XNLI_CHOICES = (" true", " inconclusive", " false")
 
 
 def load_xcopa(folder: str | Path, *, languages: Sequence[str] | None = None, split: str = "test") -> list[Item]:
@@ -73,26 +73,26 @@ def load_xcopa(folder: str | Path, *, languages: Sequence[str] | None = None, sp
     suffix = f".{split}.jsonl"
     files = {p.name.removesuffix(suffix): p for p in sorted(Path(folder).glob(f"*{suffix}"))}
     chosen = known(languages or tuple(files), files, f"{folder} has no <language>{suffix} file for")
-    known(chosen, [k for k, words in WORDS.items() if words.because], "there is no XCOPA prompt for")
+    known(chosen, [k for k, words in _WORDS.items() if words.because], "there is no XCOPA prompt for")
     columns = ("premise", "choice1", "choice2", "question", "label", "idx")
-    rows = {k: list(json_rows(path, columns)) for k, path in files.items()}
+    rows = {k: list(_json_rows(path, columns)) for k, path in files.items()}
     asked: dict[int, Counter[str]] = defaultdict(Counter)
     for row in (row for file in rows.values() for row in file):
         asked[row["idx"]][row["question"]] += 1
-    return [xcopa_item(row, k, asked[row["idx"]].most_common(1)[0][0]) for k in chosen for row in rows[k]]
+    return [_xcopa_item(row, k, asked[row["idx"]].most_common(1)[0][0]) for k in chosen for row in rows[k]]
 
 
-def xcopa_item(row: Mapping[str, Any], language: str, question: str) -> Item:
+def _xcopa_item(row: Mapping[str, Any], language: str, question: str) -> Item:
     gap = "" if language in WITHOUT_SPACES else " "
-    word = WORDS[language].because if question == "cause" else WORDS[language].therefore
-    choices = tuple(gap + lower_first(row[name].strip(), language) for name in ("choice1", "choice2"))
+    word = _WORDS[language].because if question == "cause" else _WORDS[language].therefore
+    choices = tuple(gap + _lower_first(row[name].strip(), language) for name in ("choice1", "choice2"))
     premise = row["premise"].strip().rstrip(".。")
     return Item(f"xcopa/{row['idx']}", language, "xcopa", f"{premise}{gap}{word}", choices, int(row["label"]))
 
 
-def lower_first(sentence: str, language: str) -> str:
+def _lower_first(sentence: str, language: str) -> str:
     """The sentence as it goes on after another word; Turkish has two letters I."""
-    special = TURKISH_LOWER if language == "tr" else {}
+    special = _TURKISH_LOWER if language == "tr" else {}
     first = sentence[:1]
     return special.get(first, first.lower()) + sentence[1:]
 
@@ -108,8 +108,8 @@ def load_mgsm(folder: str | Path, *, languages: Sequence[str] | None = None) -> 
     files = {p.stem: p for p in sorted(Path(folder).glob("*.tsv"))}
     items = []
     chosen = known(languages or tuple(files), files, f"{folder} has no <language>.tsv file for")
-    for k in known(chosen, WORDS, "there is no MGSM prompt for"):
-        words = WORDS[k]
+    for k in known(chosen, _WORDS, "there is no MGSM prompt for"):
+        words = _WORDS[k]
         for number, line in lines(files[k]):
             question, _, answer = line.rpartition("\t")
             if not question.strip() or not last_number(answer):
@@ -148,11 +148,13 @@ def load_mpararel(
     for k in known(languages or tuple(folders), folders, f"{folder} has no folder for"):
         files = {p.name.removesuffix(".patterns.jsonl"): p for p in sorted(folders[k].glob("*.patterns.jsonl"))}
         for relation in known(relations or tuple(files), files, f"{folders[k]} has no <relation>.patterns.jsonl for"):
-            patterns = sorted(json_rows(files[relation], ("pattern",)), key=lambda row: not row.get("checked-by-human"))
-            usable = [row["pattern"].strip() for row in patterns if is_usable(row["pattern"])]
+            patterns = sorted(
+                _json_rows(files[relation], ("pattern",)), key=lambda row: not row.get("checked-by-human")
+            )
+            usable = [row["pattern"].strip() for row in patterns if _is_usable(row["pattern"])]
             tuples = files[relation].with_name(f"{relation}.tuples.jsonl")
-            facts = list(json_rows(tuples, ("sub_uri", "obj_uri", "sub_label", "obj_label")))
-            found = list(fact_items(relation, k, usable[:wordings], facts))
+            facts = list(_json_rows(tuples, ("sub_uri", "obj_uri", "sub_label", "obj_label")))
+            found = list(_fact_items(relation, k, usable[:wordings], facts))
             items += found
             counts.append((k, relation, len(patterns), len(usable), len(facts), len(found)))
     if not items:
@@ -160,12 +162,12 @@ def load_mpararel(
     return items, pd.DataFrame(counts, columns=["language", "relation", "n_patterns", "n_usable", "n_facts", "n_items"])
 
 
-def is_usable(pattern: str) -> bool:
+def _is_usable(pattern: str) -> bool:
     """Whether the pattern ends with the gap, and the subject stands before it."""
     return pattern.count("[X]") == pattern.count("[Y]") == 1 and pattern.strip().endswith("[Y]")
 
 
-def fact_items(
+def _fact_items(
     relation: str, language: str, patterns: Sequence[str], facts: Sequence[Mapping[str, str]]
 ) -> Iterator[Item]:
     """One question per fact and pattern."""
@@ -202,11 +204,11 @@ def load_xnli(
     """
 
     def item(row: Mapping[str, Any], language: str, number: int) -> Item:
-        prompt = XNLI_PROMPT.format(premise=row["premise"].strip(), hypothesis=row["hypothesis"].strip())
-        return Item(f"xnli/{number}", language, "xnli", prompt, XNLI_CHOICES, row["label"])
+        prompt = _XNLI_PROMPT.format(premise=row["premise"].strip(), hypothesis=row["hypothesis"].strip())
+        return Item(f"xnli/{number}", language, "xnli", prompt, _XNLI_CHOICES, row["label"])
 
-    configs = {k: k for k in known(languages, XNLI_LANGUAGES, "XNLI has no language")}
-    return dataset_items(str(source), configs, split, ("premise", "hypothesis", "label"), item)
+    configs = {k: k for k in known(languages, _XNLI_LANGUAGES, "XNLI has no language")}
+    return _dataset_items(str(source), configs, split, ("premise", "hypothesis", "label"), item)
 
 
 def load_belebele(
@@ -223,17 +225,17 @@ def load_belebele(
     answers = tuple(f"mc_answer{i}" for i in range(1, 5))
 
     def item(row: Mapping[str, Any], language: str, number: int) -> Item:
-        words, gap = WORDS[language], "" if language in WITHOUT_SPACES else " "
+        words, gap = _WORDS[language], "" if language in WITHOUT_SPACES else " "
         prompt = f"{row['flores_passage'].strip()}\n{words.question}: {row['question'].strip()}\n{words.answer}:"
         choices = tuple(gap + row[name].strip() for name in answers)
         name = f"belebele/{row['link']}/{row['question_number']}"
         return Item(name, language, "belebele", prompt, choices, int(row["correct_answer_num"]) - 1)
 
-    configs = {k: WORDS[k].flores for k in known(languages, WORDS, "there is no Belebele prompt for")}
-    return dataset_items(str(source), configs, split, (*names, *answers), item)
+    configs = {k: _WORDS[k].flores for k in known(languages, _WORDS, "there is no Belebele prompt for")}
+    return _dataset_items(str(source), configs, split, (*names, *answers), item)
 
 
-def dataset_items(
+def _dataset_items(
     source: str,
     configs: Mapping[str, str],
     split: str,
@@ -248,7 +250,7 @@ def dataset_items(
         try:
             rows = load_dataset(source, config, split=split, streaming=True)
             for number, row in enumerate(rows):
-                check_columns(row, columns, f"{source} ({config}), row {number}")
+                _check_columns(row, columns, f"{source} ({config}), row {number}")
                 items.append(item(row, language, number))
         except (OSError, ValueError) as error:
             reason = " ".join(str(error).split())
@@ -276,7 +278,7 @@ def lines(path: Path) -> Iterator[tuple[int, str]]:
             yield number, line
 
 
-def json_rows(path: Path, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
+def _json_rows(path: Path, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
     """The objects of a file, one per line, each with these entries."""
     if not path.is_file():
         raise ValueError(f"{path} is missing; put it beside the files it belongs to")
@@ -285,11 +287,11 @@ def json_rows(path: Path, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
             row = json.loads(line)
         except json.JSONDecodeError as error:
             raise ValueError(f"{path}, line {number}: not JSON ({error.msg}); mend or remove the line") from error
-        check_columns(row, columns, f"{path}, line {number}")
+        _check_columns(row, columns, f"{path}, line {number}")
         yield row
 
 
-def check_columns(row: Any, columns: Sequence[str], place: str) -> None:
+def _check_columns(row: Any, columns: Sequence[str], place: str) -> None:
     missing = [name for name in columns if name not in row] if isinstance(row, dict) else columns
     if missing:
         raise ValueError(f"{place}: no {missing[0]!r}; give files of the published layout")

@@ -88,7 +88,7 @@ def in_every_language(items: Iterable[Item]) -> list[Item]:
     return kept
 
 
-NORMALISE: Mapping[str, Callable[[Item, Sequence[Continuation]], Sequence[int]]] = {
+_NORMALISE: Mapping[str, Callable[[Item, Sequence[Continuation]], Sequence[int]]] = {
     "none": lambda item, scored: [1] * len(scored),
     "tokens": lambda item, scored: [c.n_scored for c in scored],
     "bytes": lambda item, scored: [len(choice.encode()) for choice in item.choices],
@@ -125,8 +125,8 @@ def choice_accuracy(
         >>> answers.groupby("task").correct.mean().to_dict()
         {'capital': 1.0, 'continent': 1.0, 'language': 1.0}
     """
-    if normalise not in NORMALISE:
-        raise ValueError(f"normalise must be one of {', '.join(NORMALISE)}, got {normalise!r}")
+    if normalise not in _NORMALISE:
+        raise ValueError(f"normalise must be one of {', '.join(_NORMALISE)}, got {normalise!r}")
     if without := [item for item in items if not item.choices]:
         raise ValueError(
             f"every item must have choices to compare, got none for {without[0].id!r}; use written_accuracy"
@@ -135,7 +135,7 @@ def choice_accuracy(
     flat = log_likelihoods(model, [c for one in scored for c in one], progress=progress)
     rows = []
     for item, one, likelihood in zip(items, scored, flat.split([len(one) for one in scored]), strict=True):
-        chosen = int((likelihood / torch.tensor(NORMALISE[normalise](item, one))).argmax())
+        chosen = int((likelihood / torch.tensor(_NORMALISE[normalise](item, one))).argmax())
         correct = item.choices[chosen].strip() == item.answer_text
         rows.append((item.id, item.language, item.task, chosen, correct, len(item.choices)))
     return pd.DataFrame(rows, columns=["id", "language", "task", "chosen", "correct", "n_choices"])

@@ -25,16 +25,16 @@ from .reading import check_alike, joint_corpus, layers_of, origin, read
 if TYPE_CHECKING:  # takes a second to import
     from transformers import PreTrainedTokenizerBase
 
-CHECKPOINT_SCHEMA = "ActivationStats checkpoint/2"
+_CHECKPOINT_SCHEMA = "ActivationStats checkpoint/2"
 
 # Reduced in pieces of this many tokens, so that a piece stays in the processor's cache between the five reductions.
-CPU_PIECE = 128
+_CPU_PIECE = 128
 
-SHORTEST_SLICE = 48  # tokens on average, below which many short slices cost more than one copy
+_SHORTEST_SLICE = 48  # tokens on average, below which many short slices cost more than one copy
 
-ACCELERATOR_PIECE = 32768
+_ACCELERATOR_PIECE = 32768
 
-SECONDS_BETWEEN_CHECKPOINTS = 60.0
+_SECONDS_BETWEEN_CHECKPOINTS = 60.0
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -140,12 +140,12 @@ class ActivationStats(Summarised):
 
     def header(self) -> dict[str, Any]:
         """Everything but the tensors, as JSON takes it."""
-        return {name: getattr(self, name) for name in HEADER} | {"reading": asdict(self.reading)}
+        return {name: getattr(self, name) for name in _HEADER} | {"reading": asdict(self.reading)}
 
 
 TENSORS = ("n_tokens", "active", "total", "total_squares", "maximum")
 
-HEADER = ("languages", "site", "threshold", "model", "model_fingerprint", "corpus_fingerprint")
+_HEADER = ("languages", "site", "threshold", "model", "model_fingerprint", "corpus_fingerprint")
 
 
 def record(
@@ -184,12 +184,12 @@ def record(
         >>> mm.record(model, corpus, reading=mm.Reading(layout="documents"), progress=False)
         ActivationStats(demo, 4 layers x 1536 neurons at gate: en 1,296, fr 1,543)
     """
-    check_shard(shard)
+    _check_shard(shard)
     reading = reading.for_model(model)
     batch_size = checked_batch_size(model, reading, batch_size)
     protocol = {"batch_size": batch_size, "shard": shard}
     empty = nothing_recorded(model, corpus, reading, site=site, threshold=threshold)
-    start, done = (empty, 0) if checkpoint is None else resumed(Path(checkpoint), empty, protocol)
+    start, done = (empty, 0) if checkpoint is None else _resumed(Path(checkpoint), empty, protocol)
     # An interrupt may come between any two steps: statistics and their number of batches change in one assignment.
     state = ({language: start.take([language]) for language in corpus.languages}, done)
 
@@ -197,7 +197,7 @@ def record(
         if checkpoint is not None:
             stats, n_batches = joined(state[0]), torch.tensor(state[1])
             tensors = {name: getattr(stats, name) for name in TENSORS} | {"n_batches": n_batches}
-            save_record(checkpoint, CHECKPOINT_SCHEMA, tensors, {**stats.header(), "protocol": protocol})
+            save_record(checkpoint, _CHECKPOINT_SCHEMA, tensors, {**stats.header(), "protocol": protocol})
 
     batches = corpus_batches(model.tokenizer, corpus, reading, batch_size)
     mine = itertools.islice(batches, shard[0], None, shard[1])
@@ -210,7 +210,7 @@ def record(
                 state = (parts | {batch.language: whole}, n_batches + 1)
                 bar.set_postfix_str(batch.language, refresh=False)
                 bar.update(batch.n_tokens)
-                if time.monotonic() - saved > SECONDS_BETWEEN_CHECKPOINTS:
+                if time.monotonic() - saved > _SECONDS_BETWEEN_CHECKPOINTS:
                     keep()
                     saved = time.monotonic()
         finally:
@@ -218,7 +218,7 @@ def record(
     return checked_finite(joined(state[0]))
 
 
-def check_shard(shard: tuple[int, int]) -> None:
+def _check_shard(shard: tuple[int, int]) -> None:
     index, number = shard
     if not 0 <= index < number:
         raise ValueError(f"shard must be (index, number) with 0 <= index < number, got {shard}")
@@ -256,7 +256,7 @@ def joined(parts: dict[str, ActivationStats]) -> ActivationStats:
     return replace(first, languages=tuple(parts), **tensors)
 
 
-def resumed(checkpoint: Path, empty: ActivationStats, protocol: dict[str, Any]) -> tuple[ActivationStats, int]:
+def _resumed(checkpoint: Path, empty: ActivationStats, protocol: dict[str, Any]) -> tuple[ActivationStats, int]:
     """What the checkpoint holds and the number of batches it covers; nothing and 0 where there is none.
 
     Raises:
@@ -264,7 +264,7 @@ def resumed(checkpoint: Path, empty: ActivationStats, protocol: dict[str, Any]) 
     """
     if not checkpoint.exists():
         return empty, 0
-    tensors, header = load_record(checkpoint, CHECKPOINT_SCHEMA)
+    tensors, header = load_record(checkpoint, _CHECKPOINT_SCHEMA)
     expected = json.loads(json.dumps({**empty.header(), "protocol": protocol}))
     differing = [name for name in expected if header.get(name) != expected[name]]
     if differing:
@@ -280,7 +280,7 @@ def resumed(checkpoint: Path, empty: ActivationStats, protocol: dict[str, Any]) 
 def batch_stats(model: HookedModel, site: Site, batch: TokenRows, like: ActivationStats) -> ActivationStats:
     """Statistics of one batch of one language, with the origin of `like`."""
     device = model.cfg.device
-    pieces = counted_pieces(batch.valid, CPU_PIECE if on_cpu(model) else ACCELERATOR_PIECE)
+    pieces = counted_pieces(batch.valid, _CPU_PIECE if on_cpu(model) else _ACCELERATOR_PIECE)
     pieces = [p if isinstance(p, slice) else p.to(device) for p in pieces]
     sums: dict[int, Sums] = {}
 
@@ -302,10 +302,10 @@ def batch_stats(model: HookedModel, site: Site, batch: TokenRows, like: Activati
     )
 
 
-Piece = slice | Int[Tensor, " piece"]
+_Piece = slice | Int[Tensor, " piece"]
 
 
-def counted_pieces(valid: Bool[Tensor, "row pos"], size: int) -> list[Piece]:
+def counted_pieces(valid: Bool[Tensor, "row pos"], size: int) -> list[_Piece]:
     """Where the counted tokens stand among all, row after row, in pieces of at most `size`.
 
     Slices, which need no copy, where the rows are long enough for it to matter; else indices.
@@ -314,7 +314,7 @@ def counted_pieces(valid: Bool[Tensor, "row pos"], size: int) -> list[Piece]:
     if not len(index):
         return []
     breaks = (index.diff() != 1).nonzero().flatten() + 1
-    if len(index) < (len(breaks) + 1) * SHORTEST_SLICE:
+    if len(index) < (len(breaks) + 1) * _SHORTEST_SLICE:
         return list(index.split(size))
     edges = [0, *breaks.tolist(), len(index)]
     runs = [(int(index[a]), int(index[b - 1]) + 1) for a, b in itertools.pairwise(edges)]

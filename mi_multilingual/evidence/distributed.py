@@ -16,7 +16,7 @@ from ..models.hooked import HookedModel
 from ..tokens import Reading
 from .activations import TENSORS, ActivationStats, checked_batch_size, record
 
-FAILED = 0  # the mark of a process that could not record its share
+_FAILED = 0  # the mark of a process that could not record its share
 
 
 def record_distributed(
@@ -52,11 +52,11 @@ def record_distributed(
         options |= {"reading": reading, "batch_size": batch_size}
         part = record(model, corpus, shard=(rank, number), progress=progress and rank == 0, checkpoint=own, **options)
     except Exception:
-        agree(FAILED)
+        agree(_FAILED)
         raise
     recorded = json.dumps([part.header(), options | {"reading": asdict(reading)}], sort_keys=True).encode()
     agree(int.from_bytes(hashlib.sha256(recorded).digest()[:7]) + 1)
-    return all_reduced(part)
+    return _all_reduced(part)
 
 
 def agree(mark: int) -> None:
@@ -66,27 +66,27 @@ def agree(mark: int) -> None:
         ValueError: marks differ.
         RuntimeError: a process came with FAILED; not in that process itself.
     """
-    marks = [torch.zeros(1, dtype=torch.int64, device=group_device()) for _ in range(dist.get_world_size())]
-    dist.all_gather(marks, torch.tensor([mark], device=group_device()))
+    marks = [torch.zeros(1, dtype=torch.int64, device=_group_device()) for _ in range(dist.get_world_size())]
+    dist.all_gather(marks, torch.tensor([mark], device=_group_device()))
     values = [int(m) for m in marks]
-    if mark != FAILED and FAILED in values:
-        raise RuntimeError(f"process {values.index(FAILED)} of {len(values)} failed; its own message says why")
-    if mark != FAILED and set(values) != {mark}:
+    if mark != _FAILED and _FAILED in values:
+        raise RuntimeError(f"process {values.index(_FAILED)} of {len(values)} failed; its own message says why")
+    if mark != _FAILED and set(values) != {mark}:
         raise ValueError(
             "the processes record different things; give all the same model, corpus and options, batch_size included"
         )
 
 
-def all_reduced(part: ActivationStats) -> ActivationStats:
+def _all_reduced(part: ActivationStats) -> ActivationStats:
     """The sum of the statistics of all processes."""
     tensors = {}
     for name in TENSORS:
-        tensor = getattr(part, name).to(group_device(), copy=True).contiguous()
+        tensor = getattr(part, name).to(_group_device(), copy=True).contiguous()
         dist.all_reduce(tensor, op=dist.ReduceOp.MAX if name == "maximum" else dist.ReduceOp.SUM)
         tensors[name] = tensor.cpu()
     return replace(part, **tensors)
 
 
-def group_device() -> str:
+def _group_device() -> str:
     """Where tensors must lie to be exchanged."""
     return "cuda" if dist.get_backend() == "nccl" else "cpu"

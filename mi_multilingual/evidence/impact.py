@@ -98,7 +98,7 @@ def record_impact(
     for rows in tqdm(languages, desc="impact", unit="language", total=len(corpus.languages), disable=not progress):
         found: dict[str, list[tuple[Tensor, Tensor]]] = {part: [] for part in IMPACT_PARTS}
         for batch in rows.batches(rows_per_batch(model, rows.tokens.shape[1], "patterns")):
-            for part, impact in batch_impact(model, batch, score).items():
+            for part, impact in _batch_impact(model, batch, score).items():
                 check_finite(impact, lambda _, part=part, rows=rows: f"({part}, impact) on {rows.language!r}")
                 found[part].append((ranks(impact).amax(dim=0), impact.amin(dim=0)))
         for part, pairs in found.items():
@@ -122,32 +122,34 @@ def ranks(impact: Float[Tensor, "document layer neuron"]) -> Int[Tensor, "docume
     return (above + 1).masked_fill(impact == 0, impact.shape[-1] + 1)
 
 
-def batch_impact(model: HookedModel, batch: TokenRows, score: str) -> dict[str, Float[Tensor, "document layer neuron"]]:
+def _batch_impact(
+    model: HookedModel, batch: TokenRows, score: str
+) -> dict[str, Float[Tensor, "document layer neuron"]]:
     """Impacts of one batch of documents: parts "mlp", "q", "k", "v"."""
     valid = batch.valid.to(model.cfg.device)
     seen: dict[tuple[str, int], Tensor] = {}
     layers = range(model.cfg.n_layers)
-    names = hook_names(model, score)
+    names = _hook_names(model, score)
     places = {(name, i): f"blocks.{i}.{hook}" for i in layers for name, hook in names.items()}
     read(model, batch.tokens, places, lambda place, value: seen.__setitem__(place, value.float()))
     found: dict[str, list[Tensor]] = {"mlp": [], "q": [], "k": [], "v": []}
     for i in layers:
         block = model.blocks[i]
         size = block.mlp.W_out.detach().float().norm(dim=1) if score == "paper" else None
-        found["mlp"].append(mlp_impact(seen["mlp", i], valid, size))
-        scale = attention_scale(model)
+        found["mlp"].append(_mlp_impact(seen["mlp", i], valid, size))
+        scale = _attention_scale(model)
         pattern = seen.get(("pattern", i))
         if pattern is None:  # a bridge around fused attention has no hook for it
-            pattern = causal_pattern(seen["q", i], seen["k", i], scale)
-        q, k = query_key_impact(seen["q", i], seen["k", i], pattern, valid, scale)
+            pattern = _causal_pattern(seen["q", i], seen["k", i], scale)
+        q, k = _query_key_impact(seen["q", i], seen["k", i], pattern, valid, scale)
         found["q"].append(q)
         found["k"].append(k)
         n_kv = seen["v", i].shape[2]
-        found["v"].append(value_impact(seen["z", i], block.attn.W_O.detach().float(), valid, n_kv))
+        found["v"].append(_value_impact(seen["z", i], block.attn.W_O.detach().float(), valid, n_kv))
     return {part: torch.stack(rows, dim=1).cpu() for part, rows in found.items()}
 
 
-def hook_names(model: HookedModel, score: str) -> dict[str, str]:
+def _hook_names(model: HookedModel, score: str) -> dict[str, str]:
     """Where each number is read, below "blocks.{layer}."."""
     mlp = "mlp.hook_pre_linear" if is_gated(model) else "mlp.hook_pre"
     if score == "paper":
@@ -157,13 +159,13 @@ def hook_names(model: HookedModel, score: str) -> dict[str, str]:
     return {"mlp": mlp, "pattern": "attn.hook_pattern"} | {n: f"attn.{hook}" for n, hook in attention.items()}
 
 
-def attention_scale(model: HookedModel) -> float:
+def _attention_scale(model: HookedModel) -> float:
     """What the attention scores are divided by; a bridge that does not know says -1."""
     given = model.cfg.attn_scale
     return float(given) if given is not None and given > 0 else float(model.cfg.d_head**0.5)
 
 
-def causal_pattern(
+def _causal_pattern(
     q: Float[Tensor, "document pos head d_head"], k: Float[Tensor, "document pos kv_head d_head"], scale: float
 ) -> Float[Tensor, "document head pos pos"]:
     """Attention of every position to those before it and itself."""
@@ -173,7 +175,7 @@ def causal_pattern(
     return scores.masked_fill(later, -torch.inf).softmax(dim=-1)
 
 
-def mlp_impact(
+def _mlp_impact(
     activation: Float[Tensor, "document pos neuron"],
     valid: Bool[Tensor, "document pos"],
     size: Float[Tensor, " neuron"] | None,
@@ -183,7 +185,7 @@ def mlp_impact(
     return activation.abs().sum(dim=1) if size is None else activation.norm(dim=1) * size
 
 
-def query_key_impact(
+def _query_key_impact(
     q: Float[Tensor, "document pos head d_head"],
     k: Float[Tensor, "document pos kv_head d_head"],
     pattern: Float[Tensor, "document head pos pos"],
@@ -209,7 +211,7 @@ def query_key_impact(
     return by_head.sqrt().flatten(1), by_kv_head.sqrt().flatten(1)
 
 
-def value_impact(
+def _value_impact(
     z: Float[Tensor, "document pos head d_head"],
     w_o: Float[Tensor, "head d_head d_model"],
     valid: Bool[Tensor, "document pos"],

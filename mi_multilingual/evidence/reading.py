@@ -12,14 +12,14 @@ from ..corpora import Corpus
 from ..models.hooked import HookedModel, HookFunction, Site, StopForward, fingerprint, model_name, run_trunk
 from ..tokens import Reading
 
-Key = TypeVar("Key", bound=Hashable)
+_Key = TypeVar("_Key", bound=Hashable)
 
 
 def read(
     model: HookedModel,
     tokens: Int[Tensor, "batch pos"],
-    places: Mapping[Key, str],
-    take: Callable[[Key, Tensor], None],
+    places: Mapping[_Key, str],
+    take: Callable[[_Key, Tensor], None],
 ) -> None:
     """One forward pass without logits that hands over what the hooks carry, and ends after the last of them.
 
@@ -30,7 +30,7 @@ def read(
     missing = set(places)
 
     # The key is bound here: on a bridge a hook does not always know the name it was asked for by.
-    def hook_for(key: Key) -> HookFunction:
+    def hook_for(key: _Key) -> HookFunction:
         def hook(carried: Tensor, hook: object) -> None:
             take(key, carried)
             missing.discard(key)
@@ -49,15 +49,15 @@ def layers_of(model: HookedModel, site: Site) -> dict[int, str]:
 
 
 def read_with_graph(
-    model: HookedModel, tokens: Int[Tensor, "batch pos"], places: Mapping[Key, str]
-) -> tuple[Float[Tensor, "batch pos vocab"], dict[Key, Tensor]]:
+    model: HookedModel, tokens: Int[Tensor, "batch pos"], places: Mapping[_Key, str]
+) -> tuple[Float[Tensor, "batch pos vocab"], dict[_Key, Tensor]]:
     """Logits of a forward pass, and what the hooks carry as parts of the graph that leads to them.
 
     Call it with gradients enabled.
     """
-    kept: dict[Key, Tensor] = {}
+    kept: dict[_Key, Tensor] = {}
 
-    def hook_for(key: Key) -> HookFunction:
+    def hook_for(key: _Key) -> HookFunction:
         def hook(carried: Tensor, hook: object) -> Tensor:
             # A leaf of its own per layer would cut the graph: the gradient must flow on to the layers before.
             kept[key] = carried if carried.requires_grad else carried.requires_grad_()

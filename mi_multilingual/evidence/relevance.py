@@ -84,7 +84,7 @@ def record_relevance(
         total = torch.zeros(model.cfg.n_layers, model.cfg.d_mlp, dtype=torch.float64)
         n_tokens = 0
         for batch in rows.batches(rows_per_batch(model, rows.tokens.shape[1], "gradients")):
-            total += batch_relevance(model, batch)
+            total += _batch_relevance(model, batch)
             n_tokens += int(batch.valid[:, 1:].sum())
         columns.append(total)
         counts.append(n_tokens)
@@ -93,7 +93,7 @@ def record_relevance(
     )
 
 
-def batch_relevance(model: HookedModel, batch: TokenRows) -> Float[Tensor, "layer neuron"]:
+def _batch_relevance(model: HookedModel, batch: TokenRows) -> Float[Tensor, "layer neuron"]:
     """Sum over the batch of activation times gradient of the log-likelihood of its tokens, float64."""
     device = model.cfg.device
     tokens, scored = batch.tokens.to(device), batch.valid[:, 1:].to(device)

@@ -21,7 +21,7 @@ from ..tokens import DOCUMENTS, Reading, pad_right, prefix_ids, prompt_ids, rows
 from .reading import check_alike, check_documents, check_finite, joint_corpus, layers_of, origin, read
 
 TYPES = ("all-shared", "partial-shared", "specific", "non-activated")
-THRESHOLDS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)
+_THRESHOLDS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -147,7 +147,7 @@ def sharing_categories(
     inputs: Corpus,
     *,
     reading: Reading = DOCUMENTS,
-    thresholds: Sequence[float] = THRESHOLDS,
+    thresholds: Sequence[float] = _THRESHOLDS,
     tokens: str = "last",
     site: str = "post",
     tasks: Sequence[str] | None = None,
@@ -207,7 +207,7 @@ def sharing_categories(
                 lowest[t, h] = torch.minimum(lowest[t, h], share[mine].amin(dim=0))
                 highest[t, h] = torch.maximum(highest[t, h], share[mine].amax(dim=0))
                 squares[t, h] += share[mine].double().square().sum(dim=0)
-            overlap_sum[h] += jaccard_overlaps(active).sum(dim=0)
+            overlap_sum[h] += _jaccard_overlaps(active).sum(dim=0)
     return Sharing(
         counts.long(),
         specific_to.long(),
@@ -282,7 +282,7 @@ def parallel_activations(
     return rearrange(torch.stack([seen[layer] for layer in places]), "l (k i) n -> k i l n", k=len(ids))
 
 
-def jaccard_overlaps(active: Bool[Tensor, "language input layer neuron"]) -> Float[Tensor, "input language language"]:
+def _jaccard_overlaps(active: Bool[Tensor, "language input layer neuron"]) -> Float[Tensor, "input language language"]:
     """Jaccard overlap of the neurons active in every two languages, for each input; 0 where neither has one."""
     flat = rearrange(active, "k i l n -> i k (l n)").float()
     both = flat @ flat.transpose(1, 2)

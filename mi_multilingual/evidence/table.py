@@ -39,12 +39,12 @@ class Kind:
     """What else `record` takes, as it is where nothing is said: part of the protocol, so of the key of what is kept."""
 
 
-def record_mean_texts(model: HookedModel, corpus: Corpus, **options: Any) -> TextActivations:
+def _record_mean_texts(model: HookedModel, corpus: Corpus, **options: Any) -> TextActivations:
     """Mean activation of every neuron in every text."""
     return record_texts(model, corpus, reductions=["mean"], **options)["mean"]
 
 
-def record_sharing(model: HookedModel, corpus: Corpus, *, threshold: float, **options: Any) -> Sharing:
+def _record_sharing(model: HookedModel, corpus: Corpus, *, threshold: float, **options: Any) -> Sharing:
     """Sharing categories at one threshold."""
     return sharing_categories(model, corpus, thresholds=[threshold], **options)
 
@@ -52,13 +52,13 @@ def record_sharing(model: HookedModel, corpus: Corpus, *, threshold: float, **op
 EVIDENCE: dict[str, Kind] = {
     "activations": Kind(ActivationStats, record, site="gate", numbers=4, options={"threshold": 0.0}),
     "texts": Kind(
-        TextActivations, record_mean_texts, site="gate", by_document=True, per_text=True, options={"threshold": 0.0}
+        TextActivations, _record_mean_texts, site="gate", by_document=True, per_text=True, options={"threshold": 0.0}
     ),
     "impact": Kind(Impact, record_impact, by_document=True, passes=2.0, numbers=2, options={"score": "paper"}),
     "relevance": Kind(Relevance, record_relevance, passes=4.0),
     "sharing": Kind(
         Sharing,
-        record_sharing,
+        _record_sharing,
         site="post",
         by_document=True,
         in_one_row=True,

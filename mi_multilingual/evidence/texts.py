@@ -17,7 +17,7 @@ from ..models.hooked import HookedModel, Site, site_of
 from ..tokens import DOCUMENTS, Reading, TokenRows, language_rows, rows_per_batch
 from .reading import check_alike, check_documents, check_finite, joint_corpus, layers_of, origin, read
 
-REDUCTIONS = ("mean", "max", "last", "active")
+_REDUCTIONS = ("mean", "max", "last", "active")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -42,8 +42,8 @@ class TextActivations(Summarised):
     """How the text became rows of tokens."""
 
     def __post_init__(self) -> None:
-        if self.reduction not in REDUCTIONS:
-            raise ValueError(f"reduction must be one of {', '.join(REDUCTIONS)}, got {self.reduction!r}")
+        if self.reduction not in _REDUCTIONS:
+            raise ValueError(f"reduction must be one of {', '.join(_REDUCTIONS)}, got {self.reduction!r}")
         if not len(self.values) == len(self.n_tokens) == len(self.language) == len(self.document):
             raise ValueError(f"{len(self.values)} texts, but {len(self.n_tokens)} token counts")
         check_finite(
@@ -54,7 +54,7 @@ class TextActivations(Summarised):
     def __add__(self, other: TextActivations) -> TextActivations:
         """The texts of both, those of `other` after the others."""
         check_alike(self, other, ["reduction"])
-        tensors = {name: torch.cat([getattr(self, name), getattr(other, name)]) for name in TENSORS}
+        tensors = {name: torch.cat([getattr(self, name), getattr(other, name)]) for name in _TENSORS}
         return replace(self, **tensors, corpus_fingerprint=joint_corpus(self, other))
 
     def __radd__(self, other: int) -> TextActivations:
@@ -74,11 +74,11 @@ class TextActivations(Summarised):
 
     def pick(self, texts: Int[Tensor, " picked"]) -> TextActivations:
         """Some of the texts, in this order; all languages keep their place."""
-        tensors = {name: getattr(self, name)[texts] for name in TENSORS}
+        tensors = {name: getattr(self, name)[texts] for name in _TENSORS}
         return replace(self, **tensors)
 
 
-TENSORS = ("values", "n_tokens", "language", "document")
+_TENSORS = ("values", "n_tokens", "language", "document")
 
 
 @torch.no_grad()
@@ -105,8 +105,8 @@ def record_texts(
     Raises:
         ValueError: an unknown reduction or site, a document without tokens, or activations that are not finite.
     """
-    if unknown := [r for r in reductions if r not in REDUCTIONS]:
-        raise ValueError(f"reductions must be some of {', '.join(REDUCTIONS)}, got {unknown[0]!r}")
+    if unknown := [r for r in reductions if r not in _REDUCTIONS]:
+        raise ValueError(f"reductions must be some of {', '.join(_REDUCTIONS)}, got {unknown[0]!r}")
     check_documents(reading)
     reading, reader = reading.for_model(model), site_of(model, site)
     n_texts = sum(map(len, corpus.documents.values()))
@@ -116,7 +116,7 @@ def record_texts(
     with tqdm(total=n_texts, desc="reading texts", unit="text", disable=not progress) as bar:
         for rows in language_rows(model, corpus, reading):
             for batch in rows.batches(rows_per_batch(model, reading.window or 1, "statistics")):
-                add_batch(model, reader, batch, first, threshold, sums, n_tokens)
+                _add_batch(model, reader, batch, first, threshold, sums, n_tokens)
             n_documents = len(corpus.documents[rows.language])
             first += n_documents
             bar.update(n_documents)
@@ -139,7 +139,7 @@ def record_texts(
     }
 
 
-def add_batch(
+def _add_batch(
     model: HookedModel,
     reader: Site,
     batch: TokenRows,

@@ -44,11 +44,11 @@ def record_weight_change(base: HookedModel, tuned: Mapping[str, HookedModel]) ->
     Source: the baseline PV of Tang et al. 2024, arXiv:2402.16438, section 3.
     """
     at_least_two(tuple(tuned))
-    before = neuron_vectors(base)
+    before = _neuron_vectors(base)
     size = before.norm(dim=-1)
     changes = []
     for language, model in tuned.items():
-        after = neuron_vectors(model)
+        after = _neuron_vectors(model)
         if after.shape != before.shape:
             raise ValueError(
                 f"the model tuned on {language!r} has neurons of shape {tuple(after.shape)}, the base model "
@@ -62,7 +62,7 @@ def record_weight_change(base: HookedModel, tuned: Mapping[str, HookedModel]) ->
     return WeightChange(torch.stack(changes, dim=-1), tuple(tuned), model_name(base), fingerprint(base))
 
 
-def neuron_vectors(model: HookedModel) -> Float[Tensor, "layer neuron weight"]:
+def _neuron_vectors(model: HookedModel) -> Float[Tensor, "layer neuron weight"]:
     """Each neuron's weights as one vector, float64."""
     names = ("W_gate", "W_in") if is_gated(model) else ("W_in",)
     rows = []

@@ -19,7 +19,7 @@ from .fingerprints import hashed
 
 SCHEMA = "sweep/3"
 """Raise it when the same cell would give other numbers or columns: folders of another one are refused."""
-THIRDS = {"all": (0, 3), "first": (0, 1), "middle": (1, 2), "last": (2, 3)}
+_THIRDS = {"all": (0, 3), "first": (0, 1), "middle": (1, 2), "last": (2, 3)}
 
 Pairs = tuple[tuple[str, float | int | str | None], ...]
 """A frozen mapping of settings, by name."""
@@ -121,10 +121,10 @@ class Cell:
         Raises:
             ValueError: a field that is missing or cannot be.
         """
-        return CELL.validate_python(content)
+        return _CELL.validate_python(content)
 
 
-CELL = TypeAdapter(Cell)
+_CELL = TypeAdapter(Cell)
 
 
 @dataclass(frozen=True)
@@ -151,12 +151,12 @@ def cells_of(study: Study, inputs: Inputs) -> tuple[Cell, ...]:
     )
     found = []
     for model, detector, rate, site, layers, part, intervention in axes:
-        groups = groups_of(study, detector.name, inputs.languages)
+        groups = _groups_of(study, detector.name, inputs.languages)
         place = {"site": site, "layers": layers, "part": part, "intervention": intervention}
         for evaluation, group, seed in itertools.product(study.evaluate, groups, (NOT_RANDOM, *study.seeds)):
             cell = Cell(
-                **origin(study, inputs, model),
-                **found_by(detector, rate, evaluation),
+                **_origin(study, inputs, model),
+                **_found_by(detector, rate, evaluation),
                 **place,
                 group=group,
                 seed=seed,
@@ -167,7 +167,7 @@ def cells_of(study: Study, inputs: Inputs) -> tuple[Cell, ...]:
     return tuple(dict.fromkeys(found))
 
 
-def origin(study: Study, inputs: Inputs, model: str) -> dict[str, Any]:
+def _origin(study: Study, inputs: Inputs, model: str) -> dict[str, Any]:
     """Model and corpus of a cell."""
     weights, tokenizer = inputs.models[model]
     return {
@@ -180,7 +180,7 @@ def origin(study: Study, inputs: Inputs, model: str) -> dict[str, Any]:
     }
 
 
-def found_by(detector: DetectorSettings, rate: float, evaluation: str) -> dict[str, Any]:
+def _found_by(detector: DetectorSettings, rate: float, evaluation: str) -> dict[str, Any]:
     """Detector, settings and rate of a cell that measures this."""
     return {
         "detector": detector.name,
@@ -201,7 +201,7 @@ def evaluated(study: Study, inputs: Inputs, evaluation: str) -> dict[str, Any]:
     }
 
 
-def groups_of(study: Study, detector: str, languages: Sequence[str]) -> tuple[str, ...]:
+def _groups_of(study: Study, detector: str, languages: Sequence[str]) -> tuple[str, ...]:
     """The groups of neurons that are changed one after another.
 
     Raises:
@@ -219,5 +219,5 @@ def groups_of(study: Study, detector: str, languages: Sequence[str]) -> tuple[st
 
 def region(layers: str, n_layers: int) -> range:
     """The layers that a study calls "first" and so on."""
-    first, end = (round(n_layers * third / 3) for third in THIRDS[layers])
+    first, end = (round(n_layers * third / 3) for third in _THIRDS[layers])
     return range(first, end)

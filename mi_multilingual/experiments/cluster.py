@@ -33,7 +33,7 @@ from .measures import Observations
 from .recordings import Recording, needs
 from .workers import Outcome, Pool, workers
 
-Wanted = tuple[Recording, Cell]
+_Wanted = tuple[Recording, Cell]
 """A recording, and a cell that needs it."""
 
 
@@ -67,7 +67,7 @@ def on_ray(address: str, *, n_workers: int | None = None) -> Runner:
 def record_and_run(pool: Pool, cells: Sequence[Cell], context: Context) -> Iterator[Attempt | str]:
     """All cells of one model, after what they choose neurons from and what they are compared with."""
     errors: dict[Recording, Outcome] = {}
-    yield from record_missing(pool, cells, context, errors)
+    yield from _record_missing(pool, cells, context, errors)
     yield ""
     ready = []
     for cell in cells:
@@ -78,32 +78,32 @@ def record_and_run(pool: Pool, cells: Sequence[Cell], context: Context) -> Itera
             yield Attempt(cell, None, 0.0, wrong.error, wrong.trace)
     # Made once, not once per worker; where it fails, the cells will say why.
     firsts = {cell.measurement: cell for cell in reversed(ready)}
-    bases = {o.item.measurement: o.result for o in pool.run(cell_base, reversed(firsts.values()))}
+    bases = {o.item.measurement: o.result for o in pool.run(_cell_base, reversed(firsts.values()))}
     for outcome in pool.run(cell_rows, ((cell, bases[cell.measurement]) for cell in ready)):
         table, seconds = outcome.result or (None, 0.0)
         yield Attempt(outcome.item[0], table, seconds, outcome.error, outcome.trace)
 
 
-def record_missing(
+def _record_missing(
     pool: Pool, cells: Sequence[Cell], context: Context, errors: dict[Recording, Outcome]
 ) -> Iterator[str]:
     """Everything the cells choose neurons from that is not in the run folder yet; failures go to `errors`."""
-    missing = [wanted for wanted in all_wanted(cells) if not there(wanted[0], context)]
+    missing = [wanted for wanted in _all_wanted(cells) if not there(wanted[0], context)]
     in_batches = [wanted for wanted in missing if kind_of(wanted[0].kind).noun is ActivationStats]
     for wanted in in_batches:
         try:
-            yield from record_by_batches(pool, wanted, context)
+            yield from _record_by_batches(pool, wanted, context)
         except Failed as failed:
             errors[wanted[0]] = failed.outcome
         except ValueError as error:
             errors[wanted[0]] = Outcome(0, wanted, error=in_one_line(error), trace=traceback.format_exc())
-    for outcome in pool.run(record_whole, [wanted for wanted in missing if wanted not in in_batches]):
+    for outcome in pool.run(_record_whole, [wanted for wanted in missing if wanted not in in_batches]):
         yield f"recorded {outcome.item[0].kind}"
         if outcome.error:
             errors[outcome.item[0]] = outcome
 
 
-def all_wanted(cells: Sequence[Cell]) -> list[Wanted]:
+def _all_wanted(cells: Sequence[Cell]) -> list[_Wanted]:
     """Everything that the cells need, each once."""
     found: dict[Recording, Cell] = {}
     for cell in cells:
@@ -117,7 +117,7 @@ def there(recording: Recording, context: Context) -> bool:
     return path is not None and path.exists()
 
 
-def record_by_batches(pool: Pool, wanted: Wanted, context: Context) -> Iterator[str]:
+def _record_by_batches(pool: Pool, wanted: _Wanted, context: Context) -> Iterator[str]:
     """Statistics of one recording, one batch per worker, kept in the run folder.
 
     Raises:
@@ -158,7 +158,7 @@ def checked(outcome: Outcome) -> Outcome:
     return outcome
 
 
-def beginning(context: Context, wanted: Wanted) -> ActivationStats:
+def _beginning(context: Context, wanted: _Wanted) -> ActivationStats:
     """In a worker: the statistics of nothing, as the recording wants them."""
     recording, cell = wanted
     context.check(cell)
@@ -170,28 +170,28 @@ def beginning(context: Context, wanted: Wanted) -> ActivationStats:
     return context.beginnings.once(recording, make)
 
 
-def begin(context: Context, wanted: Wanted) -> tuple[ActivationStats, PreTrainedTokenizerBase, int]:
+def begin(context: Context, wanted: _Wanted) -> tuple[ActivationStats, PreTrainedTokenizerBase, int]:
     """In a worker: the statistics of nothing, the tokenizer, and the rows of a batch."""
-    empty, model = beginning(context, wanted), context.model(wanted[1].model)
+    empty, model = _beginning(context, wanted), context.model(wanted[1].model)
     return empty, model.tokenizer, checked_batch_size(model, empty.reading, "auto")
 
 
-def one_batch(context: Context, item: tuple[Wanted, TokenRows]) -> ActivationStats:
+def one_batch(context: Context, item: tuple[_Wanted, TokenRows]) -> ActivationStats:
     """In a worker: the statistics of one batch."""
     (recording, cell), batch = item
-    empty = beginning(context, (recording, cell))
+    empty = _beginning(context, (recording, cell))
     model = context.model(cell.model)
     return batch_stats(model, site_of(model, recording.site), batch, empty.take([batch.language]))
 
 
-def record_whole(context: Context, wanted: Wanted) -> None:
+def _record_whole(context: Context, wanted: _Wanted) -> None:
     """In a worker: a recording that is not cut, kept in the run folder."""
     recording, cell = wanted
     context.check(cell)
     context.recorded(recording, cell.model)
 
 
-def cell_base(context: Context, cell: Cell) -> list[Observations]:
+def _cell_base(context: Context, cell: Cell) -> list[Observations]:
     """In a worker: the cell's measure of the unchanged model."""
     return context.base(cell)
 

@@ -16,21 +16,21 @@ from ..evidence.table import kind_of
 from ..neurons import PARTS
 from ..tokens import BOS_RULES, LAYOUTS, Reading
 
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
-Site = Literal["gate", "post", "up"]
-Layers = Literal["all", "first", "middle", "last"]
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+_Site = Literal["gate", "post", "up"]
+_Layers = Literal["all", "first", "middle", "last"]
 """All layers, or a third of them: in MWork's words understanding, reasoning and generation."""
-Part = Literal["mlp", "attention", "all"]
+_Part = Literal["mlp", "attention", "all"]
 """Neurons of the MLP, columns of W_Q, W_K and W_V together, or all of them."""
 PARTS_OF = {"mlp": ("mlp",), "attention": ("q", "k", "v"), "all": PARTS}
 """What `NeuronSet.part` is, for every part of a study."""
 Measure = Literal["language", "facts", "generation", "xcopa", "mgsm", "mpararel"]
-TASKS = ("xcopa", "mgsm", "mpararel")
+_TASKS = ("xcopa", "mgsm", "mpararel")
 BY_CHOICE = ("facts", "xcopa", "mpararel")
 """Measures of questions with choices."""
-Named = Literal["mean", "median", "mean-difference"]
+_Named = Literal["mean", "median", "mean-difference"]
 Share = Annotated[float, Field(gt=0, le=1)]
-Count = Annotated[int, Field(ge=1)]
+_Count = Annotated[int, Field(ge=1)]
 
 
 class Settings(BaseModel):
@@ -39,9 +39,9 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
-def file_name(name: str) -> str:
+def _file_name(name: str) -> str:
     """The name, unless it could name anything but a file of its own."""
-    if not NAME.fullmatch(name):
+    if not _NAME.fullmatch(name):
         raise ValueError("must be a plain name of letters, digits, _ . and -, with a letter or digit first")
     return name
 
@@ -51,13 +51,13 @@ def listed(value: Any) -> Any:
     return value if isinstance(value, list | tuple) else [value]
 
 
-def no_repeats(values: tuple[Any, ...]) -> tuple[Any, ...]:
+def _no_repeats(values: tuple[Any, ...]) -> tuple[Any, ...]:
     if repeated := next((v for i, v in enumerate(values) if v in values[:i]), None):
         raise ValueError(f"has {repeated!r} twice; leave one out")
     return values
 
 
-def short_form(key: str) -> BeforeValidator:
+def _short_form(key: str) -> BeforeValidator:
     """A plain string stands for a mapping with that `key`."""
     return BeforeValidator(lambda value: {key: value} if isinstance(value, str) else value)
 
@@ -69,27 +69,27 @@ def choice(wrong: Any, allowed: Sequence[str]) -> str:
     return f"{meant}allowed: {', '.join(allowed)}"
 
 
-def unfit(reason: str, key: str = "") -> PydanticCustomError:
+def _unfit(reason: str, key: str = "") -> PydanticCustomError:
     """The error of a value, or with a `key` of that value in the mapping that is being read."""
     return PydanticCustomError("unfit", "{key} {reason}", {"key": key, "reason": reason})
 
 
-def check_choice(value: Any, allowed: Sequence[str], key: str = "") -> Any:
+def _check_choice(value: Any, allowed: Sequence[str], key: str = "") -> Any:
     """The value, if it is one of those allowed."""
     if value not in allowed:
-        raise unfit(f"cannot be {value!r}; {choice(value, allowed)}", key)
+        raise _unfit(f"cannot be {value!r}; {choice(value, allowed)}", key)
     return value
 
 
-def one_of(allowed: Sequence[str]) -> AfterValidator:
-    return AfterValidator(lambda value: check_choice(value, allowed))
+def _one_of(allowed: Sequence[str]) -> AfterValidator:
+    return AfterValidator(lambda value: _check_choice(value, allowed))
 
 
-Plain = Annotated[str, AfterValidator(file_name)]
-Several = (BeforeValidator(listed), Field(min_length=1), AfterValidator(no_repeats))
+_Plain = Annotated[str, AfterValidator(_file_name)]
+_Several = (BeforeValidator(listed), Field(min_length=1), AfterValidator(_no_repeats))
 
 
-DEMO = {"identify": "identify", "evaluate": "evaluate", "layout": "documents", "evaluate_documents": 12}
+_DEMO = {"identify": "identify", "evaluate": "evaluate", "layout": "documents", "evaluate_documents": 12}
 """Defaults of the demo corpus: its splits, its single sentences, and so many that a cell takes about a second."""
 
 
@@ -98,21 +98,21 @@ class CorpusSettings(Settings):
 
     source: str = "demo"
     """As `load_corpus` takes it: "demo", a folder, or the id of a Hugging Face data set."""
-    languages: tuple[Plain, ...] | None = None
+    languages: tuple[_Plain, ...] | None = None
     """All of them where none is named."""
-    identify: Plain | None = None
-    """Split that neurons are found on (`DEMO` has the defaults of the demo)."""
-    evaluate: Plain | None = None
+    identify: _Plain | None = None
+    """Split that neurons are found on (`_DEMO` has the defaults of the demo)."""
+    evaluate: _Plain | None = None
     """Split that effects are measured on."""
-    identify_documents: Count | None = None
+    identify_documents: _Count | None = None
     """At most so many documents per language, the first ones; all where no number is given."""
-    evaluate_documents: Count | None = None
-    layout: Annotated[str, one_of(LAYOUTS)] = Reading.layout
+    evaluate_documents: _Count | None = None
+    layout: Annotated[str, _one_of(LAYOUTS)] = Reading.layout
     window: Annotated[int, Field(ge=2)] | None = Reading.window
     """Tokens per row; the model's whole context where none is given."""
-    bos: Annotated[str, one_of(BOS_RULES)] = Reading.bos
+    bos: Annotated[str, _one_of(BOS_RULES)] = Reading.bos
     """Special tokens before every row, prompt and question."""
-    max_tokens: Count | None = Reading.max_tokens
+    max_tokens: _Count | None = Reading.max_tokens
     equal_tokens: bool = Reading.equal_tokens
     config: str | None = None
     column: str = "text"
@@ -122,7 +122,7 @@ class CorpusSettings(Settings):
     def of_the_demo(cls, given: Any) -> Any:
         if not isinstance(given, dict) or given.get("source", "demo") != "demo":
             return given
-        return DEMO | given
+        return _DEMO | given
 
     @property
     def reading(self) -> Reading:
@@ -130,9 +130,9 @@ class CorpusSettings(Settings):
         return Reading(self.window, self.layout, self.bos, self.max_tokens, self.equal_tokens)
 
 
-SHARING = "sharing"
+_SHARING = "sharing"
 """The detector whose types every question can give to its own neurons, as in the paper."""
-SCOPE = Setting(None, "every question's own neurons of a type, or the corpus's", choices=("input", "corpus"))
+_SCOPE = Setting(None, "every question's own neurons of a type, or the corpus's", choices=("input", "corpus"))
 """The text that gives sharing's neurons their type: every question by itself, or the whole corpus.
 
 It is a matter of the study rather than of the detector. By default questions with choices lose neurons of their own,
@@ -152,7 +152,7 @@ class DetectorSettings(BaseModel):
         """All settings of the row: those given, checked, and the defaults of the others."""
         if not isinstance(given, Mapping) or "name" not in given:
             return given
-        rows = study_settings(check_choice(given["name"], usable_detectors(), "name"))
+        rows = _study_settings(_check_choice(given["name"], usable_detectors(), "name"))
         for key in given:
             if key not in ("name", *rows):
                 raise PydanticCustomError(
@@ -160,7 +160,7 @@ class DetectorSettings(BaseModel):
                     "key {key} is unknown; {choice}",
                     {"key": key, "choice": choice(key, ("name", *rows))},
                 )
-        values = {key: checked_value(key, given.get(key, row.default), row) for key, row in rows.items()}
+        values = {key: _checked_value(key, given.get(key, row.default), row) for key, row in rows.items()}
         return {"name": given["name"], **values}
 
     @property
@@ -181,24 +181,24 @@ def usable_detectors() -> list[str]:
     return [name for name, row in DETECTORS.items() if kind_of(row.evidence).record is not None]
 
 
-def study_settings(name: str) -> dict[str, Setting]:
+def _study_settings(name: str) -> dict[str, Setting]:
     """What a detector's mapping can hold: its settings, but for the part, which is an axis of the study."""
     rows = {key: row for key, row in detector_of(name).settings.items() if key != "part"}
-    return rows | ({"scope": SCOPE} if name == SHARING else {})
+    return rows | ({"scope": _SCOPE} if name == _SHARING else {})
 
 
-def checked_value(key: str, value: Any, row: Setting) -> Any:
+def _checked_value(key: str, value: Any, row: Setting) -> Any:
     """The value of a detector's setting, if it can be; a whole number is a number."""
     if value is None and row.default is None:
         return None
     if row.choices:
-        return check_choice(value, row.choices, key)
+        return _check_choice(value, row.choices, key)
     try:
         row.checked(key, value)
     except ValueError as error:
-        raise unfit(str(error).removeprefix(f"{key} "), key) from error
+        raise _unfit(str(error).removeprefix(f"{key} "), key) from error
     if not math.isfinite(value):
-        raise unfit(f"must be a finite number, got {value}", key)
+        raise _unfit(f"must be a finite number, got {value}", key)
     return value if isinstance(row.default, int) else float(value)
 
 
@@ -208,10 +208,10 @@ def finds(detector: str, part: str) -> bool:
     return set(PARTS_OF[part]) <= set(setting.choices if setting else ("mlp",))
 
 
-def number_or_name(value: Any) -> Any:
+def _number_or_name(value: Any) -> Any:
     """The value, unless it is a text that says nothing: pydantic would tell what is wrong with it as a number."""
-    if isinstance(value, str) and value not in get_args(Named):
-        raise ValueError(f"must be a number or one of {', '.join(get_args(Named))}")
+    if isinstance(value, str) and value not in get_args(_Named):
+        raise ValueError(f"must be a number or one of {', '.join(get_args(_Named))}")
     return value
 
 
@@ -219,7 +219,7 @@ class InterventionSettings(Settings):
     """What is done to the chosen neurons (see `Intervention`)."""
 
     kind: Literal["zero", "set", "add", "scale"] = "zero"
-    value: Annotated[float | Literal["mean", "median", "mean-difference"] | None, BeforeValidator(number_or_name)] = (
+    value: Annotated[float | Literal["mean", "median", "mean-difference"] | None, BeforeValidator(_number_or_name)] = (
         None
     )
     """A number, or the neuron's mean or median activation in the language, or that mean less the other languages'."""
@@ -251,9 +251,9 @@ class GenerationSettings(Settings):
 
     prompts: Literal["openings", "none"] = "openings"
     """The first words of evaluated documents, or nothing but BOS (needs a temperature)."""
-    n: Count = 4
+    n: _Count = 4
     """Prompts per language; with prompts "none", texts in all."""
-    max_new_tokens: Count = 30
+    max_new_tokens: _Count = 30
     min_new_tokens: Annotated[int, Field(ge=0)] = 15
     temperature: Annotated[float, Field(ge=0)] = 0.0
     top_p: Share = 1.0
@@ -266,52 +266,52 @@ class TaskSettings(Settings):
 
     folder: str
     """With the files as they are published (`mi_multilingual.evaluation.readers`)."""
-    languages: tuple[Plain, ...] | None = None
+    languages: tuple[_Plain, ...] | None = None
     """Those of the corpus that the folder has, where none is named."""
-    n: Count = 20
+    n: _Count = 20
     """Questions per language, the same in every language."""
 
 
 class TasksSettings(Settings):
     """Where the files of task sets are."""
 
-    xcopa: Annotated[TaskSettings, short_form("folder")] | None = None
-    mgsm: Annotated[TaskSettings, short_form("folder")] | None = None
-    mpararel: Annotated[TaskSettings, short_form("folder")] | None = None
+    xcopa: Annotated[TaskSettings, _short_form("folder")] | None = None
+    mgsm: Annotated[TaskSettings, _short_form("folder")] | None = None
+    mpararel: Annotated[TaskSettings, _short_form("folder")] | None = None
 
     @property
     def given(self) -> dict[str, TaskSettings]:
         """The tasks whose files were named."""
-        return {name: task for name in TASKS if (task := getattr(self, name)) is not None}
+        return {name: task for name in _TASKS if (task := getattr(self, name)) is not None}
 
 
 class Study(Settings):
     """What a sweep measures; a list where one value could stand is an axis of the grid."""
 
-    name: Plain = "study"
-    model: Annotated[tuple[str, ...], *Several] = ("demo",)
+    name: _Plain = "study"
+    model: Annotated[tuple[str, ...], *_Several] = ("demo",)
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
-    corpus: Annotated[CorpusSettings, short_form("source")] = Field("demo", validate_default=True)
-    detector: Annotated[tuple[Annotated[DetectorSettings, short_form("name")], ...], *Several] = Field(
+    corpus: Annotated[CorpusSettings, _short_form("source")] = Field("demo", validate_default=True)
+    detector: Annotated[tuple[Annotated[DetectorSettings, _short_form("name")], ...], *_Several] = Field(
         ("lape",), validate_default=True
     )
-    rate: Annotated[tuple[Share, ...], *Several] = (0.01,)
-    site: Annotated[tuple[Site, ...], *Several] = ("gate",)
-    layers: Annotated[tuple[Layers, ...], *Several] = ("all",)
-    part: Annotated[tuple[Part, ...], *Several] = ("mlp",)
+    rate: Annotated[tuple[Share, ...], *_Several] = (0.01,)
+    site: Annotated[tuple[_Site, ...], *_Several] = ("gate",)
+    layers: Annotated[tuple[_Layers, ...], *_Several] = ("all",)
+    part: Annotated[tuple[_Part, ...], *_Several] = ("mlp",)
     """Other than "mlp" only with detectors that find attention columns, which have a setting `part`."""
-    intervention: Annotated[tuple[Annotated[InterventionSettings, short_form("kind")], ...], *Several] = (
+    intervention: Annotated[tuple[Annotated[InterventionSettings, _short_form("kind")], ...], *_Several] = (
         InterventionSettings(),
     )
-    ablated: Annotated[tuple[Plain, ...], *Several] = ("each",)
+    ablated: Annotated[tuple[_Plain, ...], *_Several] = ("each",)
     """Groups (languages, or the types of detector sharing) whose neurons are changed, or "each" of them."""
-    evaluate: Annotated[tuple[Measure, ...], *Several] = ("language",)
+    evaluate: Annotated[tuple[Measure, ...], *_Several] = ("language",)
     """Loss of every language, answers to the demo's facts or to `tasks`, language of generated text."""
-    facts: Count = 12
+    facts: _Count = 12
     """Questions per language, spread over the countries and relations."""
     tasks: TasksSettings = TasksSettings()
     generation: GenerationSettings = GenerationSettings()
-    seeds: Annotated[tuple[int, ...], AfterValidator(no_repeats)] = (0, 1, 2)
+    seeds: Annotated[tuple[int, ...], AfterValidator(_no_repeats)] = (0, 1, 2)
     """One draw each of the random neurons, as many per layer, that every effect is compared with."""
 
     @model_validator(mode="after")
@@ -319,7 +319,7 @@ class Study(Settings):
         """Combinations of single values that no cell could run."""
         if self.generation.prompts == "none" and "generation" in self.evaluate and not self.generation.temperature:
             raise ValueError("generation without prompts gives one text again and again; set generation.temperature")
-        if unlike := set(TASKS) & set(self.evaluate) ^ set(self.tasks.given):
+        if unlike := set(_TASKS) & set(self.evaluate) ^ set(self.tasks.given):
             raise ValueError(f"{min(unlike)} has to be named by both or neither of evaluate and tasks")
         self.values_can_be_written()
         self.parts_can_be_changed()

@@ -28,24 +28,24 @@ from .fingerprints import hashed, tokenizer_fingerprint, weights_fingerprint
 from .measures import Observations, Texts, drawn, observe
 from .recordings import Choice, Recording, chosen, collect
 
-RECORDINGS_KEPT = 4  # in memory at once
-READERS: dict[str, Callable[[TaskSettings], list[Item]]] = {
+_RECORDINGS_KEPT = 4  # in memory at once
+_READERS: dict[str, Callable[[TaskSettings], list[Item]]] = {
     "xcopa": lambda task: load_xcopa(task.folder, languages=task.languages),
     "mgsm": lambda task: load_mgsm(task.folder, languages=task.languages),
     "mpararel": lambda task: load_mpararel(task.folder, languages=task.languages)[0],
 }
-Key = TypeVar("Key", bound=Hashable)
-Value = TypeVar("Value")
+_Key = TypeVar("_Key", bound=Hashable)
+_Value = TypeVar("_Value")
 
 
 @dataclass(eq=False)
-class Memory(Generic[Key, Value]):
+class Memory(Generic[_Key, _Value]):
     """What was made, by all that decides it; the oldest goes where there is no room."""
 
     room: int | None = None
-    kept: dict[Key, Value] = field(default_factory=dict)
+    kept: dict[_Key, _Value] = field(default_factory=dict)
 
-    def once(self, key: Key, make: Callable[[], Value]) -> Value:
+    def once(self, key: _Key, make: Callable[[], _Value]) -> _Value:
         """What `make` returned the first time."""
         if key not in self.kept:
             while self.room is not None and len(self.kept) >= self.room:
@@ -72,7 +72,7 @@ class Context:
         """Let go of the model in memory and of what was read off it."""
         self.models: Memory[str, HookedModel] = Memory()
         self.model_fingerprints: Memory[str, tuple[str, str]] = Memory()
-        self.recordings: Memory[Recording, Any] = Memory(RECORDINGS_KEPT)
+        self.recordings: Memory[Recording, Any] = Memory(_RECORDINGS_KEPT)
         self.beginnings: Memory[Recording, ActivationStats] = Memory()
         self.bases: Memory[Measurement, list[Observations]] = Memory()
 
@@ -117,7 +117,7 @@ class Context:
         """
         languages = self.corpus("evaluate").languages
         task = self.study.tasks.given.get(name)
-        items = load_facts(wordings=(0,)) if task is None else READERS[name](task)
+        items = load_facts(wordings=(0,)) if task is None else _READERS[name](task)
         if task is None or task.languages is None:
             items = [item for item in items if item.language in languages]
         if not items:
@@ -209,7 +209,7 @@ class Context:
         return self.folder / "cache" / f"{name}-{what.key}.safetensors"
 
 
-def kept(path: Path | None, noun: type[Value], make: Callable[[], Value]) -> Value:
+def kept(path: Path | None, noun: type[_Value], make: Callable[[], _Value]) -> _Value:
     """What is in the file, or else is made now and kept there; without a path it is made."""
     if path is not None and path.exists():
         try:

@@ -14,7 +14,7 @@ import torch
 from .config import Study
 from .store import Store
 
-PACKAGES = ("mi_multilingual", "transformer-lens", "torch", "transformers", "numpy", "pandas", "pyarrow", "pydantic")
+_PACKAGES = ("mi_multilingual", "transformer-lens", "torch", "transformers", "numpy", "pandas", "pyarrow", "pydantic")
 
 
 def earlier_starts(store: Store) -> list[dict[str, Any]]:
@@ -34,7 +34,7 @@ def environment(study: Study) -> dict[str, Any]:
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
         "python": platform.python_version(),
         "commit": commit(),
         "platform": platform.platform(),

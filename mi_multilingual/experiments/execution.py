@@ -25,7 +25,7 @@ from .recordings import VALUES_FROM, choices_of, recording_of
 from .store import Unwritable
 
 Changing = Callable[[NeuronSet], tuple[Intervention, ...]]
-ANOTHER_DRAW = 1_000_003  # between the seeds of parts: q and k columns drawn alike would undo each other's effect
+_ANOTHER_DRAW = 1_000_003  # between the seeds of parts: q and k columns drawn alike would undo each other's effect
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,10 +50,10 @@ process makes its own: `Context(context.study, context.folder)`.
 def serial(cells: Sequence[Cell], context: Context) -> Iterator[Attempt]:
     """The cells one after another in this process."""
     for cell in cells:
-        yield attempted(cell, context)
+        yield _attempted(cell, context)
 
 
-def attempted(cell: Cell, context: Context) -> Attempt:
+def _attempted(cell: Cell, context: Context) -> Attempt:
     """What becomes of the cell; an error is part of the answer, except that the folder cannot be written."""
     started, number = time.monotonic(), 0
     while True:
@@ -72,28 +72,28 @@ def run_cell(cell: Cell, context: Context) -> pd.DataFrame:
     """The rows of one cell (see `results`); needs nothing but its arguments and leaves the model as it was."""
     context.check(cell)
     base = context.base(cell)
-    labels, now = (under_own_conditions if cell.by_input else under_condition)(cell, context)
+    labels, now = (_under_own_conditions if cell.by_input else _under_condition)(cell, context)
     table = compared(now, base)
-    described = {**setting_of(cell), **labels, "evaluation": cell.evaluation}
+    described = {**_setting_of(cell), **labels, "evaluation": cell.evaluation}
     return pd.concat([pd.DataFrame([described] * len(table)), table], axis=1)
 
 
-def setting_of(cell: Cell) -> dict[str, Any]:
+def _setting_of(cell: Cell) -> dict[str, Any]:
     """The columns of a cell's rows that say how its neurons were found and what was done to them."""
     names = ("model", "detector", "parameters", "rate", "site", "layers", "part")
     values = {name: getattr(cell, name) for name in names} | {"intervention": cell.intervention.words}
     return {"cell": cell.key, **values, "rate": float("nan") if cell.rate is None else cell.rate}
 
 
-def under_condition(cell: Cell, context: Context) -> tuple[Mapping[str, Any], list[Observations]]:
+def _under_condition(cell: Cell, context: Context) -> tuple[Mapping[str, Any], list[Observations]]:
     """Labels of the cell's condition, and what is measured under it."""
     condition = condition_for(cell, context)
     with applied(context.model(cell.model), condition) as model:
         return condition.labels, observe(model, cell.measurement, context.texts)
 
 
-def under_own_conditions(cell: Cell, context: Context) -> tuple[Mapping[str, Any], list[Observations]]:
-    """`under_condition` where every question has neurons, and so a condition, of its own; n_neurons is their mean.
+def _under_own_conditions(cell: Cell, context: Context) -> tuple[Mapping[str, Any], list[Observations]]:
+    """`_under_condition` where every question has neurons, and so a condition, of its own; n_neurons is their mean.
 
     The same numbers as `deactivation_study`, which takes all types and seeds at once.
     """
@@ -103,7 +103,7 @@ def under_own_conditions(cell: Cell, context: Context) -> tuple[Mapping[str, Any
     for number, (same, types) in enumerate(
         question_types(model, questions, float(dict(cell.settings)["threshold"]), bos)
     ):
-        condition = condition_in(cell, types, number=number, n_sets=len(questions))
+        condition = _condition_in(cell, types, number=number, n_sets=len(questions))
         with applied(model, condition):
             scores += margins(model, same)
         conditions.append(condition)
@@ -116,15 +116,15 @@ def condition_for(cell: Cell, context: Context) -> Condition:
     """The group's neurons changed, or random ones in their place, in all parts of the cell together."""
     parts = []
     for choice in choices_of(cell):
-        change = partial(interventions_of, cell, context)
-        draw = ANOTHER_DRAW * PARTS.index(choice.part)
-        parts.append(condition_in(cell, context.neurons(choice, cell.model), change, number=draw))
+        change = partial(_interventions_of, cell, context)
+        draw = _ANOTHER_DRAW * PARTS.index(choice.part)
+        parts.append(_condition_in(cell, context.neurons(choice, cell.model), change, number=draw))
     n_neurons = sum(condition.labels["n_neurons"] for condition in parts)
     interventions = tuple(i for condition in parts for i in condition.interventions)
     return Condition({**parts[0].labels, "n_neurons": n_neurons}, interventions)
 
 
-def condition_in(
+def _condition_in(
     cell: Cell, found: NeuronSet, change: Changing = zero, *, number: int = 0, n_sets: int = 1
 ) -> Condition:
     """The cell's group of these neurons changed in the cell's layers, or as many random ones per layer.
@@ -138,7 +138,7 @@ def condition_in(
     return condition_of(name, drawn[cell.group], change, seed)
 
 
-def interventions_of(cell: Cell, context: Context, neurons: NeuronSet) -> tuple[Intervention, ...]:
+def _interventions_of(cell: Cell, context: Context, neurons: NeuronSet) -> tuple[Intervention, ...]:
     """What the cell does to its neurons."""
     kind, value = cell.intervention.kind, cell.intervention.value
     site = "post" if cell.site == "up" else cell.site

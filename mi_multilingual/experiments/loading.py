@@ -11,10 +11,10 @@ from pydantic import BaseModel, ValidationError
 
 from .config import Study, choice
 
-Place = tuple[str | int, ...]
+_Place = tuple[str | int, ...]
 """Keys and list positions that lead to a value."""
-QUOTED = re.compile(r"'([^']*)'")
-UNKNOWN_KEYS = ("extra_forbidden", "unknown_key")
+_QUOTED = re.compile(r"'([^']*)'")
+_UNKNOWN_KEYS = ("extra_forbidden", "unknown_key")
 """Types of error that are told before all others, since they may explain them."""
 
 
@@ -39,25 +39,25 @@ def load_study(path: Path | str, overrides: Sequence[str] = ()) -> Study:
             file, line, what is allowed and the closest name.
     """
     path = Path(path)
-    given, root = read_yaml(path)
-    places: dict[Place, str] = {}
+    given, root = _read_yaml(path)
+    places: dict[_Place, str] = {}
     for override in overrides:
-        override_value(given, override, places)
+        _override_value(given, override, places)
     preset = given.pop("preset", None)
     if preset not in (None, *preset_names()):
-        where = place_of(("preset",), root, str(path), places)
+        where = _place_of(("preset",), root, str(path), places)
         raise ValueError(f"{where}: preset {preset!r} is unknown; {choice(str(preset), preset_names())}")
-    base = {} if preset is None else preset_for(preset, given.get("corpus", "demo"))
+    base = {} if preset is None else _preset_for(preset, given.get("corpus", "demo"))
     try:
         return placed(Study.model_validate(merged(base, given)), path.parent)
     except ValidationError as error:
-        first = min(error.errors(), key=lambda e: e["type"] not in UNKNOWN_KEYS)
-        raise ValueError(f"{place_of(steps(first), root, str(path), places)}: {in_words(first)}") from error
+        first = min(error.errors(), key=lambda e: e["type"] not in _UNKNOWN_KEYS)
+        raise ValueError(f"{_place_of(steps(first), root, str(path), places)}: {_in_words(first)}") from error
 
 
-def preset_for(name: str, corpus: Any) -> dict[str, Any]:
+def _preset_for(name: str, corpus: Any) -> dict[str, Any]:
     """The preset's keys, with its sizes for the demo where the study's corpus is that."""
-    base, _ = read_yaml(Path(str(files("mi_multilingual").joinpath("experiments", "presets", f"{name}.yaml"))))
+    base, _ = _read_yaml(Path(str(files("mi_multilingual").joinpath("experiments", "presets", f"{name}.yaml"))))
     small = base.pop("demo", {})
     source = corpus.get("source", "demo") if isinstance(corpus, dict) else corpus
     return merged(base, small) if source == "demo" else base
@@ -80,7 +80,7 @@ def placed(study: Study, folder: Path) -> Study:
     )
 
 
-def read_yaml(path: Path) -> tuple[dict[str, Any], yaml.Node | None]:
+def _read_yaml(path: Path) -> tuple[dict[str, Any], yaml.Node | None]:
     """The mapping in the file as plain data, and its nodes, which know their lines.
 
     Raises:
@@ -100,7 +100,7 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], yaml.Node | None]:
     except IsADirectoryError as error:
         raise ValueError(f"{path} is a folder; give the YAML file of a study") from error
     if root is not None:
-        refuse_repeated_keys(root, path)
+        _refuse_repeated_keys(root, path)
     if content is None:
         return {}, root
     if not isinstance(content, dict):
@@ -108,21 +108,21 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], yaml.Node | None]:
     return content, root
 
 
-def refuse_repeated_keys(node: yaml.Node, path: Path) -> None:
+def _refuse_repeated_keys(node: yaml.Node, path: Path) -> None:
     """Raise where a mapping has a key twice: YAML silently takes the last."""
     if isinstance(node, yaml.SequenceNode):
         for item in node.value:
-            refuse_repeated_keys(item, path)
+            _refuse_repeated_keys(item, path)
     if isinstance(node, yaml.MappingNode):
         seen: dict[str, int] = {}
         for key, value in node.value:
             line = key.start_mark.line + 1
             if seen.setdefault(str(key.value), line) != line:
                 raise ValueError(f"{path}, line {line}: key {key.value!r} stands in line {seen[key.value]} already")
-            refuse_repeated_keys(value, path)
+            _refuse_repeated_keys(value, path)
 
 
-def override_value(given: dict[str, Any], override: str, places: dict[Place, str]) -> None:
+def _override_value(given: dict[str, Any], override: str, places: dict[_Place, str]) -> None:
     """Put the value of "key=value" into `given`, and remember where it came from."""
     key, sign, text = override.partition("=")
     keys = tuple(key.strip().split("."))
@@ -150,14 +150,14 @@ def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     return both
 
 
-def place_of(place: Place, root: yaml.Node | None, path: str, places: Mapping[Place, str]) -> str:
+def _place_of(place: _Place, root: yaml.Node | None, path: str, places: Mapping[_Place, str]) -> str:
     """The line, or the override, of the value that `place` leads to, or of the last part of it that is there."""
     for n in range(len(place), 0, -1):
         if place[:n] in places:
             return places[place[:n]]
     node, line = root, 1
     for step in place:
-        found = [(k, v) for k, v in getattr(node, "value", ()) if k.value == step] if is_mapping(node) else []
+        found = [(k, v) for k, v in getattr(node, "value", ()) if k.value == step] if _is_mapping(node) else []
         if found:
             line, node = found[0][0].start_mark.line + 1, found[0][1]
         elif isinstance(node, yaml.SequenceNode) and isinstance(step, int):
@@ -166,28 +166,28 @@ def place_of(place: Place, root: yaml.Node | None, path: str, places: Mapping[Pl
     return f"{path}, line {line}"
 
 
-def is_mapping(node: yaml.Node | None) -> bool:
+def _is_mapping(node: yaml.Node | None) -> bool:
     return isinstance(node, yaml.MappingNode)
 
 
-def steps(error: Any) -> Place:
+def steps(error: Any) -> _Place:
     """What leads to the value that is wrong, which may be that of a key of the mapping where the error arose."""
     key = error.get("ctx", {}).get("key")
     return (*error["loc"], key) if key else error["loc"]
 
 
-def in_words(error: Any) -> str:
+def _in_words(error: Any) -> str:
     """One sentence: what is wrong and what is allowed."""
     name = ".".join(step for step in steps(error) if isinstance(step, str))
     given, told = error.get("input"), error.get("ctx", {})
     if error["type"] == "extra_forbidden":
-        return f"key {name!r} is unknown; {choice(error['loc'][-1], allowed_keys(error['loc']))}"
+        return f"key {name!r} is unknown; {choice(error['loc'][-1], _allowed_keys(error['loc']))}"
     if error["type"] == "unknown_key":
         return f"key {name!r} is unknown; {told['choice']}"
     if error["type"] == "unfit":
         return f"{name.removesuffix('.name')} {told['reason']}"
     if error["type"] == "literal_error":
-        return f"{name} cannot be {given!r}; {choice(given, re.findall(QUOTED, told['expected']))}"
+        return f"{name} cannot be {given!r}; {choice(given, re.findall(_QUOTED, told['expected']))}"
     if error["type"] == "string_type" and isinstance(given, bool):
         return f"{name} is {given} to YAML, no text; put the word in quotes, as in 'no' for Norwegian"
     if error["type"] == "value_error":
@@ -203,17 +203,17 @@ def sentence(name: str, reason: str, given: Any) -> str:
     return f"{name} {reason}" if reason.startswith("has ") else f"{name}: {reason}".removeprefix(": ")
 
 
-def allowed_keys(place: Place) -> tuple[str, ...]:
+def _allowed_keys(place: _Place) -> tuple[str, ...]:
     """The keys that may stand where the last step of `place` stands."""
     model: type[BaseModel] = Study
     for step in place[:-1]:
         annotation = model.model_fields[step].annotation if step in model.model_fields else None
-        model = next((m for m in settings_in(annotation)), model)
+        model = next((m for m in _settings_in(annotation)), model)
     return (("preset",) if model is Study else ()) + tuple(model.model_fields)
 
 
-def settings_in(annotation: Any) -> list[type[BaseModel]]:
+def _settings_in(annotation: Any) -> list[type[BaseModel]]:
     """The settings classes that occur in a type."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
-    return [m for part in get_args(annotation) for m in settings_in(part)]
+    return [m for part in get_args(annotation) for m in _settings_in(part)]

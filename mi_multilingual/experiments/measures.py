@@ -51,10 +51,10 @@ class Texts:
 
 def observe(model: HookedModel, what: Measurement, texts: Texts) -> list[Observations]:
     """Measure the model as it is now, in every language."""
-    return MEASURES[what.evaluation](model, what, texts)
+    return _MEASURES[what.evaluation](model, what, texts)
 
 
-def language_losses(model: HookedModel, what: Measurement, texts: Texts) -> list[Observations]:
+def _language_losses(model: HookedModel, what: Measurement, texts: Texts) -> list[Observations]:
     """Loss of every row of every language's text."""
     losses = corpus_losses(model, corpus_rows(model, texts.corpus, what.reading))
     return [Observations(k, "loss", loss.nll.numpy(), loss.n_tokens.numpy()) for k, loss in losses.items()]
@@ -120,8 +120,8 @@ def prompts_of(corpus: Corpus, how: GenerationSettings) -> list[tuple[str, str]]
     return [(k, first_words(d, k)) for k, documents in corpus.documents.items() for d in documents[: how.n]]
 
 
-MEASURES: Mapping[str, Callable[[HookedModel, Measurement, Texts], list[Observations]]] = {
-    "language": language_losses,
+_MEASURES: Mapping[str, Callable[[HookedModel, Measurement, Texts], list[Observations]]] = {
+    "language": _language_losses,
     "facts": answers,
     "xcopa": answers,
     "mpararel": answers,

@@ -28,8 +28,8 @@ from .context import Context
 from .measures import SUM_TOKENS, prompts_of
 from .recordings import Recording, needs
 
-PROBED_TOKENS, PROBED_STEPS, PROBED_PROMPTS = 1024, 4, 8
-ENOUGH = 10  # questions or texts per language
+_PROBED_TOKENS, _PROBED_STEPS, _PROBED_PROMPTS = 1024, 4, 8
+_ENOUGH = 10  # questions or texts per language
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,18 +64,18 @@ def plan(study: Study) -> Plan:
     for name in study.model:
         own = [cell for cell in cells if cell.model == name]
         model = context.model(name)
-        seconds = seconds_per_token(model, study, context.corpus("evaluate"), losses_of(model))
+        seconds = _seconds_per_token(model, study, context.corpus("evaluate"), _losses_of(model))
         basis.append(f"{name}: {1 / seconds:,.0f} tokens per second in a timed pass")
         identify = context.corpus("identify")
-        to_record = seconds_per_token(model, study, identify, statistics_of(model, identify, study.corpus.reading))
-        steps += [{"model": name, **step} for step in recording_steps(own, model, identify, to_record)]
-        steps += [{"model": name, **step} for step in measuring_steps(own, model, study, context, seconds)]
-        memory = max(memory, memory_of(model, own, identify))
+        to_record = _seconds_per_token(model, study, identify, _statistics_of(model, identify, study.corpus.reading))
+        steps += [{"model": name, **step} for step in _recording_steps(own, model, identify, to_record)]
+        steps += [{"model": name, **step} for step in _measuring_steps(own, model, study, context, seconds)]
+        memory = max(memory, _memory_of(model, own, identify))
     table = pd.DataFrame(steps, columns=["model", "work", "times", "tokens", "seconds"])
-    return Plan(cells, table, memory, "; ".join(basis), notes_of(study, cells, context))
+    return Plan(cells, table, memory, "; ".join(basis), _notes_of(study, cells, context))
 
 
-def recording_steps(cells: list[Cell], model: HookedModel, corpus: Corpus, seconds: float) -> list[dict[str, Any]]:
+def _recording_steps(cells: list[Cell], model: HookedModel, corpus: Corpus, seconds: float) -> list[dict[str, Any]]:
     """One row per recording that the cells need."""
     found = dict.fromkeys(recording for cell in cells for recording in needs(cell))
     tokens = {reading: n_tokens(model, corpus, reading) for reading in {r.reading for r in found}}
@@ -90,15 +90,15 @@ def recording_steps(cells: list[Cell], model: HookedModel, corpus: Corpus, secon
     ]
 
 
-def measuring_steps(
+def _measuring_steps(
     cells: list[Cell], model: HookedModel, study: Study, context: Context, seconds: float
 ) -> list[dict[str, Any]]:
     """One row per measure, for its cells and for the unchanged model."""
     costs: dict[str, Callable[[], tuple[int, float]]] = {
-        "language": lambda: language_cost(model, study, context, seconds),
-        "generation": lambda: generation_cost(model, study, context),
-        "mgsm": lambda: sums_cost(model, context),
-        **{name: partial(choices_cost, model, context, name) for name in BY_CHOICE},
+        "language": lambda: _language_cost(model, study, context, seconds),
+        "generation": lambda: _generation_cost(model, study, context),
+        "mgsm": lambda: _sums_cost(model, context),
+        **{name: partial(_choices_cost, model, context, name) for name in BY_CHOICE},
     }
     rows = []
     for measure in study.evaluate:
@@ -109,12 +109,12 @@ def measuring_steps(
     return rows
 
 
-def language_cost(model: HookedModel, study: Study, context: Context, seconds: float) -> tuple[int, float]:
+def _language_cost(model: HookedModel, study: Study, context: Context, seconds: float) -> tuple[int, float]:
     tokens = n_tokens(model, context.corpus("evaluate"), study.corpus.reading)
     return tokens, tokens * seconds
 
 
-def choices_cost(model: HookedModel, context: Context, measure: str) -> tuple[int, float]:
+def _choices_cost(model: HookedModel, context: Context, measure: str) -> tuple[int, float]:
     """Tokens and seconds of one cell, by timing its first question in every language."""
     asked = checked_questions(model, context.texts.questions[measure], context.study.corpus.bos)
     tokens = [sum(len(c.ids) for question in same for c in question.choices) for same in asked]
@@ -123,21 +123,21 @@ def choices_cost(model: HookedModel, context: Context, measure: str) -> tuple[in
     return sum(tokens), (time.perf_counter() - started) / tokens[0] * sum(tokens)
 
 
-def sums_cost(model: HookedModel, context: Context) -> tuple[int, float]:
+def _sums_cost(model: HookedModel, context: Context) -> tuple[int, float]:
     """Tokens and seconds of one cell, by a few timed steps of its first questions."""
     prompts = [item.prompt for item in context.texts.questions["mgsm"]]
-    few = prompts[:PROBED_PROMPTS]
+    few = prompts[:_PROBED_PROMPTS]
     started = time.perf_counter()
-    generate(model, few, bos=context.study.corpus.bos, max_new_tokens=PROBED_STEPS, progress=False)
-    taken = (time.perf_counter() - started) / PROBED_STEPS / len(few)
+    generate(model, few, bos=context.study.corpus.bos, max_new_tokens=_PROBED_STEPS, progress=False)
+    taken = (time.perf_counter() - started) / _PROBED_STEPS / len(few)
     return len(prompts) * SUM_TOKENS, taken * SUM_TOKENS * len(prompts)
 
 
-def generation_cost(model: HookedModel, study: Study, context: Context) -> tuple[int, float]:
+def _generation_cost(model: HookedModel, study: Study, context: Context) -> tuple[int, float]:
     """Tokens and seconds of one cell, by a few timed steps of its own prompts."""
     how = study.generation
     prompts = [p for _, p in prompts_of(context.corpus("evaluate"), how)]
-    steps = min(PROBED_STEPS, how.max_new_tokens)
+    steps = min(_PROBED_STEPS, how.max_new_tokens)
     started = time.perf_counter()
     bos, temperature = study.corpus.bos, how.temperature
     generate(model, prompts, bos=bos, max_new_tokens=steps, temperature=temperature, progress=False)
@@ -145,11 +145,13 @@ def generation_cost(model: HookedModel, study: Study, context: Context) -> tuple
     return len(prompts) * how.max_new_tokens, taken * how.max_new_tokens / steps
 
 
-def seconds_per_token(model: HookedModel, study: Study, corpus: Corpus, work: Callable[[TokenRows], Any]) -> float:
+def _seconds_per_token(model: HookedModel, study: Study, corpus: Corpus, work: Callable[[TokenRows], Any]) -> float:
     """Seconds of the work per token, by the faster of two goes over the first rows of the text."""
     rows = corpus_rows(model, corpus.take(corpus.languages[:1]), study.corpus.reading)
     language, whole = next(iter(rows.items()))
-    first = whole.tokens.shape[0] if whole.n_tokens <= PROBED_TOKENS else max(1, PROBED_TOKENS // whole.tokens.shape[1])
+    first = (
+        whole.tokens.shape[0] if whole.n_tokens <= _PROBED_TOKENS else max(1, _PROBED_TOKENS // whole.tokens.shape[1])
+    )
     few = TokenRows(language, *(getattr(whole, n)[:first] for n in ("tokens", "valid", "n_bytes", "document")))
     taken = []
     for _ in range(2):
@@ -159,11 +161,11 @@ def seconds_per_token(model: HookedModel, study: Study, corpus: Corpus, work: Ca
     return min(taken) / few.n_tokens
 
 
-def losses_of(model: HookedModel) -> Callable[[TokenRows], Any]:
+def _losses_of(model: HookedModel) -> Callable[[TokenRows], Any]:
     return lambda rows: corpus_losses(model, {rows.language: rows})
 
 
-def statistics_of(model: HookedModel, corpus: Corpus, reading: Reading) -> Callable[[TokenRows], Any]:
+def _statistics_of(model: HookedModel, corpus: Corpus, reading: Reading) -> Callable[[TokenRows], Any]:
     reader, empty = site_of(model, "gate"), nothing_recorded(model, corpus, reading)
 
     def work(rows: TokenRows) -> None:
@@ -177,30 +179,30 @@ def n_tokens(model: HookedModel, corpus: Corpus, reading: Reading) -> int:
     return sum(rows.n_tokens for rows in corpus_rows(model, corpus, reading).values())
 
 
-def memory_of(model: HookedModel, cells: list[Cell], corpus: Corpus) -> int:
+def _memory_of(model: HookedModel, cells: list[Cell], corpus: Corpus) -> int:
     """Bytes of process or weights, of one batch of logits (twice in float32), and of the largest recording."""
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
     logits = 2 * 4 * rows_per_batch(model, 1, "logits") * int(model.cfg.d_vocab)
     neurons = model.cfg.n_layers * model.cfg.d_mlp
-    kept = [recording_bytes(recording, neurons, corpus) for cell in cells for recording in needs(cell)]
-    held = weights if torch.device(model.cfg.device).type == "cuda" else max(weights, used_so_far())
+    kept = [_recording_bytes(recording, neurons, corpus) for cell in cells for recording in needs(cell)]
+    held = weights if torch.device(model.cfg.device).type == "cuda" else max(weights, _used_so_far())
     return held + logits + max(kept, default=0)
 
 
-def used_so_far() -> int:
+def _used_so_far() -> int:
     """Bytes of this process at most, libraries and the loading of models included."""
     unit = 1 if sys.platform == "darwin" else 1024
     return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
-def recording_bytes(recording: Recording, neurons: int, corpus: Corpus) -> int:
+def _recording_bytes(recording: Recording, neurons: int, corpus: Corpus) -> int:
     row = kind_of(recording.kind)
     if row.per_text:
         return 4 * row.numbers * neurons * sum(map(len, corpus.documents.values()))
     return 8 * row.numbers * neurons * len(corpus.languages)
 
 
-def notes_of(study: Study, cells: tuple[Cell, ...], context: Context) -> tuple[str, ...]:
+def _notes_of(study: Study, cells: tuple[Cell, ...], context: Context) -> tuple[str, ...]:
     """Doubts: the same text for finding and measuring, no random control, few questions."""
     notes = []
     if context.corpus("identify").fingerprint == context.corpus("evaluate").fingerprint:
@@ -208,7 +210,7 @@ def notes_of(study: Study, cells: tuple[Cell, ...], context: Context) -> tuple[s
     if all(cell.seed == NOT_RANDOM for cell in cells):
         notes.append("there are no seeds, so no random neurons to compare an effect with")
     asked = [cell.questions if cell.generation is None else cell.generation.n for cell in cells]
-    few = min((n for n in asked if n is not None), default=ENOUGH)
-    if few < ENOUGH:
+    few = min((n for n in asked if n is not None), default=_ENOUGH)
+    if few < _ENOUGH:
         notes.append(f"{few} questions or texts per language give intervals of half a share; ask for more")
     return tuple(notes)

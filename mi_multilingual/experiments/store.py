@@ -33,9 +33,9 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-RESULT = re.compile(r"(?P<key>[0-9a-f]{16,64})\.(?P<digest>[0-9a-f]{16})\.parquet")
-TRIES = 5
-SECONDS = b"mi_multilingual.seconds"
+_RESULT = re.compile(r"(?P<key>[0-9a-f]{16,64})\.(?P<digest>[0-9a-f]{16})\.parquet")
+_TRIES = 5
+_SECONDS = b"mi_multilingual.seconds"
 
 
 class Unwritable(OSError):
@@ -81,7 +81,7 @@ class Store:
         except OSError as error:
             with suppress(OSError):
                 partial.unlink(missing_ok=True)
-            raise unwritable(self.folder, error) from error
+            raise _unwritable(self.folder, error) from error
 
     def write_json(self, name: str, content: Any) -> None:
         """Write a JSON file at the top of the folder."""
@@ -110,18 +110,18 @@ class Store:
             seconds: time that the cell took; kept beside the table, since it is no part of the result.
         """
         arrow = pa.Table.from_pandas(table, preserve_index=False)
-        arrow = arrow.replace_schema_metadata({**(arrow.schema.metadata or {}), SECONDS: f"{seconds:.3f}".encode()})
+        arrow = arrow.replace_schema_metadata({**(arrow.schema.metadata or {}), _SECONDS: f"{seconds:.3f}".encode()})
         buffer = io.BytesIO()
         pq.write_table(arrow, buffer)
         content = buffer.getvalue()
-        path = self.path("results", f"{key}.{digest(content)}.parquet")
+        path = self.path("results", f"{key}.{_digest(content)}.parquet")
         self.write(path, content)
         self.path("failed", f"{key}.json").unlink(missing_ok=True)
         return path
 
     def results(self) -> dict[str, Path]:
         """Key of every cell that has a result file -> the file, whole or not."""
-        found = (RESULT.fullmatch(p.name) for p in sorted(self.listed("results")))
+        found = (_RESULT.fullmatch(p.name) for p in sorted(self.listed("results")))
         return {m["key"]: self.folder / "results" / m.string for m in found if m}
 
     def listed(self, name: str) -> list[Path]:
@@ -138,7 +138,7 @@ class Store:
         for key, path in self.results().items():
             if key not in wanted:
                 continue
-            if is_whole(path):
+            if _is_whole(path):
                 whole.add(key)
                 continue
             broken.append(path.name)
@@ -153,19 +153,19 @@ class Store:
             target.parent.mkdir(exist_ok=True)
             path.replace(target)
         except OSError as error:
-            raise unwritable(self.folder, error) from error
+            raise _unwritable(self.folder, error) from error
 
     def table(self, keys: Sequence[str]) -> pd.DataFrame:
         """The rows of these cells, in this order; cells that have no whole file have no rows."""
         files = self.results()
-        parts = [pq.read_table(files[k]).to_pandas() for k in keys if k in files and is_whole(files[k])]
+        parts = [pq.read_table(files[k]).to_pandas() for k in keys if k in files and _is_whole(files[k])]
         return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
 
     def seconds(self, keys: Sequence[str]) -> list[float]:
         """Seconds that each of these cells took, for those that are done."""
         files = self.results()
-        metadata = (pq.read_schema(files[k]).metadata or {} for k in keys if k in files and is_whole(files[k]))
-        return [float(m.get(SECONDS, b"0")) for m in metadata]
+        metadata = (pq.read_schema(files[k]).metadata or {} for k in keys if k in files and _is_whole(files[k]))
+        return [float(m.get(_SECONDS, b"0")) for m in metadata]
 
     def add_failure(self, key: str, failure: Mapping[str, Any]) -> None:
         """Note the error of a cell; the next start tries the cell again."""
@@ -198,7 +198,7 @@ class Store:
             self.folder.mkdir(parents=True, exist_ok=True)
             file = self.path("lock").open("a+b")
         except OSError as error:
-            raise unwritable(self.folder, error) from error
+            raise _unwritable(self.folder, error) from error
         with file:
             if not taken(file):
                 raise ValueError(
@@ -206,7 +206,7 @@ class Store:
                 )
             with suppress(OSError):  # who holds it is good to know; that it is held does not need it
                 file.truncate(0)
-                file.write(json.dumps(whoami()).encode())
+                file.write(json.dumps(_whoami()).encode())
                 file.flush()
             yield
 
@@ -235,7 +235,7 @@ def damaged(path: Path, reason: str) -> Unreadable:
 
 def taken(file: Any) -> bool:
     """Whether the file's lock could be had; `is_held` may have it for a moment, so one try is not enough."""
-    for _ in range(TRIES):
+    for _ in range(_TRIES):
         with suppress(BlockingIOError):
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return True
@@ -248,21 +248,21 @@ def put(file: Any, content: bytes) -> None:
     file.write(content)
 
 
-def digest(content: bytes) -> str:
+def _digest(content: bytes) -> str:
     """16 hex digits of the content."""
     return hashlib.sha256(content).hexdigest()[:16]
 
 
-def is_whole(path: Path) -> bool:
+def _is_whole(path: Path) -> bool:
     """Whether the file holds what was written: its name has the digest."""
-    match = RESULT.fullmatch(path.name)
+    match = _RESULT.fullmatch(path.name)
     try:
-        return match is not None and digest(path.read_bytes()) == match["digest"]
+        return match is not None and _digest(path.read_bytes()) == match["digest"]
     except FileNotFoundError:
         return False
 
 
-def whoami() -> dict[str, Any]:
+def _whoami() -> dict[str, Any]:
     return {"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
 
 
@@ -275,7 +275,7 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def unwritable(folder: Path, error: OSError) -> Unwritable:
+def _unwritable(folder: Path, error: OSError) -> Unwritable:
     """The error in one sentence that says what to do."""
     reason = {
         errno.ENOSPC: "the disk is full; free some space",

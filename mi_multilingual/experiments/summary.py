@@ -16,9 +16,9 @@ from ..display import spoken
 from ..evaluation.intervals import mean_interval
 from .measures import NO_PROMPT
 
-VARIED = ("model", "detector", "parameters", "rate", "site", "layers", "part", "intervention")
-MEASURED = ("evaluation", "measure")
-PARTS_IN_WORDS = {"mlp": "MLP", "attention": "attention", "all": "MLP and attention"}
+_VARIED = ("model", "detector", "parameters", "rate", "site", "layers", "part", "intervention")
+_MEASURED = ("evaluation", "measure")
+_PARTS_IN_WORDS = {"mlp": "MLP", "attention": "attention", "all": "MLP and attention"}
 
 
 def effects(results: pd.DataFrame) -> pd.DataFrame:
@@ -45,7 +45,7 @@ def effects(results: pd.DataFrame) -> pd.DataFrame:
         where=[place(*row) for row in zip(of_languages, results.group, results.evaluated, strict=True)],
         unit=results.group.where(of_languages, results.evaluated),
     )
-    rows, by = [], [*VARIED, *MEASURED, "condition", "where"]
+    rows, by = [], [*_VARIED, *_MEASURED, "condition", "where"]
     for key, part in table.groupby(by, sort=False, dropna=False):
         assert isinstance(key, tuple)
         units = part.groupby("unit", sort=False)[["base", "value", "change"]].mean()
@@ -54,13 +54,13 @@ def effects(results: pd.DataFrame) -> pd.DataFrame:
             low, high = mean_interval(units.change.to_numpy(float))
         rows.append((*key, len(units), *units.mean(), low, high))
     found = pd.DataFrame(rows, columns=[*by, "n", "base", "value", "change", "low", "high"])
-    found.insert(0, "setting", in_words(found))
+    found.insert(0, "setting", _in_words(found))
     return found
 
 
-def in_words(effects: pd.DataFrame) -> list[str]:
+def _in_words(effects: pd.DataFrame) -> list[str]:
     """Each row's setting, by what tells it from the others."""
-    counts = effects[[*VARIED]].nunique(dropna=False)
+    counts = effects[[*_VARIED]].nunique(dropna=False)
     varied = list(counts[counts > 1].index)
     names = {model: Path(model).name for model in effects.model}  # of a checkpoint's folder, unless two are alike
     if len(set(names.values())) == len(names):
@@ -74,7 +74,7 @@ def in_words(effects: pd.DataFrame) -> list[str]:
     return [
         ", ".join(word for name in varied for word in words(name, row[name], worth[row["detector"]]))
         or "the only setting"
-        for row in effects[[*VARIED]].to_dict("records")
+        for row in effects[[*_VARIED]].to_dict("records")
     ]
 
 
@@ -88,7 +88,7 @@ def words(name: str, value: Any, parameters: Sequence[str]) -> list[str]:
     if name == "rate":
         return [] if value is None or math.isnan(value) else [f"rate {value:g}"]
     if name == "part":
-        return [PARTS_IN_WORDS[value]]
+        return [_PARTS_IN_WORDS[value]]
     return [f"{value} layers" if name == "layers" else str(value)]
 
 

@@ -70,9 +70,9 @@ def run(study: Study, folder: Path | str, *, runner: Runner | None = None, progr
         context = Context(study, store.folder)
         inputs = context.inputs()
         cells = cells_of(study, inputs)
-        write_plan(store, study, cells, to_jsonable_python(inputs))
+        _write_plan(store, study, cells, to_jsonable_python(inputs))
         complete(store, cells, lambda todo: (runner or serial)(todo, context), progress=progress)
-        write_tables(store, cells)
+        _write_tables(store, cells)
     return status(folder)
 
 
@@ -96,7 +96,9 @@ def status(folder: Path | str) -> Progress:
     keys = [cell.key for cell in cells]
     whole, broken = store.check_results(keys)
     failures = store.failures()
-    failed = [(c.key, in_words(c), failures[c.key]["error"]) for c in cells if c.key in failures and c.key not in whole]
+    failed = [
+        (c.key, _in_words(c), failures[c.key]["error"]) for c in cells if c.key in failures and c.key not in whole
+    ]
     return Progress(
         len(cells),
         len(whole),
@@ -154,7 +156,7 @@ def planned(store: Store) -> list[Cell]:
         raise damaged(store.path("cells.json"), "other fields") from error
 
 
-def in_words(cell: Cell) -> str:
+def _in_words(cell: Cell) -> str:
     """The cell in a few words, for a list of failures."""
     who = cell.group if cell.seed == NOT_RANDOM else f"{cell.group} (random {cell.seed})"
     rate = "" if cell.rate is None else f" {cell.rate:g}"
@@ -162,7 +164,7 @@ def in_words(cell: Cell) -> str:
     return f"{cell.model}, {what}, {who}, {cell.evaluation}"
 
 
-def write_plan(store: Store, study: Study, cells: Sequence[Cell], inputs: dict[str, Any]) -> None:
+def _write_plan(store: Store, study: Study, cells: Sequence[Cell], inputs: dict[str, Any]) -> None:
     """Everything of the folder that is known before the first cell runs."""
     settings = yaml.safe_dump(study.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
     store.write(store.path("study.yaml"), settings.encode())
@@ -171,7 +173,7 @@ def write_plan(store: Store, study: Study, cells: Sequence[Cell], inputs: dict[s
     store.write_json("cells.json", {"schema": SCHEMA, "cells": [cell.plain() for cell in cells]})
 
 
-def write_tables(store: Store, cells: Sequence[Cell]) -> None:
+def _write_tables(store: Store, cells: Sequence[Cell]) -> None:
     """The results in one table, and what they say of each setting; both can be made again from results/."""
     table = store.table([cell.key for cell in cells])
     made = {} if table.empty else {"sweep.parquet": table, "sweep_effects.parquet": effects(table)}

@@ -21,7 +21,7 @@ from .attempts import in_one_line, tried_again
 
 STARTS = 3
 """Workers in a row that may fail to start before no more are started."""
-COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
 @dataclass(frozen=True)
@@ -150,7 +150,7 @@ class Pool:
 
 def plain(error: Exception) -> str:
     """The message without colours."""
-    return COLOUR.sub("", str(error)).strip() or type(error).__name__
+    return _COLOUR.sub("", str(error)).strip() or type(error).__name__
 
 
 @contextmanager
@@ -169,7 +169,7 @@ def workers(address: str, make: Callable[[], Callable[[Any], Any]], *, n_workers
     ray = imported()
     ours = not ray.is_initialized()
     if ours:
-        connect(ray, address)
+        _connect(ray, address)
     try:
         pool = Pool(make, n_workers)
         try:
@@ -181,10 +181,10 @@ def workers(address: str, make: Callable[[], Callable[[Any], Any]], *, n_workers
             ray.shutdown()
 
 
-def connect(ray: Any, address: str) -> None:
+def _connect(ray: Any, address: str) -> None:
     options: dict[str, Any] = {"address": address, "log_to_driver": False, "logging_level": logging.ERROR}
     if address == "local":
-        options |= {"num_cpus": n_cores(), "include_dashboard": False}
+        options |= {"num_cpus": _n_cores(), "include_dashboard": False}
     try:
         ray.init(**options)
     except (ConnectionError, ValueError) as error:
@@ -193,7 +193,7 @@ def connect(ray: Any, address: str) -> None:
         ) from error
 
 
-def n_cores() -> int:
+def _n_cores() -> int:
     """Cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 

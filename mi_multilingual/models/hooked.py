@@ -16,7 +16,7 @@ from torch import Tensor
 
 HookFunction = Callable[[Tensor, Any], Tensor | None]
 
-SAMPLED_NUMBERS = 2**16
+_SAMPLED_NUMBERS = 2**16
 
 
 @runtime_checkable
@@ -71,7 +71,7 @@ def site_of(model: HookedModel, name: str) -> Site:
     if name == "up":
         return Site("up", "blocks.{layer}.mlp.hook_pre_linear")
     if name == "gate" and is_gated(model):
-        return Site("gate", "blocks.{layer}.mlp.hook_pre", activation_function(model))
+        return Site("gate", "blocks.{layer}.mlp.hook_pre", _activation_function(model))
     return Site(name, "blocks.{layer}.mlp.hook_post")
 
 
@@ -80,7 +80,7 @@ def is_gated(model: HookedModel) -> bool:
     return bool(model.cfg.gated_mlp)
 
 
-def activation_function(model: HookedModel) -> Callable[[Tensor], Tensor]:
+def _activation_function(model: HookedModel) -> Callable[[Tensor], Tensor]:
     """The MLP's activation function, from transformers' table by the configured name."""
     from transformers.activations import ACT2FN
 
@@ -128,7 +128,7 @@ def fingerprint(model: HookedModel) -> str:
     for layer in range(model.cfg.n_layers):
         for name in names:
             flat = getattr(model.blocks[layer].mlp, name).detach().reshape(-1)
-            sample = flat[:: max(1, flat.numel() // SAMPLED_NUMBERS)].float().to(torch.bfloat16)
+            sample = flat[:: max(1, flat.numel() // _SAMPLED_NUMBERS)].float().to(torch.bfloat16)
             digest.update(sample.cpu().contiguous().view(torch.int16).numpy().tobytes())
     return digest.hexdigest()[:16]
 

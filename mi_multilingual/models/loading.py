@@ -19,7 +19,7 @@ except ImportError:  # TransformerLens 4
     HookedTransformer = None
 
 
-EXPERT_COUNTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
+_EXPERT_COUNTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
 """What configs of mixtures of experts call the number of experts."""
 
 
@@ -52,12 +52,12 @@ def load_model(
         raise ValueError(
             "this TransformerLens has no HookedTransformer; use backend='bridge', or install transformer-lens<4"
         )
-    device = checked_device(device)
+    device = _checked_device(device)
     hf_model, tokenizer, name = hugging_face(name_or_path, tokenizer, dtype, trust_remote_code)
-    refuse_experts(hf_model, name)
-    with neutral_folder(hf_model, tokenizer) as folder:
+    _refuse_experts(hf_model, name)
+    with _neutral_folder(hf_model, tokenizer) as folder:
         model = converted(hf_model, folder, name, backend, device, dtype)
-        give_tokenizer(model, AutoTokenizer.from_pretrained(folder))
+        _give_tokenizer(model, AutoTokenizer.from_pretrained(folder))
         return model
 
 
@@ -67,7 +67,7 @@ def converted(
     """The model by the backend asked for, or by the first that can."""
     if backend != "bridge" and HookedTransformer is not None:
         try:
-            return to_hooked(hf_model, folder, name, device, dtype)
+            return _to_hooked(hf_model, folder, name, device, dtype)
         except Exception as error:
             if backend == "hooked":
                 raise ValueError(
@@ -76,10 +76,10 @@ def converted(
             warnings.warn(
                 f"{architecture(hf_model)} has no HookedTransformer ({error}); using a TransformerBridge", stacklevel=3
             )
-    return to_bridge(hf_model, folder, name, device, dtype)
+    return _to_bridge(hf_model, folder, name, device, dtype)
 
 
-def checked_device(device: str | None) -> str:
+def _checked_device(device: str | None) -> str:
     """The device asked for, or a GPU if there is one.
 
     Raises:
@@ -94,9 +94,9 @@ def checked_device(device: str | None) -> str:
     return device
 
 
-def refuse_experts(hf_model: PreTrainedModel, name: str) -> None:
+def _refuse_experts(hf_model: PreTrainedModel, name: str) -> None:
     """Raise for mixtures of experts: their hooks carry the block's input and output, which are no neurons."""
-    for key in EXPERT_COUNTS:
+    for key in _EXPERT_COUNTS:
         if (getattr(hf_model.config, key, None) or 0) > 1:
             raise ValueError(
                 f"the model must have dense MLPs, got {name!r} ({architecture(hf_model)}), a mixture of "
@@ -104,7 +104,7 @@ def refuse_experts(hf_model: PreTrainedModel, name: str) -> None:
             )
 
 
-def give_tokenizer(model: HookedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+def _give_tokenizer(model: HookedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     """Put the model's own tokenizer in the place of TransformerLens' copy, which adds BOS where the own does not."""
     # A bridge's own setter would make the copy again.
     setattr(model, "_tokenizer" if is_bridge(model) else "tokenizer", tokenizer)
@@ -157,7 +157,7 @@ def architecture(hf_model: PreTrainedModel) -> str:
 
 
 @contextmanager
-def neutral_folder(hf_model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase):
+def _neutral_folder(hf_model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase):
     """Config and tokenizer in a folder whose name says nothing: TransformerLens guesses architectures from paths."""
     with tempfile.TemporaryDirectory(prefix="checkpoint-") as folder:
         config = hf_model.config
@@ -171,7 +171,7 @@ def neutral_folder(hf_model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
         yield folder
 
 
-def to_hooked(hf_model: PreTrainedModel, folder: str, name: str, device: str, dtype: torch.dtype) -> HookedModel:
+def _to_hooked(hf_model: PreTrainedModel, folder: str, name: str, device: str, dtype: torch.dtype) -> HookedModel:
     """A HookedTransformer by TransformerLens' own conversion of config and weights."""
     described = loading_from_pretrained.convert_hf_model_config(folder)
     described |= {"model_name": name, "init_weights": False, "device": device, "dtype": dtype}
@@ -189,7 +189,7 @@ def to_hooked(hf_model: PreTrainedModel, folder: str, name: str, device: str, dt
     return model.to(device, print_details=False).eval()
 
 
-def to_bridge(hf_model: PreTrainedModel, folder: str, name: str, device: str, dtype: torch.dtype) -> HookedModel:
+def _to_bridge(hf_model: PreTrainedModel, folder: str, name: str, device: str, dtype: torch.dtype) -> HookedModel:
     """A TransformerBridge around the Hugging Face model."""
     from transformer_lens.model_bridge import TransformerBridge
 
@@ -207,13 +207,13 @@ def to_bridge(hf_model: PreTrainedModel, folder: str, name: str, device: str, dt
             "Qwen, Gemma, GPT-2, GPT-NeoX, BLOOM and OPT work"
         ) from error
     model.cfg.model_name = name
-    model.cfg.d_mlp = neurons_a_layer(model.eval())
+    model.cfg.d_mlp = _neurons_a_layer(model.eval())
     if hf_model.config.model_type == "bloom":
         model.cfg.act_fn = "gelu_fast"  # BLOOM's config does not name it, and a bridge then takes relu
     return model
 
 
-def neurons_a_layer(model: HookedModel) -> int:
+def _neurons_a_layer(model: HookedModel) -> int:
     """The width of hook_post in a forward pass: a bridge guesses d_mlp where a config has its own word for it."""
     widths: list[int] = []
     tokens = torch.zeros(1, 1, dtype=torch.int64, device=model.cfg.device)

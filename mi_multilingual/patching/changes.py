@@ -14,7 +14,7 @@ from ..evidence.activations import ActivationStats
 from ..models.hooked import HookedModel, fingerprint, is_gated, neurons_shape
 from ..neurons import NeuronSet
 
-KINDS, SITES, SPANS = ("zero", "set", "add", "scale"), ("gate", "post"), ("all", "prompt", "generated")
+_KINDS, _SITES, _SPANS = ("zero", "set", "add", "scale"), ("gate", "post"), ("all", "prompt", "generated")
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,10 +49,10 @@ class Intervention:
     """"all", "prompt", "generated", or places in the text counted from 0, BOS and padding included."""
 
     def __post_init__(self) -> None:
-        for name, given, known in (("kind", self.kind, KINDS), ("site", self.site, SITES)):
+        for name, given, known in (("kind", self.kind, _KINDS), ("site", self.site, _SITES)):
             if given not in known:
                 raise ValueError(f"unknown {name} {given!r}; choose {', '.join(known)}")
-        check_positions(self.positions)
+        _check_positions(self.positions)
         if self.neurons.part != "mlp" and self.kind not in ("zero", "scale"):
             raise ValueError(
                 f"kind {self.kind!r} is for neurons of the MLP, these are columns of W_{self.neurons.part.upper()}; "
@@ -82,9 +82,9 @@ class Intervention:
         return value.expand(self.neurons.masks.shape[1:])
 
 
-def check_positions(positions: str | tuple[int, ...]) -> None:
-    if isinstance(positions, str) and positions not in SPANS:
-        raise ValueError(f"unknown positions {positions!r}; choose {', '.join(SPANS)} or give a tuple of numbers")
+def _check_positions(positions: str | tuple[int, ...]) -> None:
+    if isinstance(positions, str) and positions not in _SPANS:
+        raise ValueError(f"unknown positions {positions!r}; choose {', '.join(_SPANS)} or give a tuple of numbers")
     if isinstance(positions, tuple) and (not positions or min(positions) < 0):
         raise ValueError(f"positions {positions} name no place in a text; give numbers from 0, at least one")
 
@@ -104,8 +104,8 @@ def set_to_mean(
     Raises:
         ValueError: a language without statistics, statistics of site "up", or of another model than the neurons'.
     """
-    value = strength * mean_of(stats, language)
-    return Intervention("set", of_recording(neurons, stats), value, stats.site, positions)
+    value = strength * _mean_of(stats, language)
+    return Intervention("set", _of_recording(neurons, stats), value, stats.site, positions)
 
 
 def add_mean(
@@ -121,8 +121,8 @@ def add_mean(
     Raises:
         ValueError: as `set_to_mean`.
     """
-    value = strength * mean_of(stats, language)
-    return Intervention("add", of_recording(neurons, stats), value, stats.site, positions)
+    value = strength * _mean_of(stats, language)
+    return Intervention("add", _of_recording(neurons, stats), value, stats.site, positions)
 
 
 def add_mean_difference(
@@ -143,17 +143,17 @@ def add_mean_difference(
     others = [k for k in stats.languages if k != language]
     if not others:
         raise ValueError(f"the statistics cover {language!r} only; record other languages to take a difference from")
-    value = strength * (mean_of(stats, language) - stats.take(others).mean().mean(dim=-1))
-    return Intervention("add", of_recording(neurons, stats), value, stats.site, positions)
+    value = strength * (_mean_of(stats, language) - stats.take(others).mean().mean(dim=-1))
+    return Intervention("add", _of_recording(neurons, stats), value, stats.site, positions)
 
 
-def mean_of(stats: ActivationStats, language: str) -> Float[Tensor, "layer neuron"]:
+def _mean_of(stats: ActivationStats, language: str) -> Float[Tensor, "layer neuron"]:
     return stats.take([language]).mean()[..., 0]
 
 
-def of_recording(neurons: NeuronSet, stats: ActivationStats) -> NeuronSet:
+def _of_recording(neurons: NeuronSet, stats: ActivationStats) -> NeuronSet:
     """The neurons, bound to the model that the statistics are of."""
-    if stats.site not in SITES:
+    if stats.site not in _SITES:
         raise ValueError(f"the statistics are of site {stats.site!r}, which nothing writes to; record gate or post")
     if neurons.model_fingerprint not in ("", stats.model_fingerprint):
         raise ValueError(
@@ -176,7 +176,7 @@ def check_applicable(model: HookedModel, interventions: Sequence[Intervention]) 
     known: str | None = None
     for intervention in interventions:
         known = check_fits(model, intervention.neurons, known)
-    check_consistent(interventions, gated=is_gated(model))
+    _check_consistent(interventions, gated=is_gated(model))
 
 
 def check_fits(model: HookedModel, neurons: NeuronSet, known: str | None = None) -> str | None:
@@ -204,11 +204,11 @@ def check_fits(model: HookedModel, neurons: NeuronSet, known: str | None = None)
     return known
 
 
-def check_consistent(interventions: Sequence[Intervention], *, gated: bool) -> None:
+def _check_consistent(interventions: Sequence[Intervention], *, gated: bool) -> None:
     """Raise where one intervention fixes a neuron that another writes differently at the same positions."""
     for (i, one), (j, other) in itertools.combinations(enumerate(interventions, start=1), 2):
         fixing = [x.kind in ("zero", "set") for x in (one, other)]
-        meet = one.neurons.part == other.neurons.part and may_meet(one.positions, other.positions)
+        meet = one.neurons.part == other.neurons.part and _may_meet(one.positions, other.positions)
         if not any(fixing) or not meet:
             continue
         left, right = change(one, gated=gated), change(other, gated=gated)
@@ -223,7 +223,7 @@ def check_consistent(interventions: Sequence[Intervention], *, gated: bool) -> N
             )
 
 
-def may_meet(one: str | tuple[int, ...], other: str | tuple[int, ...]) -> bool:
+def _may_meet(one: str | tuple[int, ...], other: str | tuple[int, ...]) -> bool:
     """Whether some position can be in both."""
     if isinstance(one, tuple) and isinstance(other, tuple):
         return bool(set(one) & set(other))
@@ -266,12 +266,12 @@ def changes(interventions: Iterable[Intervention], *, gated: bool) -> list[Chang
     for intervention in interventions:
         step = change(intervention, gated=gated)
         if steps and (steps[-1].part, steps[-1].positions) == (step.part, step.positions):
-            step = one_after_another(steps.pop(), step)
+            step = _one_after_another(steps.pop(), step)
         steps.append(step)
     return steps
 
 
-def one_after_another(first: Change, then: Change) -> Change:
+def _one_after_another(first: Change, then: Change) -> Change:
     return Change(
         first.chosen | then.chosen,
         then.factor * first.factor,

@@ -31,7 +31,7 @@ class Condition(Summarised):
     Names of groups stand in a column of their own (`group`), so no language can be mistaken for a control.
     """
 
-    labels: Mapping[str, Any] = field(default_factory=lambda: dict(AS_IT_IS))
+    labels: Mapping[str, Any] = field(default_factory=lambda: dict(_AS_IT_IS))
     """Columns of every row measured under it; among them condition, group, seed (-1 where nothing is random) and
     n_neurons (changed)."""
     interventions: tuple[Intervention, ...] = ()
@@ -42,7 +42,7 @@ class Condition(Summarised):
         return labels, {"intervention": kinds, "neurons": [int(i.neurons.union().sum()) for i in self.interventions]}
 
 
-AS_IT_IS: Mapping[str, Any] = {"condition": INTACT, "group": "", "seed": NOT_RANDOM, "n_neurons": 0}
+_AS_IT_IS: Mapping[str, Any] = {"condition": INTACT, "group": "", "seed": NOT_RANDOM, "n_neurons": 0}
 
 
 def zero(neurons: NeuronSet) -> tuple[Intervention, ...]:
@@ -170,7 +170,7 @@ def applied(model: HookedModel, condition: Condition) -> Iterator[HookedModel]:
         yield model
         return
     check_applicable(model, condition.interventions)
-    if by_weights(model, condition.interventions):
+    if _by_weights(model, condition.interventions):
         with rewritten(model, condition.interventions):
             yield model
     else:
@@ -178,7 +178,7 @@ def applied(model: HookedModel, condition: Condition) -> Iterator[HookedModel]:
             yield model
 
 
-def by_weights(model: HookedModel, interventions: Sequence[Intervention]) -> bool:
+def _by_weights(model: HookedModel, interventions: Sequence[Intervention]) -> bool:
     """Whether the output weights can carry all of them."""
     try:
         check_writable(interventions, gated=is_gated(model))

@@ -27,7 +27,7 @@ from .weights import (
     write,
 )
 
-OUT_PROJECTIONS = (".mlp.down_proj", ".mlp.dense_4h_to_h", ".mlp.c_proj", ".mlp.fc2", ".fc2")
+_OUT_PROJECTIONS = (".mlp.down_proj", ".mlp.dense_4h_to_h", ".mlp.c_proj", ".mlp.fc2", ".fc2")
 
 
 def export(model_name: str | Path, *interventions: Intervention, folder: str | Path) -> Path:
@@ -54,7 +54,7 @@ def export(model_name: str | Path, *interventions: Intervention, folder: str | P
         raise ValueError(f"{str(folder)!r} is there already and not empty; give a new folder")
     hf_model, tokenizer, _ = hugging_face(model_name, None, "auto")
     edit_checkpoint(hf_model, tokenizer, interventions)
-    save_whole(hf_model, tokenizer, folder)
+    _save_whole(hf_model, tokenizer, folder)
     return folder
 
 
@@ -62,17 +62,17 @@ def edit_checkpoint(
     hf_model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, interventions: Sequence[Intervention]
 ) -> None:
     """Write the interventions into the weights of a Hugging Face model, in place; raises as `export`."""
-    gated = check_checkpoint(hf_model, tokenizer, interventions)
+    gated = _check_checkpoint(hf_model, tokenizer, interventions)
     steps = changes(interventions, gated=gated)
     mlp_steps = [step for step in steps if step.part == "mlp"]
-    projections = checkpoint_projections(hf_model, mlp_steps) if mlp_steps else []
+    projections = _checkpoint_projections(hf_model, mlp_steps) if mlp_steps else []
     edits = [(p, row) for layer, p in enumerate(projections) for row in layer_changes(mlp_steps, layer)]
-    edits += [edit for step in steps if step.part != "mlp" for edit in checkpoint_columns(hf_model, step)]
+    edits += [edit for step in steps if step.part != "mlp" for edit in _checkpoint_columns(hf_model, step)]
     for projection, row in edits:
         write(projection, row)
 
 
-def check_checkpoint(
+def _check_checkpoint(
     hf_model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, interventions: Sequence[Intervention]
 ) -> bool:
     """Raise unless the interventions can be written into this checkpoint; whether its MLPs are gated.
@@ -93,7 +93,7 @@ def check_checkpoint(
     return is_gated(model)
 
 
-def checkpoint_columns(hf_model: PreTrainedModel, step: Change) -> Iterator[tuple[Projection, LayerChange]]:
+def _checkpoint_columns(hf_model: PreTrainedModel, step: Change) -> Iterator[tuple[Projection, LayerChange]]:
     """What a step writes into the query, key or value weights."""
     name = f".self_attn.{step.part}_proj"
     named = [module for path, module in hf_model.named_modules() if path.endswith(name)]
@@ -111,23 +111,23 @@ def checkpoint_columns(hf_model: PreTrainedModel, step: Change) -> Iterator[tupl
             yield from column_rewrites(*linear_columns(module, d_head), row)
 
 
-def checkpoint_projections(hf_model: PreTrainedModel, steps: Sequence[Change]) -> list[Projection]:
+def _checkpoint_projections(hf_model: PreTrainedModel, steps: Sequence[Change]) -> list[Projection]:
     """The output weights of every layer, with biases where the steps need them and the config can have them."""
-    named = {name: m for name, m in hf_model.named_modules() if name.endswith(OUT_PROJECTIONS)}
+    named = {name: m for name, m in hf_model.named_modules() if name.endswith(_OUT_PROJECTIONS)}
     found = {name: m for name, m in named.items() if isinstance(m, torch.nn.Linear | Conv1D)}
     projections = [hugging_face_projection(module) for module in found.values()]
     shape = tuple(steps[0].chosen.shape)
     if len(projections) != shape[0] or any(len(p.rows) != shape[1] for p in projections):
         raise NotWritableError(
             f"the MLP output weights of {architecture(hf_model)} were not found ({len(projections)} matrices called "
-            f"{', '.join(OUT_PROJECTIONS)}, for {shape[0]} layers of {shape[1]} neurons); use bake(...) or steer(...)"
+            f"{', '.join(_OUT_PROJECTIONS)}, for {shape[0]} layers of {shape[1]} neurons); use bake(...) or steer(...)"
         )
     if any(bool(s.offset.any()) for s in steps) and any(p.bias is None for p in projections):
-        turn_biases_on(hf_model, [name.rpartition(".")[0] for name in found])
+        _turn_biases_on(hf_model, [name.rpartition(".")[0] for name in found])
     return projections
 
 
-def turn_biases_on(hf_model: PreTrainedModel, mlps: Sequence[str]) -> None:
+def _turn_biases_on(hf_model: PreTrainedModel, mlps: Sequence[str]) -> None:
     """Zero biases in every linear map of the MLPs, and the config's option that makes them load."""
     if not hasattr(hf_model.config, "mlp_bias"):
         raise NotWritableError(
@@ -148,7 +148,7 @@ def turn_biases_on(hf_model: PreTrainedModel, mlps: Sequence[str]) -> None:
         )
 
 
-def save_whole(hf_model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+def _save_whole(hf_model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     """Write the checkpoint all or nothing: a reader never sees half a folder."""
     partial = folder.with_name(f".{folder.name}.{os.getpid()}")
     try:

@@ -16,7 +16,7 @@ from ..neurons import PARTS, NeuronSet
 from .changes import Change, Intervention, changes, check_applicable, check_fits
 from .positions import Place
 
-Hook = Callable[[Tensor, object], Tensor | None]
+_Hook = Callable[[Tensor, object], Tensor | None]
 
 
 @contextmanager
@@ -67,7 +67,7 @@ def hooked(model: HookedModel, steps: Sequence[Change]) -> Iterator[None]:
     watched = any(step.positions != "all" for step in steps)
     handle = model.blocks[0].register_forward_pre_hook(place.enter, with_kwargs=True) if watched else None
     try:
-        hooks = change_hooks(model, steps, place)
+        hooks = _change_hooks(model, steps, place)
         with model.hooks(fwd_hooks=hooks) if hooks else nullcontext():
             yield
     finally:
@@ -75,19 +75,19 @@ def hooked(model: HookedModel, steps: Sequence[Change]) -> Iterator[None]:
             handle.remove()
 
 
-def change_hooks(model: HookedModel, steps: Sequence[Change], place: Place) -> list[tuple[str, Hook]]:
+def _change_hooks(model: HookedModel, steps: Sequence[Change], place: Place) -> list[tuple[str, _Hook]]:
     """Hooks that make the changes; layers without one get none."""
     by_part = {part: [step for step in steps if step.part == part] for part in PARTS}
-    hooks = mlp_hooks(model, by_part.pop("mlp"), place)
+    hooks = _mlp_hooks(model, by_part.pop("mlp"), place)
     for part, its_steps in by_part.items():
         for layer in range(model.cfg.n_layers):
-            rows = change_rows(its_steps, layer, model.cfg.device)
+            rows = _change_rows(its_steps, layer, model.cfg.device)
             if rows:
-                hooks.append((f"blocks.{layer}.attn.hook_{part}", head_hook(rows, place)))
+                hooks.append((f"blocks.{layer}.attn.hook_{part}", _head_hook(rows, place)))
     return hooks
 
 
-def head_hook(rows: Sequence[ChangeRow], place: Place) -> Hook:
+def _head_hook(rows: Sequence[ChangeRow], place: Place) -> _Hook:
     """A hook on queries, keys or values that changes columns."""
 
     def hook(given: Float[Tensor, "batch pos head d_head"], hook: object) -> Float[Tensor, "batch pos head d_head"]:
@@ -99,20 +99,20 @@ def head_hook(rows: Sequence[ChangeRow], place: Place) -> Hook:
     return hook
 
 
-def mlp_hooks(model: HookedModel, steps: Sequence[Change], place: Place) -> list[tuple[str, Hook]]:
+def _mlp_hooks(model: HookedModel, steps: Sequence[Change], place: Place) -> list[tuple[str, _Hook]]:
     """Hooks on the MLPs.
 
     Act(gate) itself has no hook, so a change to it is made to the product, with `up` read in the same pass.
     """
     post, ups, hooks = site_of(model, "post"), {}, []
 
-    def keep(layer: int) -> Hook:
+    def keep(layer: int) -> _Hook:
         def hook(up: Float[Tensor, "batch pos neuron"], hook: object) -> None:
             ups[layer] = up
 
         return hook
 
-    def act(layer: int, rows: list[ChangeRow]) -> Hook:
+    def act(layer: int, rows: list[ChangeRow]) -> _Hook:
         def hook(activation: Float[Tensor, "batch pos neuron"], hook: object) -> Float[Tensor, "batch pos neuron"]:
             up = ups.pop(layer, None)
             for row in rows:
@@ -122,7 +122,7 @@ def mlp_hooks(model: HookedModel, steps: Sequence[Change], place: Place) -> list
         return hook
 
     for layer in range(model.cfg.n_layers):
-        rows = change_rows(steps, layer, model.cfg.device)
+        rows = _change_rows(steps, layer, model.cfg.device)
         if any(row.up_factor is not None for row in rows):
             hooks.append((site_of(model, "up").hook_name(layer), keep(layer)))
         if rows:
@@ -141,12 +141,12 @@ class ChangeRow:
     positions: str | tuple[int, ...]
 
 
-def change_rows(steps: Sequence[Change], layer: int, device: Any) -> list[ChangeRow]:
+def _change_rows(steps: Sequence[Change], layer: int, device: Any) -> list[ChangeRow]:
     """The layer's part of the steps, without those that leave it alone."""
-    return [change_row(step, layer, device) for step in steps if step.chosen[layer].any()]
+    return [_change_row(step, layer, device) for step in steps if step.chosen[layer].any()]
 
 
-def change_row(step: Change, layer: int, device: Any) -> ChangeRow:
+def _change_row(step: Change, layer: int, device: Any) -> ChangeRow:
     chosen, factor, up_factor, offset = (
         t[layer].to(device) for t in (step.chosen, step.factor.float(), step.up_factor.float(), step.offset.float())
     )

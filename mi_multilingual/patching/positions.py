@@ -25,8 +25,8 @@ class Place:
         """Called before the first block, whose arguments hold the cache: no other place tells a step's position."""
         given = (*args, *kwargs.values())
         embedded = next(x for x in given if isinstance(x, Tensor) and x.ndim == 3).detach()
-        self.start = cached_length(given)
-        if self.start == 0 and not one_token_more(self.embedded, embedded):
+        self.start = _cached_length(given)
+        if self.start == 0 and not _one_token_more(self.embedded, embedded):
             self.n_prompt = embedded.shape[1]
         self.embedded = embedded
 
@@ -38,7 +38,7 @@ class Place:
         return place < self.n_prompt if positions == "prompt" else place >= self.n_prompt
 
 
-def cached_length(arguments: Iterable[Any]) -> int:
+def _cached_length(arguments: Iterable[Any]) -> int:
     """Tokens in the cache among the arguments of a block, of transformers or TransformerLens; 0 without one."""
     for x in arguments:
         if hasattr(x, "get_seq_length"):
@@ -48,7 +48,7 @@ def cached_length(arguments: Iterable[Any]) -> int:
     return 0
 
 
-def one_token_more(before: Tensor | None, now: Tensor) -> bool:
+def _one_token_more(before: Tensor | None, now: Tensor) -> bool:
     """Whether `now` (batch, pos, width) is `before` and one more token: a step of generation without a cache."""
     if before is None or now.shape != (before.shape[0], before.shape[1] + 1, before.shape[2]):
         return False

@@ -35,7 +35,7 @@ def bake(model: HookedModel, *interventions: Intervention) -> HookedModel:
     check_writable(interventions, gated=is_gated(model))
     copied = copy.deepcopy(model)
     copied.reset_hooks()
-    for projection, row in rewrites(copied, interventions):
+    for projection, row in _rewrites(copied, interventions):
         write(projection, row)
     return copied
 
@@ -61,7 +61,7 @@ def rewritten(model: HookedModel, interventions: Sequence[Intervention]) -> Iter
     """`baked` without its checks, for many small blocks whose neurons were checked together."""
     saved: list[tuple[Projection, LayerChange, Tensor, Tensor | None]] = []
     try:
-        for projection, row in rewrites(model, interventions):
+        for projection, row in _rewrites(model, interventions):
             bias = projection.bias
             saved.append((projection, row, projection.rows[row.index], None if bias is None else bias.detach().clone()))
             write(projection, row)
@@ -70,10 +70,10 @@ def rewritten(model: HookedModel, interventions: Sequence[Intervention]) -> Iter
         with torch.no_grad():
             for projection, row, rows, bias in reversed(saved):
                 projection.rows[row.index] = rows
-                restore_bias(projection, bias)
+                _restore_bias(projection, bias)
 
 
-def restore_bias(projection: Projection, bias: Tensor | None) -> None:
+def _restore_bias(projection: Projection, bias: Tensor | None) -> None:
     if bias is not None and projection.bias is not None:
         projection.bias.copy_(bias)
     elif projection.module is not None:
@@ -120,13 +120,13 @@ class LayerChange:
     offset: Float[Tensor, " changed"]
 
 
-def rewrites(model: HookedModel, interventions: Sequence[Intervention]) -> Iterator[tuple[Projection, LayerChange]]:
+def _rewrites(model: HookedModel, interventions: Sequence[Intervention]) -> Iterator[tuple[Projection, LayerChange]]:
     """What is to be written where, in order."""
     steps = changes(interventions, gated=is_gated(model))
     mlp_steps = [step for step in steps if step.part == "mlp"]
     for layer in range(model.cfg.n_layers):
         for row in layer_changes(mlp_steps, layer):
-            yield out_projection(model, layer), row
+            yield _out_projection(model, layer), row
     for step in steps:
         for layer in range(model.cfg.n_layers if step.part != "mlp" else 0):
             for row in layer_changes([step], layer):
@@ -141,7 +141,7 @@ def layer_changes(steps: Sequence[Change], layer: int) -> Iterator[LayerChange]:
             yield LayerChange(index, step.factor[layer, index], step.offset[layer, index])
 
 
-def out_projection(model: HookedModel, layer: int) -> Projection:
+def _out_projection(model: HookedModel, layer: int) -> Projection:
     mlp = model.blocks[layer].mlp
     if is_bridge(model):
         return hugging_face_projection(mlp.out.original_component)
@@ -154,11 +154,11 @@ def hugging_face_projection(module: torch.nn.Linear | Conv1D) -> Projection:
     return Projection(weight if isinstance(module, Conv1D) else weight.T, module, "bias")
 
 
-Columns = tuple[Float[Tensor, "head d_head d_model"], Float[Tensor, "head d_head"] | None]
+_Columns = tuple[Float[Tensor, "head d_head d_model"], Float[Tensor, "head d_head"] | None]
 """W_Q, W_K or W_V of one layer and its bias, as views of the parameters."""
 
 
-def columns(model: HookedModel, layer: int, part: str) -> Columns:
+def columns(model: HookedModel, layer: int, part: str) -> _Columns:
     attention = model.blocks[layer].attn
     if is_bridge(model):
         return linear_columns(getattr(attention, part).original_component, model.cfg.d_head)
@@ -168,7 +168,7 @@ def columns(model: HookedModel, layer: int, part: str) -> Columns:
     return weight.transpose(1, 2), bias
 
 
-def linear_columns(linear: torch.nn.Linear, d_head: int) -> Columns:
+def linear_columns(linear: torch.nn.Linear, d_head: int) -> _Columns:
     bias = None if linear.bias is None else linear.bias.detach().unflatten(0, (-1, d_head))
     return linear.weight.detach().unflatten(0, (-1, d_head)), bias
 

@@ -14,7 +14,7 @@ def perplexity_change(
 
     Colours are centred at 0. Random neurons stand in one last row, averaged over seeds.
     """
-    parts = [matrix[matrix.condition == CHOSEN], random_row(matrix)]
+    parts = [matrix[matrix.condition == CHOSEN], _random_row(matrix)]
     table = pd.concat([part for part in parts if len(part)], ignore_index=True)
     names = ("change", "low", "high", "nll", "n_neurons")
     change, *further = (grid(table, "group", "evaluated", name) for name in names)
@@ -29,7 +29,7 @@ def perplexity_change(
     return named_axes(figure).update_xaxes(side="bottom")
 
 
-def random_row(matrix: pd.DataFrame) -> pd.DataFrame:
+def _random_row(matrix: pd.DataFrame) -> pd.DataFrame:
     """The random neurons of every language, averaged over seeds, as the rows of one more group."""
     random = matrix[matrix.condition == RANDOM].groupby("evaluated", sort=False, as_index=False)
     means = random[["change", "low", "high", "nll", "n_neurons"]].mean()

@@ -7,7 +7,7 @@ import plotly.graph_objects as go
 from ..studies.deactivation import TOGETHER
 from .style import COLOURS, RANDOM_NEURONS, asymmetric, change_heatmap, grid, named_axes
 
-MEASURE_UNITS = {"accuracy": "share of right answers", "margin": "lead of the right answer, nats"}
+_MEASURE_UNITS = {"accuracy": "share of right answers", "margin": "lead of the right answer, nats"}
 
 
 def deactivation_bars(effects: pd.DataFrame, *, measure: str = "margin", language: str = TOGETHER) -> go.Figure:
@@ -16,7 +16,7 @@ def deactivation_bars(effects: pd.DataFrame, *, measure: str = "margin", languag
     Args:
         language: the one asked in; all together by default.
     """
-    part = effects_of(effects, measure)
+    part = _effects_of(effects, measure)
     if language not in set(part.language):
         known = ", ".join(part.language[part.language != TOGETHER].unique())
         raise ValueError(f"language must be one of this table's, {known}, got {language!r}")
@@ -38,13 +38,13 @@ def deactivation_bars(effects: pd.DataFrame, *, measure: str = "margin", languag
             hovertemplate=(
                 f"%{{x}}<br>{name} switched off<br>change %{{y:+.3f}}<br>95 % interval %{{customdata[0]:+.3f}} to "
                 f"%{{customdata[1]:+.3f}}<br>{measure} %{{customdata[2]:.3f}}, intact %{{customdata[3]:.3f}} "
-                f"({MEASURE_UNITS[measure]})<br>%{{customdata[4]}} questions<extra></extra>"
+                f"({_MEASURE_UNITS[measure]})<br>%{{customdata[4]}} questions<extra></extra>"
             ),
         )
     where = "all languages" if language == TOGETHER else language
     figure.update_layout(title=f"What answers lose without neurons ({where})", barmode="group")
     return figure.update_layout(
-        xaxis_title="neurons switched off", yaxis_title=f"change of {measure}<br>({MEASURE_UNITS[measure]})"
+        xaxis_title="neurons switched off", yaxis_title=f"change of {measure}<br>({_MEASURE_UNITS[measure]})"
     )
 
 
@@ -53,15 +53,15 @@ def deactivation_matrix(effects: pd.DataFrame, *, measure: str = "margin") -> go
 
     The last row is the mean over the random neurons of all rows.
     """
-    part = effects_of(effects, measure)
+    part = _effects_of(effects, measure)
     part = part[part.language != TOGETHER]
-    table = pd.concat([part, random_row(part)], ignore_index=True)
+    table = pd.concat([part, _random_row(part)], ignore_index=True)
     names = ("low", "high", "value", "intact", "beyond", "n_neurons")
     change, *further = (grid(table, "group", "language", name) for name in ("change", *names))
     hover = (
         "off: %{y} (%{customdata[5]:,.0f} neurons)<br>asked in %{x}<br>change %{z:+.3f}<br>95 % interval "
         f"%{{customdata[0]:+.3f}} to %{{customdata[1]:+.3f}}<br>{measure} %{{customdata[2]:.3f}}, intact "
-        f"%{{customdata[3]:.3f}} ({MEASURE_UNITS[measure]})<br>beyond random %{{customdata[4]:+.3f}}<extra></extra>"
+        f"%{{customdata[3]:.3f}} ({_MEASURE_UNITS[measure]})<br>beyond random %{{customdata[4]:+.3f}}<extra></extra>"
     )
     heat = change_heatmap(
         change, further, hover, f"change of<br>{measure}", texttemplate="%{z:+.2f}", reversescale=True
@@ -70,15 +70,15 @@ def deactivation_matrix(effects: pd.DataFrame, *, measure: str = "margin") -> go
     return named_axes(figure.update_layout(xaxis_title="language asked", yaxis_title="neurons switched off"))
 
 
-def random_row(part: pd.DataFrame) -> pd.DataFrame:
+def _random_row(part: pd.DataFrame) -> pd.DataFrame:
     """The random neurons of every language asked, averaged over groups, as the rows of one more group."""
     columns = {"random_change": "change", "random_low": "low", "random_high": "high", "random": "value"}
     means = part.groupby("language", sort=False, as_index=False)[[*columns, "intact"]].mean()
     return means.rename(columns=columns).assign(group=RANDOM_NEURONS, n_neurons=part.n_neurons.mean(), beyond=0.0)
 
 
-def effects_of(effects: pd.DataFrame, measure: str) -> pd.DataFrame:
+def _effects_of(effects: pd.DataFrame, measure: str) -> pd.DataFrame:
     """The rows of one measure."""
-    if measure not in MEASURE_UNITS:
-        raise ValueError(f"measure must be one of {', '.join(MEASURE_UNITS)}, got {measure!r}")
+    if measure not in _MEASURE_UNITS:
+        raise ValueError(f"measure must be one of {', '.join(_MEASURE_UNITS)}, got {measure!r}")
     return effects.loc[effects.measure == measure]

@@ -54,7 +54,7 @@ def steering_curve(
     for i, condition in enumerate(conditions):
         rows = table[table.condition == condition]
         rows = rows if condition == INTACT else pd.concat([baseline, rows])
-        for row, line in enumerate(curve_lines(rows.sort_values(x), x, CONDITION_WORDS[condition]), start=1):
+        for row, line in enumerate(_curve_lines(rows.sort_values(x), x, CONDITION_WORDS[condition]), start=1):
             figure.add_trace(line.update(marker={"color": COLOURS[i]}, mode="lines+markers"), row=row, col=1)
     figure.update_layout(title=title, height=560)
     figure.update_yaxes(title_text="in the target language", tickformat=".0%", range=[-0.03, 1.05], row=1, col=1)
@@ -66,7 +66,7 @@ def steering_curve(
     return figure.update_xaxes(title_text=x, row=2, col=1)
 
 
-def curve_lines(rows: pd.DataFrame, x: str, name: str) -> tuple[go.Scatter, go.Scatter]:
+def _curve_lines(rows: pd.DataFrame, x: str, name: str) -> tuple[go.Scatter, go.Scatter]:
     """One condition of a `steering_curve`: its share in the target language, and its perplexity."""
     share = go.Scatter(
         x=rows[x],

@@ -7,9 +7,9 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-CHANGES = "RdBu_r"
+_CHANGES = "RdBu_r"
 
-AMOUNTS = "Viridis"
+_AMOUNTS = "Viridis"
 
 COLOURS = ("#0b6e75", "#d1603d", "#5b7fd4", "#b8952d", "#7a5aa6", "#3f9b5f", "#c44d80", "#7d8590", "#8a6d3b", "#2aa1c0")
 
@@ -28,7 +28,7 @@ def overlap_heatmap(table: pd.DataFrame, hover: str, title: str, **options: Any)
         z=values,
         x=list(table.columns),
         y=list(table.index),
-        colorscale=AMOUNTS,
+        colorscale=_AMOUNTS,
         colorbar={"title": {"text": "Jaccard<br>overlap"}},
         hovertemplate=hover,
         **options,
@@ -47,7 +47,7 @@ def change_heatmap(
         x=list(change.columns),
         y=list(change.index),
         customdata=np.stack([table.to_numpy() for table in further], axis=-1),
-        colorscale=CHANGES,
+        colorscale=_CHANGES,
         zmid=0,
         zmin=-reach,
         zmax=reach,
@@ -64,7 +64,7 @@ def share_heatmap(share: pd.DataFrame, further: Sequence[pd.DataFrame], hover: s
         x=list(share.columns),
         y=list(share.index),
         customdata=np.stack([table.to_numpy() for table in further], axis=-1),
-        colorscale=AMOUNTS,
+        colorscale=_AMOUNTS,
         zmin=0,
         zmax=1,
         colorbar={"title": {"text": colorbar}, "tickformat": ".0%"},
@@ -84,9 +84,9 @@ def grid(table: pd.DataFrame, row: str, column: str, value: str) -> pd.DataFrame
     return wide.loc[table[row].unique(), table[column].unique()]
 
 
-Numbers = pd.Series | np.ndarray
+_Numbers = pd.Series | np.ndarray
 
 
-def asymmetric(middle: Numbers, low: Numbers, high: Numbers) -> dict[str, Any]:
+def asymmetric(middle: _Numbers, low: _Numbers, high: _Numbers) -> dict[str, Any]:
     """Error bars from an interval."""
     return {"type": "data", "symmetric": False, "array": high - middle, "arrayminus": middle - low}

@@ -9,7 +9,7 @@ from .style import CHANGE_UNITS, COLOURS, asymmetric
 
 CONDITION_WORDS = {CHOSEN: "chosen neurons", RANDOM: "random neurons"}
 """How a condition of a sweep is said."""
-SYMBOLS = {CHOSEN: "circle", RANDOM: "x"}
+_SYMBOLS = {CHOSEN: "circle", RANDOM: "x"}
 
 
 def sweep_effects(effects: pd.DataFrame) -> go.Figure:
@@ -27,7 +27,7 @@ def sweep_effects(effects: pd.DataFrame) -> go.Figure:
         panel = effects[(effects.evaluation == evaluation) & (effects.measure == measure)]
         for where, condition in panel[["where", "condition"]].drop_duplicates().itertuples(index=False, name=None):
             part = panel[(panel["where"] == where) & (panel.condition == condition)]
-            trace = sweep_points(part, f"{where}, {CONDITION_WORDS[condition]}", SYMBOLS[condition], colours[where])
+            trace = _sweep_points(part, f"{where}, {CONDITION_WORDS[condition]}", _SYMBOLS[condition], colours[where])
             trace.update(showlegend=trace.name not in named)
             figure.add_trace(trace, row=1, col=col)
             named.add(trace.name)
@@ -38,7 +38,7 @@ def sweep_effects(effects: pd.DataFrame) -> go.Figure:
     return figure.update_layout(title="What the settings of the sweep change", height=height, scattermode="group")
 
 
-def sweep_points(part: pd.DataFrame, name: str, symbol: str, colour: str) -> go.Scatter:
+def _sweep_points(part: pd.DataFrame, name: str, symbol: str, colour: str) -> go.Scatter:
     """The settings of one kind of neurons and text in one panel of `sweep_effects`."""
     return go.Scatter(
         x=part.change,

@@ -19,9 +19,9 @@ from .run import Run
 from .section import SIGNED, Figure, Section, Shown, drawing, filled
 from .tables import column, language_column
 
-ENDS = ("", "_low", "_high")
-NATS, BITS = "nats per token", "bits per byte"
-COLUMNS = (
+_ENDS = ("", "_low", "_high")
+_NATS, _BITS = "nats per token", "bits per byte"
+_COLUMNS = (
     language_column(),
     column("size", "neurons", "{:,}"),
     column("other_size", "neurons there", "{:,}"),
@@ -55,21 +55,21 @@ def compared(mine: Run, theirs: Run) -> Shown:
                 f"runs to compare must have {NEURONS} and {MATRIX}, got {run.folder} without "
                 f"{NEURONS if not run.has(NEURONS) else MATRIX}; add it, or choose another run"
             )
-    same = same_model(mine.neurons, theirs.neurons)
-    unit = NATS if same else BITS
+    same = _same_model(mine.neurons, theirs.neurons)
+    unit = _NATS if same else _BITS
     table = comparison(mine, theirs, unit)
     section = Section(
         "comparison",
         f"Compared with {theirs.folder.name}",
-        caption=notes(mine, theirs, same),
-        columns=COLUMNS,
+        caption=_notes(mine, theirs, same),
+        columns=_COLUMNS,
     )
     name = theirs.folder.name
-    figure = Figure("comparison-own", (), lambda: own_effects(table, name, unit), "Error bars: 95 % intervals.", True)
+    figure = Figure("comparison-own", (), lambda: _own_effects(table, name, unit), "Error bars: 95 % intervals.", True)
     return filled(section, table, [drawing(figure, figure.draw())], differences(table, unit))
 
 
-def same_model(mine: NeuronSet, theirs: NeuronSet) -> bool:
+def _same_model(mine: NeuronSet, theirs: NeuronSet) -> bool:
     """Whether a neuron of one is the neuron of that place in the other."""
     alike = mine.masks.shape[1:] == theirs.masks.shape[1:] and mine.part == theirs.part
     return bool(alike and mine.model_fingerprint == theirs.model_fingerprint)
@@ -81,7 +81,7 @@ def comparison(mine: Run, theirs: Run, unit: str) -> pd.DataFrame:
     The overlap is NaN where the neurons cannot be matched. Intervals of differences are made as if the two runs were
     independent.
     """
-    ours, others = effects_by_language(mine, unit), effects_by_language(theirs, unit)
+    ours, others = _effects_by_language(mine, unit), _effects_by_language(theirs, unit)
     both = [k for k in ours.index if k in others.index]
     if not both:
         raise ValueError(
@@ -90,19 +90,19 @@ def comparison(mine: Run, theirs: Run, unit: str) -> pd.DataFrame:
         )
     table = ours.loc[both].join(others.loc[both].add_prefix("other_"))
     table["jaccard"] = np.nan
-    if same_model(mine.neurons, theirs.neurons):
+    if _same_model(mine.neurons, theirs.neurons):
         table["jaccard"] = mine.neurons.take(both).agreement(theirs.neurons.take(both))
     for name, to in (("own", "difference"), ("elsewhere", "elsewhere_difference")):
-        mine_theirs = (tuple(table[f"{run}{name}{end}"].to_numpy() for end in ENDS) for run in ("", "other_"))
-        for end, values in zip(ENDS, difference(*mine_theirs), strict=True):
+        mine_theirs = (tuple(table[f"{run}{name}{end}"].to_numpy() for end in _ENDS) for run in ("", "other_"))
+        for end, values in zip(_ENDS, difference(*mine_theirs), strict=True):
             table[f"{to}{end}"] = values
     return table.rename_axis("language").reset_index()
 
 
-def effects_by_language(run: Run, unit: str) -> pd.DataFrame:
+def _effects_by_language(run: Run, unit: str) -> pd.DataFrame:
     """By language: size of its set; own and elsewhere (mean over the other languages), each with low and high."""
     matrix, sizes = run.read(MATRIX), run.neurons.sizes()
-    scale = matrix.n_tokens / matrix.n_bytes / math.log(2) if unit == BITS else 1.0
+    scale = matrix.n_tokens / matrix.n_bytes / math.log(2) if unit == _BITS else 1.0
     matrix = matrix.assign(**{name: matrix[name] * scale for name in ("change", "low", "high")})
     rows = {}
     for language in sizes.index:
@@ -134,7 +134,7 @@ def differences(table: pd.DataFrame, unit: str) -> list[str]:
     return sentences
 
 
-def notes(mine: Run, theirs: Run, same: bool) -> str:
+def _notes(mine: Run, theirs: Run, same: bool) -> str:
     """What is compared, and what is not comparable."""
     methods = [f"{spoken(run.neurons.method)} on {run.neurons.model or 'an unknown model'}" for run in (mine, theirs)]
     said = [f"Here: {methods[0]}; there: {methods[1]}."]
@@ -159,7 +159,7 @@ def notes(mine: Run, theirs: Run, same: bool) -> str:
     return " ".join(said)
 
 
-def own_effects(table: pd.DataFrame, name: str, unit: str) -> go.Figure:
+def _own_effects(table: pd.DataFrame, name: str, unit: str) -> go.Figure:
     """Bars: own effect of every language in both runs, with 95 % intervals."""
     bars = []
     for prefix, run, colour in (("", "here", COLOURS[0]), ("other_", name, COLOURS[1])):

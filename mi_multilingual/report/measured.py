@@ -2,11 +2,11 @@
 
 import numpy as np
 
-Measured = tuple[np.ndarray, np.ndarray, np.ndarray]
+_Measured = tuple[np.ndarray, np.ndarray, np.ndarray]
 """Numbers, and the lower and upper ends of their 95 % intervals."""
 
 
-def difference(mine: Measured, theirs: Measured) -> Measured:
+def difference(mine: _Measured, theirs: _Measured) -> _Measured:
     """`mine - theirs` and its 95 % interval from the two intervals, as if the two were independent.
 
     Where they are measured on the same text, the interval is wider than it needs to be.

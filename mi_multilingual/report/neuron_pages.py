@@ -44,9 +44,9 @@ def neuron_data(run: Run) -> dict[str, Any] | None:
         "threshold": stats.threshold,
         "index": [f"{layer}.{j}" for layer, j in index] if index is not None else None,
         "active": flat["active"],
-        "mean": [rounded(x) for x in flat["mean"]],
-        "maximum": [rounded(x) for x in flat["maximum"]],
-        "entropy": [rounded(x) for x in lape_entropy(stats).flatten()[rows].tolist()],
+        "mean": [_rounded(x) for x in flat["mean"]],
+        "maximum": [_rounded(x) for x in flat["maximum"]],
+        "entropy": [_rounded(x) for x in lape_entropy(stats).flatten()[rows].tolist()],
         "members": members(neurons) if neurons else {},
         "names": {name: named(name) for name in [*stats.languages, *(neurons or ())]},
         "examples": examples(run.read(NEURON_EXAMPLES)) if run.has(NEURON_EXAMPLES) else {},
@@ -54,7 +54,7 @@ def neuron_data(run: Run) -> dict[str, Any] | None:
     }
 
 
-def rounded(x: float) -> float | int | None:
+def _rounded(x: float) -> float | int | None:
     """Three significant digits, which is what a reader sees; None for what is not finite."""
     if not math.isfinite(x):
         return None
@@ -77,7 +77,7 @@ def examples(table: pd.DataFrame) -> dict[str, dict[str, list[list[Any]]]]:
     for row in table.sort_values("rank", kind="stable").itertuples():
         texts, values, peak = whole_characters(list(row.tokens), list(row.activations), row.peak)
         by_language = found.setdefault(f"{row.layer}.{row.neuron}", {})
-        by_language.setdefault(row.language, []).append([peak, texts, [rounded(x) for x in values]])
+        by_language.setdefault(row.language, []).append([peak, texts, [_rounded(x) for x in values]])
     return found
 
 
@@ -104,5 +104,5 @@ def logits(table: pd.DataFrame) -> dict[str, list[list[list[Any]]]]:
     found: dict[str, list[list[list[Any]]]] = {}
     for row in table.sort_values("rank", kind="stable").itertuples():
         both = found.setdefault(f"{row.layer}.{row.neuron}", [[], []])
-        both[row.direction == "suppressed"].append([row.token, rounded(row.effect)])
+        both[row.direction == "suppressed"].append([row.token, _rounded(row.effect)])
     return found

@@ -51,7 +51,7 @@ def write_report(folder: Path | str, *, compare: Path | str | None = None) -> Pa
 
 def page(run: Run, parts: list[Shown]) -> str:
     """The whole page."""
-    scripts = [get_plotlyjs().replace("\r\n", "\n"), asset("report.js")]
+    scripts = [get_plotlyjs().replace("\r\n", "\n"), _asset("report.js")]
     neurons = neuron_data(run)
     about_neurons = json.dumps(neurons, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     figures = ",".join(f"{json.dumps(f['id'])}:{f['json']}" for part in parts for f in part.figures)
@@ -67,7 +67,7 @@ def page(run: Run, parts: list[Shown]) -> str:
             made=run.made(),
             neurons=neurons is not None,
             data=f'{{"figures":{{{figures}}},"neurons":{about_neurons}}}',
-            style=asset("report.css"),
+            style=_asset("report.css"),
             scripts=scripts,
             hashes=[base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in scripts],
         )
@@ -85,7 +85,7 @@ def lead(run: Run) -> str:
     )
 
 
-def asset(name: str) -> str:
+def _asset(name: str) -> str:
     return resources.files(__package__).joinpath("templates", name).read_text(encoding="utf-8")
 
 

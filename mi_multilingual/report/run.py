@@ -15,9 +15,9 @@ from ..patching.conditions import CHOSEN, INTACT, RANDOM
 from ..storage import load
 from .files import ABOUT, MEMBERSHIP, NEURONS, STATS
 
-NOUNS = {STATS: ActivationStats, NEURONS: NeuronSet, MEMBERSHIP: NeuronScores}
+_NOUNS = {STATS: ActivationStats, NEURONS: NeuronSet, MEMBERSHIP: NeuronScores}
 """What a file must hold, where only one noun will do."""
-OUTDATED = ({"ablated"}, {"off", "beyond"}, {"where", "neurons"})
+_OUTDATED = ({"ablated"}, {"off", "beyond"}, {"where", "neurons"})
 """Columns by which a table of version 0.1 is known, whose controls shared a column with the names of groups."""
 
 
@@ -41,7 +41,7 @@ class Run:
         if name not in self.known:
             path = self.folder / name
             is_noun = path.suffix == ".safetensors"
-            self.known[name] = load(path, NOUNS.get(name)) if is_noun else checked(read_table(path), path)
+            self.known[name] = load(path, _NOUNS.get(name)) if is_noun else checked(_read_table(path), path)
         return self.known[name]
 
     @property
@@ -66,7 +66,7 @@ class Run:
         return made | self.about()
 
 
-def read_table(path: Path) -> pd.DataFrame:
+def _read_table(path: Path) -> pd.DataFrame:
     if path.suffix == ".json":
         return pd.DataFrame(json.loads(path.read_text(encoding="utf-8")))
     return pd.read_parquet(path)
@@ -75,7 +75,7 @@ def read_table(path: Path) -> pd.DataFrame:
 def checked(table: pd.DataFrame, path: Path) -> pd.DataFrame:
     """The table, unless version 0.1 wrote it."""
     conditions = set(table.condition) if "condition" in table else set()
-    if conditions - {INTACT, CHOSEN, RANDOM} or any(columns <= set(table) for columns in OUTDATED):
+    if conditions - {INTACT, CHOSEN, RANDOM} or any(columns <= set(table) for columns in _OUTDATED):
         raise ValueError(
             f"{path} must have the columns condition and group, got {', '.join(map(str, table.columns))}: it was "
             "written by mi_multilingual 0.1; make it again"

@@ -68,7 +68,7 @@ def shown(section: Section, run: Run) -> Shown | None:
     drawn = [
         drawing(figure, figure.draw(*map(run.read, figure.files)))
         for figure in section.figures
-        if run.has(*figure.files) and not any(is_empty(run.read(name)) for name in figure.files)
+        if run.has(*figure.files) and not any(_is_empty(run.read(name)) for name in figure.files)
     ]
     table = pd.DataFrame()
     if section.files and run.has(*section.files):
@@ -78,7 +78,7 @@ def shown(section: Section, run: Run) -> Shown | None:
     return filled(section, table, drawn, section.findings(*map(run.read, section.files)))
 
 
-def is_empty(content: Any) -> bool:
+def _is_empty(content: Any) -> bool:
     return isinstance(content, pd.DataFrame) and content.empty
 
 

@@ -16,8 +16,8 @@ from ..patching.conditions import NOT_RANDOM
 from .languages import named
 
 LONGEST = 2000  # rows of a table in the page
-SHORT_TEXT = 30  # characters that stand in one line
-MISSING = "–"
+_SHORT_TEXT = 30  # characters that stand in one line
+_MISSING = "–"
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Cell:
         return json.dumps(self.values, ensure_ascii=False)
 
 
-INTERVAL = Column(("low", "high"), "95 % interval")
+_INTERVAL = Column(("low", "high"), "95 % interval")
 NEURON = Column(("layer", "neuron"), "neuron", "{}.{}", "#neuron-{}.{}")
 SEED = Column(("seed",), "seed", "{:.0f}")
 
@@ -70,7 +70,7 @@ def said(words: Mapping[str, str]) -> Callable[[str], str]:
 
 def interval(form: str) -> Column:
     """The columns low and high, each written in this form."""
-    return Column(INTERVAL.names, INTERVAL.title, f"{form} to {form}")
+    return Column(_INTERVAL.names, _INTERVAL.title, f"{form} to {form}")
 
 
 def seeds_where_random(table: pd.DataFrame) -> pd.DataFrame:
@@ -85,7 +85,7 @@ def described(table: pd.DataFrame, columns: Sequence[Column]) -> list[Column]:
         return known
     found: dict[tuple[str, ...], Column] = {}
     for name in table.columns:
-        form = form_of(table[name])
+        form = _form_of(table[name])
         for pair in (NEURON, interval(form)):
             if name in pair.names and has >= set(pair.names):
                 found.setdefault(pair.names, pair)
@@ -95,7 +95,7 @@ def described(table: pd.DataFrame, columns: Sequence[Column]) -> list[Column]:
     return list(found.values())
 
 
-def form_of(values: pd.Series) -> str:
+def _form_of(values: pd.Series) -> str:
     """How a column is written that nobody described."""
     if pd.api.types.is_bool_dtype(values) or not pd.api.types.is_numeric_dtype(values):
         return "{}"
@@ -125,7 +125,7 @@ def plain(value: Any) -> Any:
 
 def cell(column: Column, values: list[Any]) -> Cell:
     if any(v is None for v in values):
-        return Cell(MISSING, values)
+        return Cell(_MISSING, values)
     words = [column.words(v) if isinstance(v, str) else v for v in values]
     return Cell(column.form.format(*words), values, column.link.format(*values) if column.link else "")
 
@@ -135,4 +135,4 @@ def style(table: pd.DataFrame, column: Column) -> str:
     values = table[column.names[0]]
     if pd.api.types.is_numeric_dtype(values):
         return ""
-    return "text long" if values.astype(str).str.len().max() > SHORT_TEXT else "text"
+    return "text long" if values.astype(str).str.len().max() > _SHORT_TEXT else "text"

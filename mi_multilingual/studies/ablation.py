@@ -13,8 +13,8 @@ from ..patching.changes import check_fits
 from ..patching.conditions import RANDOM, Condition, measured, with_controls
 from ..tokens import Reading
 
-LABELS = ("condition", "group", "evaluated", "seed", "n_neurons")
-LOSSES = ("change", "low", "high", "nll", "ppl", "bits_per_byte", "n_tokens", "n_bytes", "n_rows")
+_LABELS = ("condition", "group", "evaluated", "seed", "n_neurons")
+_LOSSES = ("change", "low", "high", "nll", "ppl", "bits_per_byte", "n_tokens", "n_bytes", "n_rows")
 
 
 def perplexity_matrix(
@@ -69,4 +69,4 @@ def perplexity_matrix(
     conditions = [Condition(), *with_controls(neurons, seeds)]
     conditions = [c for c in conditions if c.labels["condition"] != RANDOM or c.labels["group"] in rows]
     table = measured(model, conditions, cells, title="perplexity matrix", progress=progress)
-    return pd.DataFrame(table, columns=[*LABELS, *LOSSES])
+    return pd.DataFrame(table, columns=[*_LABELS, *_LOSSES])

@@ -32,9 +32,9 @@ from ..patching.conditions import (
 )
 from ..tokens import DOCUMENTS
 
-ASKED = ("id", "language", "task")
-LABELS = ("condition", "group", "seed", "n_neurons")
-MEASURES = {"accuracy": "correct", "margin": "margin"}
+_ASKED = ("id", "language", "task")
+_LABELS = ("condition", "group", "seed", "n_neurons")
+_MEASURES = {"accuracy": "correct", "margin": "margin"}
 TOGETHER = ""
 """Stands for all languages together in the column `language` of the effects."""
 
@@ -107,12 +107,12 @@ def deactivation_study(
             "seeds must hold at least one number, got none; random neurons are what others are held against"
         )
     if neurons is None:
-        rows = without_types(model, questions, threshold, seeds, bos, progress)
+        rows = _without_types(model, questions, threshold, seeds, bos, progress)
     else:
         check_groups(model, neurons)
         asked = [question for same in questions for question in same]
-        rows = answers_under(model, asked, list(with_controls(neurons, seeds)), progress)
-    return pd.DataFrame(rows, columns=[*ASKED, *LABELS, "margin", "correct"])
+        rows = _answers_under(model, asked, list(with_controls(neurons, seeds)), progress)
+    return pd.DataFrame(rows, columns=[*_ASKED, *_LABELS, "margin", "correct"])
 
 
 def checked_questions(model: HookedModel, items: Sequence[Item], bos: str = "tokenizer") -> list[list[Question]]:
@@ -128,7 +128,7 @@ def checked_questions(model: HookedModel, items: Sequence[Item], bos: str = "tok
     return [[Question(i, tuple(continuations(model, i.prompt, i.choices, bos=bos))) for i in same] for same in parallel]
 
 
-def without_types(
+def _without_types(
     model: HookedModel,
     questions: Sequence[list[Question]],
     threshold: float,
@@ -142,7 +142,7 @@ def without_types(
     bar = tqdm(typed, desc="switching off", total=len(questions), unit="question", disable=not progress)
     for number, (same, types) in enumerate(bar):
         conditions = list(with_controls(types, seeds, number=number, n_sets=len(questions)))
-        rows += answers_under(model, same, conditions, progress=False)
+        rows += _answers_under(model, same, conditions, progress=False)
     return rows
 
 
@@ -166,7 +166,7 @@ def question_types(
         yield same, NeuronSet(torch.stack([kind == i for i in range(len(TYPES))]), TYPES, "sharing")
 
 
-def answers_under(
+def _answers_under(
     model: HookedModel, questions: Sequence[Question], conditions: Sequence[Condition], progress: bool
 ) -> list[dict[str, Any]]:
     """Rows of `deactivation_study` for some questions, of the intact model and under each condition."""
@@ -175,7 +175,7 @@ def answers_under(
     def answered(condition: Condition) -> Iterator[dict[str, Any]]:
         found = margins(model, questions) if condition.interventions else intact
         for question, value in zip(questions, found, strict=True):
-            asked = {name: getattr(question.item, name) for name in ASKED}
+            asked = {name: getattr(question.item, name) for name in _ASKED}
             yield {**asked, "margin": value, "correct": value > 0}
 
     return measured(model, [Condition(), *conditions], answered, title="switching off", progress=progress)
@@ -213,7 +213,7 @@ def deactivation_effects(answers: pd.DataFrame) -> pd.DataFrame:
         ValueError: no row, a question that lacks an answer or has one twice, a language without a name, or a margin
             that is not finite.
     """
-    check_answers(answers)
+    _check_answers(answers)
     under = ["condition", "group", "seed"]
     together = answers.groupby(["id", *under], sort=False)[["correct", "margin", "n_neurons"]].mean()
     parts = {**dict(iter(answers.groupby("language", sort=False))), TOGETHER: together.reset_index()}
@@ -221,7 +221,7 @@ def deactivation_effects(answers: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for language, part in parts.items():
         sizes = part[part.condition == CHOSEN].groupby("group")["n_neurons"].mean()
-        for measure, column in MEASURES.items():
+        for measure, column in _MEASURES.items():
             wide = part.pivot(index="id", columns=under, values=column).astype(float)
             for group in groups:
                 cell = {"group": group, "language": language, "measure": measure, "n_items": len(wide)}
@@ -229,7 +229,7 @@ def deactivation_effects(answers: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def check_answers(answers: pd.DataFrame) -> None:
+def _check_answers(answers: pd.DataFrame) -> None:
     """Raise unless every question is answered once in each language under every condition."""
     if missing := {INTACT, CHOSEN, RANDOM} - set(answers.condition):
         raise ValueError(f"answers must be of every condition, got none that is {min(missing)!r}; give whole studies")

@@ -17,7 +17,7 @@ from ..patching.changes import check_fits
 from ..patching.conditions import RANDOM, Condition, labelled, measured, with_controls
 from ..tokens import DOCUMENTS, Reading
 
-LossChanges = Mapping[tuple[str, str], np.ndarray]
+_LossChanges = Mapping[tuple[str, str], np.ndarray]
 """Change of every row's summed loss, by (language whose neurons are off, language of the text)."""
 
 
@@ -74,7 +74,7 @@ def leaderboard(
                 f"every detector must have neurons for {missing[0]!r}, {name!r} has {', '.join(neurons.groups)}"
             )
         check_fits(model, neurons)
-    conditions = detector_conditions({name: n.take(corpus.languages) for name, n in detected.items()}, seeds)
+    conditions = _detector_conditions({name: n.take(corpus.languages) for name, n in detected.items()}, seeds)
     rows = corpus_rows(model, corpus, reading)
     intact = corpus_losses(model, rows)
 
@@ -86,13 +86,13 @@ def leaderboard(
     n_tokens = {k: loss.n_tokens.numpy() for k, loss in intact.items()}
     by = ["condition", "detector"]
     table = [
-        {**part.iloc[0][by], "n_neurons": part.n_neurons.mean(), **summary(over_seeds(part), n_tokens)}
+        {**part.iloc[0][by], "n_neurons": part.n_neurons.mean(), **summary(_over_seeds(part), n_tokens)}
         for _, part in found.groupby(by, sort=False)
     ]
     return pd.DataFrame(table).sort_values("specificity", ascending=False, ignore_index=True)
 
 
-def detector_conditions(detected: Mapping[str, NeuronSet], seeds: Sequence[int]) -> list[Condition]:
+def _detector_conditions(detected: Mapping[str, NeuronSet], seeds: Sequence[int]) -> list[Condition]:
     """Every detector's neurons off, and random ones in place of the first detector's."""
     found = []
     for i, (name, neurons) in enumerate(detected.items()):
@@ -102,13 +102,13 @@ def detector_conditions(detected: Mapping[str, NeuronSet], seeds: Sequence[int])
     return found
 
 
-def over_seeds(part: pd.DataFrame) -> LossChanges:
+def _over_seeds(part: pd.DataFrame) -> _LossChanges:
     """The changes of one detector, mean over seeds."""
     cells = part.groupby(["group", "evaluated"], sort=False).change
     return {cell: np.mean(list(changes), axis=0) for cell, changes in cells}
 
 
-def summary(changes: LossChanges, n_tokens: Mapping[str, np.ndarray], *, seed: int = 0) -> dict[str, float]:
+def summary(changes: _LossChanges, n_tokens: Mapping[str, np.ndarray], *, seed: int = 0) -> dict[str, float]:
     """own, elsewhere, specificity, its bootstrap interval, and hits."""
     languages = list(n_tokens)
     random = np.random.default_rng(seed)

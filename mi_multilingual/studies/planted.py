@@ -18,13 +18,13 @@ from ..models.hooked import HookedModel, fingerprint
 from ..models.loading import load_model
 from ..neurons import NeuronSet
 
-BOS, PAD = "<s>", "<pad>"
-WIDTH, WINDOW = 64, 64
-CAUSAL, DECOYS, PAIRS, FREQUENT = 6, 6, 2, 6
-WORDS_PER_DOCUMENT = 20
-BIASES = {"frequent": 1.0, "dead": -20.0}
+BOS, _PAD = "<s>", "<pad>"
+_WIDTH, _WINDOW = 64, 64
+CAUSAL, DECOYS, PAIRS, _FREQUENT = 6, 6, 2, 6
+_WORDS_PER_DOCUMENT = 20
+_BIASES = {"frequent": 1.0, "dead": -20.0}
 """Biases of neurons whose input is not +1 in their languages and -1 elsewhere, on average over words."""
-OTHER_NOISE = 0.6
+_OTHER_NOISE = 0.6
 """Spread of the input of neurons that read no language."""
 
 
@@ -67,15 +67,18 @@ def planted_model(
         ValueError: fewer than two languages, or more neurons of a kind than there are.
     """
     n_neurons = n_layers * neurons_per_layer
-    kinds = kinds_of_neurons(n_languages, n_neurons)
+    kinds = _kinds_of_neurons(n_languages, n_neurons)
     random = np.random.default_rng(seed)
     words = [f"l{k}w{i}" for k in range(n_languages) for i in range(words_per_language)]
-    tokenizer = word_tokenizer(words)
+    tokenizer = _word_tokenizer(words)
     language_of = torch.arange(len(words)) // words_per_language
-    reads, writes = directions(random, 2 * n_languages)[:n_languages], directions(random, 2 * n_languages)[n_languages:]
-    embedding = embeddings(random, language_of, reads, writes)
-    neurons = planted_neurons(random, kinds, embedding, reads, writes, effect=effect, noise=noise)
-    model = load_model(opt_of(tokenizer, embedding, writes[language_of], neurons, n_layers), tokenizer=tokenizer)
+    reads, writes = (
+        _directions(random, 2 * n_languages)[:n_languages],
+        _directions(random, 2 * n_languages)[n_languages:],
+    )
+    embedding = _embeddings(random, language_of, reads, writes)
+    neurons = _planted_neurons(random, kinds, embedding, reads, writes, effect=effect, noise=noise)
+    model = load_model(_opt_of(tokenizer, embedding, writes[language_of], neurons, n_layers), tokenizer=tokenizer)
     names = tuple(f"l{k}" for k in range(n_languages))
     parameters = {"effect": effect, "noise": noise, "seed": seed}
     sets = [
@@ -87,20 +90,20 @@ def planted_model(
     return Planted(model, *sets)
 
 
-def kinds_of_neurons(n_languages: int, n_neurons: int) -> list[str]:
+def _kinds_of_neurons(n_languages: int, n_neurons: int) -> list[str]:
     """The kind of every neuron, before they are put at random places."""
-    n_special = n_languages * (CAUSAL + DECOYS) + (n_languages // 2) * PAIRS + FREQUENT
+    n_special = n_languages * (CAUSAL + DECOYS) + (n_languages // 2) * PAIRS + _FREQUENT
     if n_languages < 2 or n_special + n_neurons // 4 > n_neurons:
         raise ValueError(
             f"n_languages must be at least 2 and small enough for {n_neurons} neurons, got {n_languages}, which need "
             f"{n_special} neurons beside dead and background ones; give fewer languages or more neurons"
         )
     kinds = ["causal"] * (n_languages * CAUSAL) + ["decoy"] * (n_languages * DECOYS)
-    kinds += ["pair"] * (n_languages // 2 * PAIRS) + ["frequent"] * FREQUENT + ["dead"] * (n_neurons // 4)
+    kinds += ["pair"] * (n_languages // 2 * PAIRS) + ["frequent"] * _FREQUENT + ["dead"] * (n_neurons // 4)
     return kinds + ["background"] * (n_neurons - len(kinds))
 
 
-def languages_read(kind: str, number: int, n_languages: int) -> list[int]:
+def _languages_read(kind: str, number: int, n_languages: int) -> list[int]:
     """The languages whose directions the neuron of this number reads."""
     if kind in ("causal", "decoy"):
         return [number % n_languages]
@@ -108,17 +111,17 @@ def languages_read(kind: str, number: int, n_languages: int) -> list[int]:
     return [first, first + 1] if kind == "pair" else []
 
 
-def embeddings(
+def _embeddings(
     random: np.random.Generator,
     language_of: Int[Tensor, " word"],
     reads: Float[Tensor, "language d_model"],
     writes: Float[Tensor, "language d_model"],
 ) -> Float[Tensor, "bos_and_word d_model"]:
     """The direction of each word's language and one of its own."""
-    own = torch.from_numpy(random.normal(size=(1 + len(language_of), WIDTH))).float()
-    own = unit(without(own - own.mean(dim=1, keepdim=True), torch.cat([reads, writes])))
+    own = torch.from_numpy(random.normal(size=(1 + len(language_of), _WIDTH))).float()
+    own = _unit(without(own - own.mean(dim=1, keepdim=True), torch.cat([reads, writes])))
     # BOS has no language, but a vector of full length: the final norm would blow up what is written on top of none.
-    return WIDTH**0.5 * torch.cat([own[:1], unit(reads[language_of] + own[1:])])
+    return _WIDTH**0.5 * torch.cat([own[:1], _unit(reads[language_of] + own[1:])])
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,7 +135,7 @@ class PlantedNeurons:
     correlational: Bool[Tensor, "language neuron"]
 
 
-def planted_neurons(
+def _planted_neurons(
     random: np.random.Generator,
     kinds: Sequence[str],
     embedding: Float[Tensor, "bos_and_word d_model"],
@@ -145,18 +148,21 @@ def planted_neurons(
     """A neuron of every kind in the list, at a random place."""
     n, n_languages = len(kinds), len(reads)
     found = PlantedNeurons(
-        torch.zeros(n, WIDTH), torch.zeros(n), torch.zeros(n, WIDTH), *torch.zeros(2, n_languages, n, dtype=torch.bool)
+        torch.zeros(n, _WIDTH),
+        torch.zeros(n),
+        torch.zeros(n, _WIDTH),
+        *torch.zeros(2, n_languages, n, dtype=torch.bool),
     )
     # What a direction of unit length reads off an embedding of its language.
     at_language = float((embedding[1] @ reads[0]).item())
     for i, (kind, j) in enumerate(zip(kinds, random.permutation(n).tolist(), strict=True)):
-        mine = languages_read(kind, i, n_languages)
-        scatter = torch.from_numpy(random.normal(size=WIDTH)).float()
-        scatter = unit(without((scatter - scatter.mean())[None], torch.cat([reads, writes])))[0]
+        mine = _languages_read(kind, i, n_languages)
+        scatter = torch.from_numpy(random.normal(size=_WIDTH)).float()
+        scatter = _unit(without((scatter - scatter.mean())[None], torch.cat([reads, writes])))[0]
         spread = float((embedding[1:] @ scatter).std())
-        own_noise = noise if mine else OTHER_NOISE
+        own_noise = noise if mine else _OTHER_NOISE
         found.w_in[j] = scatter * own_noise / spread + reads[mine].sum(dim=0) * 2 / at_language
-        found.b_in[j] = BIASES.get(kind, -1.0)
+        found.b_in[j] = _BIASES.get(kind, -1.0)
         if kind == "causal":
             found.w_out[j] = writes[mine[0]] * effect / CAUSAL
         elif kind in ("frequent", "background"):
@@ -173,14 +179,14 @@ def planted_text(planted: Planted, n_tokens: int, *, seed: int = 0) -> Corpus:
     documents = {}
     for name in planted.causal.groups:
         words = np.array(sorted(word for word in vocabulary if word.startswith(f"{name}w")))
-        n_documents = max(2, n_tokens // WORDS_PER_DOCUMENT)
-        documents[name] = tuple(" ".join(random.choice(words, WORDS_PER_DOCUMENT)) for _ in range(n_documents))
+        n_documents = max(2, n_tokens // _WORDS_PER_DOCUMENT)
+        documents[name] = tuple(" ".join(random.choice(words, _WORDS_PER_DOCUMENT)) for _ in range(n_documents))
     return Corpus(documents, f"planted text, seed {seed}")
 
 
-def directions(random: np.random.Generator, n: int) -> Float[Tensor, "n d_model"]:
+def _directions(random: np.random.Generator, n: int) -> Float[Tensor, "n d_model"]:
     """`n` orthonormal directions of mean zero, which a layer norm leaves as they are."""
-    columns = np.column_stack([np.ones(WIDTH), random.normal(size=(WIDTH, n))])
+    columns = np.column_stack([np.ones(_WIDTH), random.normal(size=(_WIDTH, n))])
     return torch.from_numpy(np.linalg.qr(columns)[0].T[1:].copy()).float()
 
 
@@ -190,19 +196,19 @@ def without(vectors: Float[Tensor, "m d_model"], taken: Float[Tensor, "n d_model
     return vectors - vectors @ basis @ basis.T
 
 
-def unit(vectors: Float[Tensor, "m d_model"]) -> Float[Tensor, "m d_model"]:
+def _unit(vectors: Float[Tensor, "m d_model"]) -> Float[Tensor, "m d_model"]:
     return vectors / vectors.norm(dim=1, keepdim=True)
 
 
-def word_tokenizer(words: list[str]) -> PreTrainedTokenizerFast:
-    tokenizer = Tokenizer(WordLevel({word: i for i, word in enumerate([PAD, BOS, *words])}, unk_token=PAD))
+def _word_tokenizer(words: list[str]) -> PreTrainedTokenizerFast:
+    tokenizer = Tokenizer(WordLevel({word: i for i, word in enumerate([_PAD, BOS, *words])}, unk_token=_PAD))
     tokenizer.pre_tokenizer = WhitespaceSplit()
     tokenizer.post_processor = TemplateProcessing(single=f"{BOS} $A", special_tokens=[(BOS, 1)])
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=BOS, eos_token=BOS, pad_token=PAD)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=BOS, eos_token=BOS, pad_token=_PAD)
 
 
 @torch.no_grad()
-def opt_of(
+def _opt_of(
     tokenizer: PreTrainedTokenizerFast,
     embedding: Float[Tensor, "bos_and_word d_model"],
     unembedding: Float[Tensor, "word d_model"],
@@ -212,12 +218,12 @@ def opt_of(
     """An OPT of these weights, all others zero; the neurons are shared out over the layers in order."""
     config = OPTConfig(
         vocab_size=len(tokenizer),
-        hidden_size=WIDTH,
-        word_embed_proj_dim=WIDTH,
+        hidden_size=_WIDTH,
+        word_embed_proj_dim=_WIDTH,
         num_hidden_layers=n_layers,
         num_attention_heads=2,
         ffn_dim=len(neurons.b_in) // n_layers,
-        max_position_embeddings=WINDOW,
+        max_position_embeddings=_WINDOW,
         activation_function="relu",
         pad_token_id=0,
         bos_token_id=1,

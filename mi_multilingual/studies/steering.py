@@ -43,11 +43,11 @@ RAISING: dict[str, Callable[..., Intervention]] = {
     "add_mean_difference": add_mean_difference,
 }
 """How neurons are raised: functions of neurons, statistics, language and strength."""
-WORD_END = re.compile(rf"^[\w{WITHOUT_SPACES}]\s|[{WITHOUT_SPACES}]")
+_WORD_END = re.compile(rf"^[\w{WITHOUT_SPACES}]\s|[{WITHOUT_SPACES}]")
 """White space after a letter, or a script without spaces on either side."""
-Pairs = Sequence[tuple[str, str]]
+_Pairs = Sequence[tuple[str, str]]
 """Pairs of source and target."""
-SteeredPairs = Mapping[Condition, Pairs]
+_SteeredPairs = Mapping[Condition, _Pairs]
 """Condition -> the pairs whose prompts are continued under it; a source's prompts are continued once, whatever the
 number of its targets."""
 
@@ -87,8 +87,8 @@ def language_forcing(
     """
     pairs = [(k, k) for k in prompts.languages]
     how = Steering(stats, raising, strength, source_off=False)
-    check_steering(model, how, neurons, pairs)
-    steered = {**intact(pairs, strength=0.0), **steered_pairs(how, neurons, pairs, seeds)}
+    _check_steering(model, how, neurons, pairs)
+    steered = {**intact(pairs, strength=0.0), **_steered_pairs(how, neurons, pairs, seeds)}
     return outputs(model, prompts.documents, steered, stats.languages, progress, decoding)
 
 
@@ -154,10 +154,10 @@ def steering_matrix(
         4     en     en    random     0       2.0
         5     en     fr    random     0       2.0
     """
-    pairs = all_pairs(prompts, neurons, languages)
+    pairs = _all_pairs(prompts, neurons, languages)
     how = Steering(stats, raising, strength, source_off)
-    check_steering(model, how, neurons, pairs)
-    steered = {**intact(pairs, strength=0.0), **steered_pairs(how, neurons, pairs, seeds)}
+    _check_steering(model, how, neurons, pairs)
+    steered = {**intact(pairs, strength=0.0), **_steered_pairs(how, neurons, pairs, seeds)}
     return outputs(model, prompts.documents, steered, stats.languages, progress, decoding)
 
 
@@ -179,14 +179,14 @@ def strength_curve(
 
     Arguments, errors and columns are those of `steering_matrix`.
     """
-    pairs = other_pairs(prompts, neurons, languages)
+    pairs = _other_pairs(prompts, neurons, languages)
     if not strengths:
         raise ValueError("strengths must hold at least one number, got none; give some, such as [1, 2, 4]")
     steered = intact(pairs, strength=0.0)
     for strength in strengths:
         how = Steering(stats, raising, strength, source_off)
-        check_steering(model, how, neurons, pairs)
-        steered |= steered_pairs(how, neurons, pairs, seeds)
+        _check_steering(model, how, neurons, pairs)
+        steered |= _steered_pairs(how, neurons, pairs, seeds)
     return outputs(model, prompts.documents, steered, stats.languages, progress, decoding)
 
 
@@ -214,12 +214,12 @@ def rate_curve(
     """
     if not sets:
         raise ValueError("sets must hold at least one set, got none; give some, such as {0.01: lape(stats, rate=0.01)}")
-    pairs = other_pairs(prompts, next(iter(sets.values())), languages)
+    pairs = _other_pairs(prompts, next(iter(sets.values())), languages)
     how = Steering(stats, raising, strength, source_off)
     steered = intact(pairs, strength=0.0, rate=0.0)
     for rate, neurons in sets.items():
-        check_steering(model, how, neurons, pairs)
-        steered |= steered_pairs(how, neurons, pairs, seeds, rate=rate)
+        _check_steering(model, how, neurons, pairs)
+        steered |= _steered_pairs(how, neurons, pairs, seeds, rate=rate)
     return outputs(model, prompts.documents, steered, stats.languages, progress, decoding)
 
 
@@ -304,27 +304,27 @@ def unconditional_study(
     return outputs(model, {"": ("",) * n_texts}, steered, list(values), progress, drawing)
 
 
-def intact(pairs: Pairs, **labels: Any) -> dict[Condition, Pairs]:
+def intact(pairs: _Pairs, **labels: Any) -> dict[Condition, _Pairs]:
     """The pairs' prompts continued by the model as it is."""
     return {labelled(Condition(), **labels): pairs}
 
 
-def steered_pairs(
-    how: Steering, neurons: NeuronSet, pairs: Pairs, seeds: Sequence[int], **labels: Any
-) -> dict[Condition, Pairs]:
+def _steered_pairs(
+    how: Steering, neurons: NeuronSet, pairs: _Pairs, seeds: Sequence[int], **labels: Any
+) -> dict[Condition, _Pairs]:
     """The conditions that steer the pairs, by the languages' own neurons and by random ones."""
-    found: dict[Condition, Pairs] = {}
+    found: dict[Condition, _Pairs] = {}
     for name, seed, drawn in beside_random(neurons, seeds):
         raised = {target: how.raised(drawn, target) for _, target in pairs}
-        for alike in pairs_alike(pairs, how.source_off):
+        for alike in _pairs_alike(pairs, how.source_off):
             source, target = alike[0]
-            off = switched_off(drawn, source, target) if how.source_off else ()
+            off = _switched_off(drawn, source, target) if how.source_off else ()
             own = {**labels_of(name, drawn[target], seed), **labels, "strength": how.strength_of(target)}
             found[Condition(own, (*off, raised[target]))] = alike
     return found
 
 
-def pairs_alike(pairs: Pairs, source_off: bool) -> list[Pairs]:
+def _pairs_alike(pairs: _Pairs, source_off: bool) -> list[_Pairs]:
     """Pairs that can share a condition: those of one target, or where the source's neurons go off single ones."""
     found: dict[tuple[str, str], list[tuple[str, str]]] = {}
     for source, target in pairs:
@@ -332,7 +332,7 @@ def pairs_alike(pairs: Pairs, source_off: bool) -> list[Pairs]:
     return list(found.values())
 
 
-def switched_off(neurons: NeuronSet, source: str, target: str) -> tuple[Intervention, ...]:
+def _switched_off(neurons: NeuronSet, source: str, target: str) -> tuple[Intervention, ...]:
     """The source's neurons off, but for those that are the target's too."""
     off = replace(neurons[source], masks=neurons[source].masks & ~neurons[target].masks)
     return (Intervention("zero", off),) if off.masks.any() else ()
@@ -341,7 +341,7 @@ def switched_off(neurons: NeuronSet, source: str, target: str) -> tuple[Interven
 def outputs(
     model: HookedModel,
     documents: Mapping[str, Sequence[str]],
-    steered: SteeredPairs,
+    steered: _SteeredPairs,
     languages: Sequence[str],
     progress: bool,
     decoding: Mapping[str, Any],
@@ -366,7 +366,7 @@ def outputs(
     return table[["source", "target", *others]].assign(found=found)
 
 
-def all_pairs(prompts: Corpus, neurons: NeuronSet, languages: Sequence[str] | None) -> list[tuple[str, str]]:
+def _all_pairs(prompts: Corpus, neurons: NeuronSet, languages: Sequence[str] | None) -> list[tuple[str, str]]:
     """Every source with every target."""
     targets = neurons.groups if languages is None else languages
     if isinstance(targets, str) or not targets:
@@ -374,9 +374,9 @@ def all_pairs(prompts: Corpus, neurons: NeuronSet, languages: Sequence[str] | No
     return [(source, target) for source in prompts.languages for target in dict.fromkeys(targets)]
 
 
-def other_pairs(prompts: Corpus, neurons: NeuronSet, languages: Sequence[str] | None) -> list[tuple[str, str]]:
+def _other_pairs(prompts: Corpus, neurons: NeuronSet, languages: Sequence[str] | None) -> list[tuple[str, str]]:
     """Every source with every other target."""
-    pairs = all_pairs(prompts, neurons, languages)
+    pairs = _all_pairs(prompts, neurons, languages)
     others = [(source, target) for source, target in pairs if source != target]
     without = {target for _, target in pairs} - {target for _, target in others}
     if without:
@@ -386,7 +386,7 @@ def other_pairs(prompts: Corpus, neurons: NeuronSet, languages: Sequence[str] | 
     return others
 
 
-def check_steering(model: HookedModel, how: Steering, neurons: NeuronSet, pairs: Pairs) -> None:
+def _check_steering(model: HookedModel, how: Steering, neurons: NeuronSet, pairs: _Pairs) -> None:
     """Raise unless all pairs can be steered so."""
     if how.raising not in RAISING:
         raise ValueError(f"raising must be one of {', '.join(RAISING)}, got {how.raising!r}")
@@ -415,7 +415,7 @@ def equal_openings(
     """
     found = {}
     for language, documents in corpus.documents.items():
-        beginnings = (beginning(text, tokenizer, n_tokens) for text in documents)
+        beginnings = (_beginning(text, tokenizer, n_tokens) for text in documents)
         found[language] = tuple(islice(filter(None, beginnings), n_prompts))
         if len(found[language]) < (n_prompts or 1):
             raise ValueError(
@@ -425,7 +425,7 @@ def equal_openings(
     return Corpus(found, f"{corpus.source}, first {n_tokens} tokens")
 
 
-def beginning(text: str, tokenizer: PreTrainedTokenizerBase, n_tokens: int) -> str:
+def _beginning(text: str, tokenizer: PreTrainedTokenizerBase, n_tokens: int) -> str:
     """The text of the first tokens, or "" where it is not a beginning that ends with a word."""
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     start = str(tokenizer.decode(ids[:n_tokens]))
@@ -433,4 +433,4 @@ def beginning(text: str, tokenizer: PreTrainedTokenizerBase, n_tokens: int) -> s
     again = tokenizer(start, add_special_tokens=False)["input_ids"]
     if not text.startswith(start) or not rest or again != ids[:n_tokens]:
         return ""
-    return start if WORD_END.search(start[-1] + rest[0]) else ""
+    return start if _WORD_END.search(start[-1] + rest[0]) else ""

@@ -29,7 +29,7 @@ def steering_shares(outputs: pd.DataFrame, by: Sequence[str] = ("target", "condi
     Raises:
         ValueError: `by` names no column, or one that the outputs do not have.
     """
-    check_columns(outputs, by)
+    _check_columns(outputs, by)
     hit = outputs.found == outputs.target
     stayed = ~hit & (outputs.found == outputs.source)
     flags = outputs[list(by)].assign(in_target=hit, in_source=stayed, elsewhere=~hit & ~stayed)
@@ -55,10 +55,10 @@ def found_shares(outputs: pd.DataFrame, by: Sequence[str] = ("n_off", "off", "co
     Raises:
         ValueError: as `steering_shares`.
     """
-    check_columns(outputs, by)
+    _check_columns(outputs, by)
     languages = sorted(outputs.found.unique())
     rows = []
-    for key, group in named_groups(outputs, by):
+    for key, group in _named_groups(outputs, by):
         counts, n = group.found.value_counts(), len(group)
         for k in languages:
             share = counts.get(k, 0) / n
@@ -91,13 +91,13 @@ def steering_quality(
     Raises:
         ValueError: as `steering_shares`, or an output that with its prompt is longer than the model's context.
     """
-    check_columns(outputs, by)
+    _check_columns(outputs, by)
     texts = outputs[["prompt", "continuation"]].drop_duplicates(ignore_index=True)
     prompts, continuations = texts.prompt.tolist(), texts.continuation.tolist()
     scores = continuation_perplexity(model, prompts, continuations, bos=bos, progress=progress)
     scored = outputs.merge(pd.concat([texts, scores], axis=1), on=["prompt", "continuation"], validate="many_to_one")
     rows = []
-    for key, group in named_groups(scored, by):
+    for key, group in _named_groups(scored, by):
         total, n_tokens = (group.nll * group.n_tokens).fillna(0.0).to_numpy(), group.n_tokens.to_numpy()
         nll, low, high = loss_interval(total, n_tokens)
         distinct = pd.Series([distinct_n(list(p), 2) for _, p in group.groupby(["target", "seed"]).continuation])
@@ -129,12 +129,12 @@ def best_strength(outputs: pd.DataFrame) -> dict[str, float]:
     return {target: float(best[target]) for target in steered.target.unique()}
 
 
-def named_groups(outputs: pd.DataFrame, by: Sequence[str]) -> Iterator[tuple[Any, pd.DataFrame]]:
+def _named_groups(outputs: pd.DataFrame, by: Sequence[str]) -> Iterator[tuple[Any, pd.DataFrame]]:
     """The values of `by` and the rows that have them, in the order of appearance."""
     yield from outputs.groupby(list(by), sort=False)
 
 
-def check_columns(outputs: pd.DataFrame, by: Sequence[str]) -> None:
+def _check_columns(outputs: pd.DataFrame, by: Sequence[str]) -> None:
     """Raise unless the outputs have the columns they are to be grouped by, and there are some."""
     if isinstance(by, str) or not by:
         raise ValueError(f"by must be a list of columns, such as ['target', 'condition'], got {by!r}")

@@ -13,10 +13,10 @@ from ..measured import apart
 from ..section import SIGNED, Figure, Section
 from ..tables import SEED, column, interval, language_column, said, seeds_where_random
 
-CONDITION_WORDS = {INTACT: "nothing", CHOSEN: "chosen neurons", RANDOM: "random neurons"}
+_CONDITION_WORDS = {INTACT: "nothing", CHOSEN: "chosen neurons", RANDOM: "random neurons"}
 
 
-def language_table(matrix: pd.DataFrame, stats: ActivationStats, neurons: NeuronSet) -> pd.DataFrame:
+def _language_table(matrix: pd.DataFrame, stats: ActivationStats, neurons: NeuronSet) -> pd.DataFrame:
     """One row for each language: its neurons, tokens and loss, and the change of its loss without its own neurons,
     those of others, and random ones."""
     tokens = dict(zip(stats.languages, stats.n_tokens.tolist(), strict=True))
@@ -83,10 +83,10 @@ def ablation_findings(matrix: pd.DataFrame) -> list[str]:
         sentences.append(
             f"The mean effect on the other languages is {e['other']:+.4f} ({other[0]:+.4f} to {other[1]:+.4f}){ratio}."
         )
-    return sentences + against_random(matrix, own) + extremes(own)
+    return sentences + _against_random(matrix, own) + _extremes(own)
 
 
-def against_random(matrix: pd.DataFrame, own: pd.DataFrame) -> list[str]:
+def _against_random(matrix: pd.DataFrame, own: pd.DataFrame) -> list[str]:
     """The own effect beside that of as many random neurons, language by language."""
     random = matrix[matrix.condition == RANDOM].groupby("evaluated", sort=False)
     if not len(random):
@@ -99,7 +99,7 @@ def against_random(matrix: pd.DataFrame, own: pd.DataFrame) -> list[str]:
     ]
 
 
-def extremes(own: pd.DataFrame) -> list[str]:
+def _extremes(own: pd.DataFrame) -> list[str]:
     """The languages of largest and smallest own effect."""
     if len(own) < 2:
         return []
@@ -120,7 +120,7 @@ SECTIONS = (
         "Change of the loss when the neurons of one language are switched off, nats per token, with 95 % intervals by "
         "bootstrap over rows of text. Random neurons: as many, drawn in the same layers.",
         (
-            column("condition", "switched off", words=said(CONDITION_WORDS)),
+            column("condition", "switched off", words=said(_CONDITION_WORDS)),
             language_column("group", "neurons of"),
             language_column("evaluated", "text"),
             SEED,
@@ -162,6 +162,6 @@ SECTIONS = (
             column("others", "other languages' neurons off", SIGNED),
             column("random", "random neurons off", SIGNED),
         ),
-        build=language_table,
+        build=_language_table,
     ),
 )

@@ -10,13 +10,13 @@ from ..section import Figure, Section
 from ..tables import Column, column, interval, language_column
 
 
-def asked_in(code: str) -> str:
+def _asked_in(code: str) -> str:
     return "all languages" if code == TOGETHER else named(code)
 
 
 COLUMNS = (
     language_column("group", "switched off"),
-    column("language", "asked in", words=asked_in),
+    column("language", "asked in", words=_asked_in),
     column("measure"),
     column("n_items", "questions", "{:,}"),
     column("n_neurons", "neurons", "{:,.0f}"),

@@ -30,7 +30,7 @@ def significance_findings(table: pd.DataFrame) -> list[str]:
     return sentences
 
 
-def leaderboard_table(table: pd.DataFrame) -> pd.DataFrame:
+def _leaderboard_table(table: pd.DataFrame) -> pd.DataFrame:
     """The `leaderboard` with its detectors as people say them, random neurons among them."""
     return table.assign(detector=table.detector.map(spoken).where(table.condition != RANDOM, "random neurons"))
 
@@ -112,7 +112,7 @@ SECTIONS = (
             column("hits", "languages hurt most by their own"),
             column("stability", "stability", "{:.2f}"),
         ),
-        build=leaderboard_table,
+        build=_leaderboard_table,
         findings=leaderboard_findings,
         figures=(
             Figure(

@@ -11,10 +11,10 @@ from ..languages import named
 from ..section import Figure, Section
 from ..tables import NEURON, column, language_column
 
-LISTED = 100  # neurons of each language in the table of language neurons
+_LISTED = 100  # neurons of each language in the table of language neurons
 
 
-def neuron_table(neurons: NeuronSet, stats: ActivationStats) -> pd.DataFrame:
+def _neuron_table(neurons: NeuronSet, stats: ActivationStats) -> pd.DataFrame:
     """The neurons of least entropy of every language: language, layer, neuron, entropy, probability, elsewhere."""
     probability = stats.activation_probability()
     frame = neurons.to_frame().rename(columns={"group": "language"})
@@ -27,11 +27,11 @@ def neuron_table(neurons: NeuronSet, stats: ActivationStats) -> pd.DataFrame:
     total = probability[layer, neuron].sum(-1).numpy()
     frame["elsewhere"] = (total - frame.probability) / max(1, len(stats.languages) - 1)
     order = {g: i for i, g in enumerate(neurons.groups)}
-    best = frame.sort_values("entropy", kind="stable").groupby("language", sort=False).head(LISTED)
+    best = frame.sort_values("entropy", kind="stable").groupby("language", sort=False).head(_LISTED)
     return best.sort_values("language", key=lambda names: names.map(order), kind="stable")
 
 
-def size_findings(neurons: NeuronSet, stats: ActivationStats) -> list[str]:
+def _size_findings(neurons: NeuronSet, stats: ActivationStats) -> list[str]:
     """How many neurons belong to the groups."""
     n = neurons.sizes()
     shared = int((neurons.masks.sum(0) > 1).sum())
@@ -47,7 +47,7 @@ SECTIONS = (
         "neurons",
         "Language neurons",
         (NEURONS, STATS),
-        f"At most {LISTED} per language, those of least entropy first. A neuron leads to its own page.",
+        f"At most {_LISTED} per language, those of least entropy first. A neuron leads to its own page.",
         (
             language_column(),
             NEURON,
@@ -55,8 +55,8 @@ SECTIONS = (
             column("probability", "activation probability", "{:.3f}"),
             column("elsewhere", "mean of other languages", "{:.4f}"),
         ),
-        build=neuron_table,
-        findings=size_findings,
+        build=_neuron_table,
+        findings=_size_findings,
         figures=(
             Figure(
                 "map",

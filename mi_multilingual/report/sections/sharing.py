@@ -10,7 +10,7 @@ from ..section import Figure, Section
 from ..tables import column, language_column
 
 
-def sharing_table(table: pd.DataFrame) -> pd.DataFrame:
+def _sharing_table(table: pd.DataFrame) -> pd.DataFrame:
     """Share and stability of each type over all layers, one row for each threshold and type."""
     weighted = table.assign(kept=table.stability.fillna(0.0) * table.n_neurons)
     total = weighted.groupby(["threshold", "type"], sort=False).agg(
@@ -68,7 +68,7 @@ SECTIONS = (
             column("mean", "share of neurons", "{:.2%}"),
             column("stability", "share of inputs with the neuron's usual type", "{:.2f}"),
         ),
-        build=sharing_table,
+        build=_sharing_table,
         findings=sharing_findings,
         figures=(
             Figure(

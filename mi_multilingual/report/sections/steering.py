@@ -10,7 +10,7 @@ from ..files import STEERING, STEERING_CURVE, STEERING_EXAMPLES
 from ..section import Figure, Section
 from ..tables import Column, column, interval, language_column, said
 
-WHO = {
+_WHO = {
     INTACT: "The model as it is",
     CHOSEN: "The steered model",
     RANDOM: "The model with random neurons changed instead",
@@ -35,7 +35,7 @@ def steering_findings(table: pd.DataFrame) -> list[str]:
         n, share_found = int(part.n.sum()), float(part.hits.sum() / part.n.sum())
         low, high = wilson_interval(share_found, n)
         sentences.append(
-            f"{WHO[str(condition)]} gives {share_found:.0%} of {n} outputs in the language wanted (95 % interval "
+            f"{_WHO[str(condition)]} gives {share_found:.0%} of {n} outputs in the language wanted (95 % interval "
             f"{low:.0%} to {high:.0%})."
         )
     return sentences

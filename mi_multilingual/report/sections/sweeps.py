@@ -12,7 +12,7 @@ from ..measured import apart
 from ..section import SIGNED, Figure, Section
 from ..tables import SEED, column, interval, language_column, said, seeds_where_random
 
-PLACES = {"own": "text in the neurons' own language", "no prompt": "text without a prompt"}
+_PLACES = {"own": "text in the neurons' own language", "no prompt": "text without a prompt"}
 
 
 def sweep_findings(table: pd.DataFrame) -> list[str]:
@@ -30,7 +30,7 @@ def sweep_findings(table: pd.DataFrame) -> list[str]:
         name = f"{measure.capitalize()} ({evaluation})"
         best = both.loc[both.change.abs().idxmax()]
         which = f"the largest of {len(both)} changes is" if len(both) > 1 else "the change is"
-        sentences.append(f"{name}: {which} {change_in_words(best, others)}.")
+        sentences.append(f"{name}: {which} {_change_in_words(best, others)}.")
         compared = both[both.change_random.notna()]
         clear = sum(apart(r.low, r.high, r.low_random, r.high_random) for r in compared.itertuples())
         if len(compared):
@@ -40,9 +40,9 @@ def sweep_findings(table: pd.DataFrame) -> list[str]:
     return sentences
 
 
-def change_in_words(best: pd.Series, others: pd.Series) -> str:
+def _change_in_words(best: pd.Series, others: pd.Series) -> str:
     """One change of a sweep beside those of other languages and of random neurons."""
-    place = PLACES.get(best["where"], f"questions without their {best['where']} neurons")
+    place = _PLACES.get(best["where"], f"questions without their {best['where']} neurons")
     unit = f" {CHANGE_UNITS[best.measure]}" if best.measure in CHANGE_UNITS else ""
     sentence = f"{best.change:+.4f}{unit} for {place} ({best.setting}"
     sentence += f"; 95 % interval over {best.n} languages {best.low:+.4f} to {best.high:+.4f})" if best.n > 1 else ")"

@@ -1,4 +1,4 @@
-"""Write the demo's fact sentences from hand-made tables: forms of names a language, three wordings a relation.
+"""Write the demo's fact sentences from hand-made tables: forms of names per language, three wordings per relation.
 
 python training/facts.py mi_multilingual/demo/facts.jsonl
 """

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 import typer
 from tokenizers import ByteLevelBPETokenizer
+from tokenizers.processors import ByteLevel, Sequence, TemplateProcessing
 from transformers import OPTConfig, OPTForCausalLM, PreTrainedTokenizerFast
 
 LANGUAGES = ("en", "de", "es", "fr", "id", "ja", "ru", "tr", "vi", "zh")
@@ -65,7 +66,7 @@ def fact_sentences(language: str) -> list[tuple[str, str]]:
 
 @app.command()
 def tokenizer(text: Text, out: Out) -> None:
-    """Train the tokenizer on an equal number of characters of every language."""
+    """Train the tokenizer, which puts BOS in front of a text, on an equal number of characters of every language."""
     texts = {lang: paragraphs(text, lang, "train") for lang in LANGUAGES}
     budget = min(sum(map(len, lines)) for lines in texts.values())
     balanced = []
@@ -79,6 +80,10 @@ def tokenizer(text: Text, out: Out) -> None:
             used += len(line)
     bpe = ByteLevelBPETokenizer()
     bpe.train_from_iterator(balanced, vocab_size=VOCABULARY, special_tokens=[PAD, BOS], show_progress=False)
+    begun = TemplateProcessing(
+        single=f"{BOS} $A", pair=f"{BOS} $A {BOS}:1 $B:1", special_tokens=[(BOS, bpe.token_to_id(BOS))]
+    )
+    bpe.post_processor = Sequence([ByteLevel(trim_offsets=False), begun])
     wrapped = PreTrainedTokenizerFast(
         tokenizer_object=bpe._tokenizer, bos_token=BOS, eos_token=BOS, pad_token=PAD, model_max_length=WINDOW
     )
@@ -203,7 +208,7 @@ def new_model(tok: PreTrainedTokenizerFast) -> OPTForCausalLM:
         ffn_dim=NEURONS,
     )
     model = OPTForCausalLM(config)
-    # A module of its own a layer, so that hooks can tell the layers apart.
+    # Every layer has a module of its own, so that hooks can tell the layers apart.
     for layer in model.model.decoder.layers:
         layer.activation_fn = torch.nn.ReLU()
     return model
@@ -226,7 +231,7 @@ def interpolated(table: dict[int, float], step: int) -> float:
 
 @torch.no_grad()
 def validation(model: OPTForCausalLM, tok, text: Path, activity: Activity, windows: int = 40) -> dict[str, object]:
-    """Bits a byte a language on running text never trained on, and the share of neurons that stay silent on it."""
+    """Bits per byte of each language on text never trained on, and the share of neurons that stay silent on it."""
     model.eval()
     bits, fired = {}, 0
     for lang in LANGUAGES:

@@ -58,8 +58,11 @@ class Steering:
 
     stats: ActivationStats
     raising: str
+    """A name in `RAISING`."""
     strength: float | Mapping[str, float]
+    """One number, or one for each target."""
     source_off: bool
+    """Whether the source's neurons go off, but for those that are the target's too."""
 
     def strength_of(self, target: str) -> float:
         """NaN where none is given."""

@@ -518,8 +518,8 @@ def test_stronger_steering_reaches_the_target_and_costs_quality(demo_steering):
 @pytest.mark.slow
 def test_the_demo_shows_an_example_per_target(demo_steering):
     examples = json.loads((demo_steering / "steering_examples.json").read_text())
-    names = {"source", "target", "prompt", "strength", "steered", "unsteered", "found_steered", "found_unsteered"}
+    names = {"source", "target", "prompt", "strength", "chosen", "intact", "found_chosen", "found_intact"}
     assert all(set(e) == names for e in examples)
     assert [e["target"] for e in examples] == list(load_corpus("demo", split="evaluate").languages)
     assert all(e["source"] != e["target"] for e in examples)
-    assert sum(e["found_steered"] == e["target"] for e in examples) >= 8
+    assert sum(e["found_chosen"] == e["target"] for e in examples) >= 8

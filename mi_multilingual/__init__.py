@@ -69,6 +69,7 @@ FURTHER = {
     "analysis.significance": ["half_agreement", "lape_membership", "lape_of_texts", "permutation_test"],
     "evaluation.judge": ["Endpoint", "judge"],
     "evaluation.numbers": ["last_number"],
+    "evaluation.prompts": ["equal_openings"],
     "evaluation.quality": [
         "code_switching",
         "continuation_perplexity",
@@ -82,7 +83,6 @@ FURTHER = {
     "studies.leaderboard": ["ranking_stability"],
     "studies.planted": ["planted_model", "planted_text"],
     "studies.steering": [
-        "equal_openings",
         "fallback_study",
         "language_forcing",
         "rate_curve",

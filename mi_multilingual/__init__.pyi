@@ -55,6 +55,7 @@ from .evaluation.judge import judge as judge
 from .evaluation.language_id import identify_language as identify_language
 from .evaluation.numbers import last_number as last_number
 from .evaluation.perplexity import perplexity as perplexity
+from .evaluation.prompts import equal_openings as equal_openings
 from .evaluation.quality import code_switching as code_switching
 from .evaluation.quality import continuation_perplexity as continuation_perplexity
 from .evaluation.quality import distinct_n as distinct_n
@@ -116,7 +117,6 @@ from .studies.leaderboard import ranking_stability as ranking_stability
 from .studies.leaderboard import rankings as rankings
 from .studies.planted import planted_model as planted_model
 from .studies.planted import planted_text as planted_text
-from .studies.steering import equal_openings as equal_openings
 from .studies.steering import fallback_study as fallback_study
 from .studies.steering import language_forcing as language_forcing
 from .studies.steering import rate_curve as rate_curve

@@ -10,7 +10,7 @@ import pytest
 
 from mi_multilingual import choice_accuracy, demo, generate, load, load_corpus, load_facts, run_demo
 from mi_multilingual.demo.job import CONTINUED
-from mi_multilingual.evaluation.generation import first_words
+from mi_multilingual.evaluation.prompts import first_words
 from mi_multilingual.neurons import NeuronSet
 from mi_multilingual.report import files
 from mi_multilingual.report.sections import SECTIONS, sweeps

@@ -10,7 +10,8 @@ from transformers.generation.logits_process import RepetitionPenaltyLogitsProces
 import checkpoints
 import oracles
 from mi_multilingual import NeuronSet, ablate, generate, load_model
-from mi_multilingual.evaluation.generation import Decoding, continuation_text, drawn, ended, first_words, penalised
+from mi_multilingual.evaluation.generation import Decoding, continuation_text, drawn, ended, penalised
+from mi_multilingual.evaluation.prompts import first_words
 from mi_multilingual.models.hooked import next_token_logits
 from mi_multilingual.models.loading import HookedTransformer
 from mi_multilingual.tokens import TOKENS_PER_BATCH

@@ -15,8 +15,9 @@ from ..analysis.examples import logit_effects, top_examples
 from ..analysis.significance import half_agreement, lape_membership, lape_of_texts, permutation_test
 from ..corpora import Corpus, load_corpus
 from ..detectors.lape import lape
-from ..evaluation.generation import first_words, generate
+from ..evaluation.generation import generate
 from ..evaluation.intervals import wilson_interval
+from ..evaluation.prompts import equal_openings, first_words
 from ..evaluation.readers import load_facts
 from ..evaluation.tasks import Item, choice_accuracy
 from ..evidence.activations import ActivationStats, record
@@ -32,7 +33,7 @@ from ..storage import save
 from ..studies.ablation import perplexity_matrix
 from ..studies.deactivation import deactivation_effects, deactivation_study
 from ..studies.leaderboard import leaderboard, ranking_stability, rankings
-from ..studies.steering import equal_openings, steering_matrix, strength_curve
+from ..studies.steering import steering_matrix, strength_curve
 from ..studies.steering_tables import best_strength, steering_quality, steering_shares
 from ..tokens import DOCUMENTS
 

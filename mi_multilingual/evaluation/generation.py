@@ -13,7 +13,6 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from ..corpora import WITHOUT_SPACES
 from ..models.hooked import HookedModel, max_window, next_token_logits
 from ..tokens import prompt_ids, rows_per_batch, start_ids
 from .checks import check_list
@@ -204,8 +203,3 @@ def drawn(
     kept = total.gather(1, n_kept - 1)
     place = torch.searchsorted(total, draws[:, None] * kept, right=True)
     return token.gather(1, place.minimum(n_kept - 1))[:, 0]
-
-
-def first_words(document: str, language: str) -> str:
-    """A prompt: the first five words, or eight characters where words are not separated by spaces."""
-    return document[:8] if language in WITHOUT_SPACES else " ".join(document.split()[:5])

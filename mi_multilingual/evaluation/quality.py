@@ -19,8 +19,8 @@ _SENTENCE_END = re.compile(
     rf"(?<=[.!?…])(?=\s)|(?<=[.!?…][{_CLOSING}])(?=\s)|(?<=[。！？｡؟۔।॥።])(?![。！？｡؟۔।॥።{_CLOSING}])|\n"
 )
 """Where a sentence ends: after a Latin stop only before white space (not in 3.5), after the others at once."""
-WITHOUT_SPACES = r"぀-ヿ㐀-䶿一-鿿豈-﫿ｦ-ﾟ฀-๿຀-໿ក-៿က-႟"
-_UNIT = re.compile(rf"[{WITHOUT_SPACES}]|[^\s{WITHOUT_SPACES}]+")
+LETTERS_WITHOUT_SPACES = r"぀-ヿ㐀-䶿一-鿿豈-﫿ｦ-ﾟ฀-๿຀-໿ក-៿က-႟"
+_UNIT = re.compile(rf"[{LETTERS_WITHOUT_SPACES}]|[^\s{LETTERS_WITHOUT_SPACES}]+")
 
 
 def language_accuracy(found: Sequence[str], wanted: Sequence[str]) -> pd.DataFrame:

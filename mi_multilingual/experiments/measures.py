@@ -9,11 +9,12 @@ import numpy as np
 import pandas as pd
 
 from ..corpora import Corpus
-from ..evaluation.generation import first_words, generate
+from ..evaluation.generation import generate
 from ..evaluation.intervals import ratio_interval
 from ..evaluation.language_id import identify_language
 from ..evaluation.numbers import last_number
 from ..evaluation.perplexity import corpus_losses, corpus_rows
+from ..evaluation.prompts import first_words
 from ..evaluation.tasks import Item, written_accuracy
 from ..models.hooked import HookedModel
 from ..studies.deactivation import Question, checked_questions, margins

@@ -8,21 +8,17 @@ none of the study's). Tables with intervals are made of them by `steering_shares
 """
 
 import math
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
 from typing import Any
 
 import pandas as pd
 from jaxtyping import Float
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
 from ..corpora import Corpus
 from ..evaluation.generation import generate
 from ..evaluation.language_id import check_known, identify_language
-from ..evaluation.quality import WITHOUT_SPACES
 from ..evidence.activations import ActivationStats
 from ..models.hooked import HookedModel, fingerprint
 from ..neurons import NeuronSet
@@ -43,8 +39,6 @@ RAISING: dict[str, Callable[..., Intervention]] = {
     "add_mean_difference": add_mean_difference,
 }
 """How neurons are raised: functions of neurons, statistics, language and strength."""
-_WORD_END = re.compile(rf"^[\w{WITHOUT_SPACES}]\s|[{WITHOUT_SPACES}]")
-"""White space after a letter, or a script without spaces on either side."""
 _Pairs = Sequence[tuple[str, str]]
 """Pairs of source and target."""
 _SteeredPairs = Mapping[Condition, _Pairs]
@@ -401,39 +395,3 @@ def _check_steering(model: HookedModel, how: Steering, neurons: NeuronSet, pairs
     for k in targets:
         if not math.isfinite(how.strength_of(k)):
             raise ValueError(f"strength must be a finite number for every target, got {how.strength_of(k)} for {k!r}")
-
-
-def equal_openings(
-    corpus: Corpus, tokenizer: PreTrainedTokenizerBase, *, n_tokens: int = 8, n_prompts: int | None = None
-) -> Corpus:
-    """Beginnings of documents with `n_tokens` tokens each, ending with a word: prompts that `generate` runs together.
-
-    Documents whose first tokens end within a word or a character, or have nothing after them, are left out.
-
-    Args:
-        n_prompts: how many to take per language, the first ones; all by default.
-
-    Raises:
-        ValueError: a language with fewer than that.
-    """
-    found = {}
-    for language, documents in corpus.documents.items():
-        beginnings = (_beginning(text, tokenizer, n_tokens) for text in documents)
-        found[language] = tuple(islice(filter(None, beginnings), n_prompts))
-        if len(found[language]) < (n_prompts or 1):
-            raise ValueError(
-                f"{n_prompts or 1} documents of {language!r} must have a word that ends with token {n_tokens}, got "
-                f"{len(found[language])}; give more documents or another n_tokens"
-            )
-    return Corpus(found, f"{corpus.source}, first {n_tokens} tokens")
-
-
-def _beginning(text: str, tokenizer: PreTrainedTokenizerBase, n_tokens: int) -> str:
-    """The text of the first tokens, or "" where it is not a beginning that ends with a word."""
-    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-    start = str(tokenizer.decode(ids[:n_tokens]))
-    rest = text.removeprefix(start)
-    again = tokenizer(start, add_special_tokens=False)["input_ids"]
-    if not text.startswith(start) or not rest or again != ids[:n_tokens]:
-        return ""
-    return start if _WORD_END.search(start[-1] + rest[0]) else ""

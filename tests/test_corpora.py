@@ -84,7 +84,7 @@ def test_hugging_face_data_sets_are_streamed_through_the_real_call(tmp_path):
         load_corpus(str(tmp_path), languages=["xx"], config="20231101.{language}")
     with pytest.raises(ValueError, match="no text in column 'body', it has id, text"):
         load_corpus(str(tmp_path), languages=["en"], config="20231101.{language}", column="body")
-    with pytest.raises(ValueError, match="name the languages"):
+    with pytest.raises(ValueError, match="languages must be named for a data set"):
         load_corpus(str(tmp_path), config="20231101.{language}")
 
 

@@ -86,7 +86,7 @@ def load_corpus(
         split: of a data set, "train" by default.
         config: a data set's configuration for a language, with `{language}` for its code, e.g. "20231101.{language}".
         column: of jsonl, parquet and data sets: where the text is.
-        max_documents: at most so many a language, the first ones; a data set is streamed no further.
+        max_documents: at most so many per language, the first ones; a data set is streamed no further.
 
     Raises:
         ValueError: a file that is missing, empty, not UTF-8 or lacks the column, with file and line.
@@ -116,7 +116,7 @@ def _demo_documents(languages: Sequence[str], split: str | None) -> dict[str, tu
     if unknown := [k for k in languages if k not in DEMO_LANGUAGES]:
         raise ValueError(f"the demo corpus has no {unknown[0]!r}; it has {', '.join(DEMO_LANGUAGES)}")
     if split not in (None, "identify", "evaluate"):
-        raise ValueError(f"the demo corpus has no split {split!r}; choose 'identify' or 'evaluate'")
+        raise ValueError(f"split of the demo corpus must be 'identify' or 'evaluate', got {split!r}")
     lines = files("mi_multilingual").joinpath("demo", "corpus.jsonl").read_text(encoding="utf-8").splitlines()
     rows = [row for row in map(json.loads, lines) if split in (None, row["split"])]
     return {k: tuple(row[k] for row in rows) for k in languages}

@@ -144,7 +144,7 @@ class NeuronSet(Summarised):
         return self.masks.any(dim=0)
 
     def sizes(self) -> pd.Series:
-        """Number of neurons a group."""
+        """Number of neurons per group."""
         return pd.Series(
             self.masks.sum(dim=(1, 2)).tolist(), index=pd.Index(self.groups, name="group"), name="n_neurons"
         )

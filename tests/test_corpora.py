@@ -125,7 +125,7 @@ def test_mistakes_are_told(tmp_path, tokenizer, without_bos):
         token_rows(corpus, "ja", without_bos, Reading(window=8, bos="row"))
     with pytest.raises(ValueError, match="layout must be one of stream, documents, got 'lines'"):
         token_rows(corpus, "ja", tokenizer, Reading(window=8, layout="lines"))
-    with pytest.raises(ValueError, match="no split 'test'"):
+    with pytest.raises(ValueError, match="got 'test'"):
         load_corpus("demo", split="test")
     with pytest.raises(ValueError, match="has no 'xx'; it has ja"):
         corpus.take(["xx"])

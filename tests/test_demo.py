@@ -14,7 +14,7 @@ from mi_multilingual.evaluation.prompts import first_words
 from mi_multilingual.neurons import NeuronSet
 from mi_multilingual.report import files
 from mi_multilingual.report.sections import SECTIONS, sweeps
-from mi_multilingual.report.sections.ablation import effects
+from mi_multilingual.report.sections.ablation import ablation_effects
 from mi_multilingual.tokens import DOCUMENTS
 
 pytestmark = pytest.mark.slow
@@ -39,11 +39,11 @@ def test_every_language_has_at_least_20_neurons(run):
 
 
 def test_a_languages_neurons_matter_most_to_it_in_9_of_10_rows(matrix):
-    assert effects(matrix)["hits"] >= 9
+    assert ablation_effects(matrix)["hits"] >= 9
 
 
 def test_the_own_effect_is_ten_times_that_on_others_and_on_random(matrix):
-    e = effects(matrix)
+    e = ablation_effects(matrix)
     assert e["own"] > 0
     assert e["own"] >= 10 * e["other"]
     assert abs(e["random"]) < 0.1 * e["own"]

@@ -195,10 +195,10 @@ def test_bad_arguments_are_told_before_anything_runs(checkpoint, neurons, tasks,
     save(replace(found, masks=found.masks[:, :1]), tmp_path / "shallow.safetensors")
     monkeypatch.setattr(harness.IntervenedLM, "loglikelihood", None)
     for match, options in {
-        "unknown kind 'delete'; choose zero": {"neurons": neurons, "intervention": "delete"},
+        "kind must be one of zero, .* got 'delete'": {"neurons": neurons, "intervention": "delete"},
         "zero takes no value": {"neurons": neurons, "value": 1.0},
         "'set' with value None": {"neurons": neurons, "intervention": "set"},
-        "unknown site 'up'": {"neurons": neurons, "site": "up"},
+        "site must be one of gate, post, got 'up'": {"neurons": neurons, "site": "up"},
         "no neurons for 'de'; this set has en, fr": {"neurons": neurons, "groups": ["de"]},
         "other weights": {"neurons": tmp_path / "other.safetensors"},
         "has no neurons": {"neurons": tmp_path / "empty.safetensors"},

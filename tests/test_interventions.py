@@ -361,10 +361,10 @@ def test_mistakes_in_steering_are_told_before_anything_runs(model, corpus):
     nan = torch.zeros(shape)
     nan[neurons.union()] = float("nan")
     for match, wrong in {
-        "unknown kind 'raise'; choose zero, set, add, scale": lambda: Intervention("raise", neurons),
-        "unknown site 'up'": lambda: Intervention("zero", neurons, site="up"),
-        "unknown positions 'last'": lambda: Intervention("zero", neurons, positions="last"),
-        "name no place in a text": lambda: Intervention("zero", neurons, positions=(-1,)),
+        "kind must be one of zero, set, add, scale, got 'raise'": lambda: Intervention("raise", neurons),
+        "site must be one of gate, post, got 'up'": lambda: Intervention("zero", neurons, site="up"),
+        "positions must be .* got 'last'": lambda: Intervention("zero", neurons, positions="last"),
+        "positions must be numbers from 0": lambda: Intervention("zero", neurons, positions=(-1,)),
         "zero takes no value": lambda: Intervention("zero", neurons, 1.0),
         "set, add and scale need one": lambda: Intervention("set", neurons),
         "do not fit neurons of shape": lambda: Intervention("set", neurons, torch.zeros(shape[1], shape[0])),

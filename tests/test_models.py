@@ -144,7 +144,7 @@ def test_hooks_come_off_also_when_they_raise(backend, folders):
 def test_mistakes_are_told(folders, tmp_path):
     model = load_model(folders("opt"), device="cpu")
     assert max_window(model) == checkpoints.N_CTX
-    with pytest.raises(ValueError, match="unknown site 'pre'; choose gate, post or up"):
+    with pytest.raises(ValueError, match="site must be gate, post or up, got 'pre'"):
         site_of(model, "pre")
     with pytest.raises(ValueError, match="needs a gated MLP"):
         site_of(model, "up")

@@ -23,7 +23,7 @@ from mi_multilingual.report.page import script_json
 from mi_multilingual.report.run import Run
 from mi_multilingual.report.section import Section
 from mi_multilingual.report.sections import SECTIONS, sweeps
-from mi_multilingual.report.sections.ablation import ablation_findings, effects
+from mi_multilingual.report.sections.ablation import ablation_effects, ablation_findings
 from mi_multilingual.report.sections.answers import fact_findings
 from mi_multilingual.report.sections.deactivation import deactivation_findings
 from mi_multilingual.report.sections.detectors import leaderboard_findings, significance_findings
@@ -164,7 +164,7 @@ def page(run_folder):
 
 
 def test_effects_are_means_over_languages():
-    assert effects(matrix()) == {
+    assert ablation_effects(matrix()) == {
         "own": pytest.approx(0.3),
         "other": pytest.approx(0.01),
         "random": pytest.approx(0.001),
@@ -174,7 +174,7 @@ def test_effects_are_means_over_languages():
     }
     worse = matrix()
     worse.loc[(worse.group == "en") & (worse.evaluated == "fr"), "change"] = 0.9
-    assert effects(worse)["hits"] == 2
+    assert ablation_effects(worse)["hits"] == 2
 
 
 def test_findings_on_ablation_are_made_from_the_numbers():

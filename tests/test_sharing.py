@@ -139,12 +139,12 @@ def test_similar_languages_stand_side_by_side_in_the_overlap_table(model, corpus
     ("documents", "options", "message"),
     [
         ({"en": ("a",)}, {}, "at least two languages"),
-        ({"en": ("a", "b"), "fr": ("a",)}, {}, "inputs are not parallel: {'en': 2, 'fr': 1}"),
+        ({"en": ("a", "b"), "fr": ("a",)}, {}, "inputs must be parallel, got {'en': 2, 'fr': 1}"),
         ({"en": ("a", "b"), "fr": ("c", "")}, {}, "got 0 for input 1 in 'fr'"),
         ({"en": ("dog " * 99,), "fr": ("a",)}, {}, "got .* for input 0 in 'en'"),
         ({"en": ("a",), "fr": ("b",)}, {"thresholds": [float("nan")]}, "must be finite"),
         ({"en": ("a",), "fr": ("b",)}, {"thresholds": []}, "at least one"),
-        ({"en": ("a",), "fr": ("b",)}, {"tokens": "first"}, "choose 'last' or 'any'"),
+        ({"en": ("a",), "fr": ("b",)}, {"tokens": "first"}, "tokens must be 'last' or 'any', got 'first'"),
         ({"en": ("a",), "fr": ("b",)}, {"tasks": ["x", "y"]}, "2 tasks for 1 inputs"),
     ],
 )

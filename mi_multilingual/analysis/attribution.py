@@ -122,8 +122,8 @@ def attribution(
         bos: special tokens before every prompt (see `Reading`).
 
     Returns:
-        a row a language, layer and type, means over inputs: share (of the layer's neurons), top_share (of its neurons
-        of highest contribution), effective_max, effective_mean, effective_min (logits), and the same with the final
+        one row per language, layer and type, means over inputs: share (of the layer's neurons), top_share (of its
+        neurons of highest contribution), effective_max, effective_mean, effective_min (logits), and the same with the final
         norm folded in: normed_max, normed_mean, normed_min. NaN where no input had a neuron of the type.
 
     Raises:
@@ -133,8 +133,8 @@ def attribution(
     n_inputs = len(next(iter(prompts.documents.values())))
     if prompts.languages != answers.languages or any(len(a) != n_inputs for a in answers.documents.values()):
         raise ValueError(
-            f"answers in {answers.languages} do not fit the {n_inputs} prompts in {prompts.languages}; give one answer "
-            "a prompt and language, in the same order"
+            f"answers must fit the {n_inputs} prompts in {prompts.languages}, got answers in {answers.languages}; give "
+            "one answer per prompt and language, in the same order"
         )
     n_top = rank(rate, model.cfg.d_mlp, "rate")
     reading = Reading(layout="documents", bos=bos).for_model(model)

@@ -140,7 +140,7 @@ def _lape_parameters(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _checked_counts(texts: TextActivations) -> tuple[Float[Tensor, "text layer_neuron"], Float[Tensor, " text"]]:
-    """Counts of active tokens and tokens a document, refused where they are no counts or say nothing."""
+    """Counts of active tokens and of tokens per document, refused where they are no counts or say nothing."""
     at_least_two(texts.languages)
     if texts.reduction != "active":
         raise ValueError(

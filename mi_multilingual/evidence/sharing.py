@@ -229,9 +229,11 @@ def check_arguments(inputs: Corpus, thresholds: Sequence[float], tokens: str, ta
     at_least_two(inputs.languages)
     lengths = {k: len(texts) for k, texts in inputs.documents.items()}
     if len(set(lengths.values())) != 1:
-        raise ValueError(f"inputs are not parallel: {lengths} documents; give every language the same inputs in order")
+        raise ValueError(
+            f"inputs must be parallel, got {lengths} documents; give every language the same inputs in order"
+        )
     if tokens not in ("last", "any"):
-        raise ValueError(f"unknown tokens={tokens!r}; choose 'last' or 'any'")
+        raise ValueError(f"tokens must be 'last' or 'any', got {tokens!r}")
     if not len(thresholds) or not all(np.isfinite(thresholds)):
         raise ValueError(f"thresholds={tuple(thresholds)} must be finite numbers, at least one")
     if tasks is not None and len(tasks) != next(iter(lengths.values())):

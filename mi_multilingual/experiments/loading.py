@@ -11,7 +11,7 @@ from pydantic import BaseModel, ValidationError
 
 from .config import Study, choice
 
-_Place = tuple[str | int, ...]
+_KeyPath = tuple[str | int, ...]
 """Keys and list positions that lead to a value."""
 _QUOTED = re.compile(r"'([^']*)'")
 _UNKNOWN_KEYS = ("extra_forbidden", "unknown_key")
@@ -40,7 +40,7 @@ def load_study(path: Path | str, overrides: Sequence[str] = ()) -> Study:
     """
     path = Path(path)
     given, root = _read_yaml(path)
-    places: dict[_Place, str] = {}
+    places: dict[_KeyPath, str] = {}
     for override in overrides:
         _override_value(given, override, places)
     preset = given.pop("preset", None)
@@ -122,7 +122,7 @@ def _refuse_repeated_keys(node: yaml.Node, path: Path) -> None:
             _refuse_repeated_keys(value, path)
 
 
-def _override_value(given: dict[str, Any], override: str, places: dict[_Place, str]) -> None:
+def _override_value(given: dict[str, Any], override: str, places: dict[_KeyPath, str]) -> None:
     """Put the value of "key=value" into `given`, and remember where it came from."""
     key, sign, text = override.partition("=")
     keys = tuple(key.strip().split("."))
@@ -150,7 +150,7 @@ def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     return both
 
 
-def _place_of(place: _Place, root: yaml.Node | None, path: str, places: Mapping[_Place, str]) -> str:
+def _place_of(place: _KeyPath, root: yaml.Node | None, path: str, places: Mapping[_KeyPath, str]) -> str:
     """The line, or the override, of the value that `place` leads to, or of the last part of it that is there."""
     for n in range(len(place), 0, -1):
         if place[:n] in places:
@@ -170,7 +170,7 @@ def _is_mapping(node: yaml.Node | None) -> bool:
     return isinstance(node, yaml.MappingNode)
 
 
-def steps(error: Any) -> _Place:
+def steps(error: Any) -> _KeyPath:
     """What leads to the value that is wrong, which may be that of a key of the mapping where the error arose."""
     key = error.get("ctx", {}).get("key")
     return (*error["loc"], key) if key else error["loc"]
@@ -203,7 +203,7 @@ def sentence(name: str, reason: str, given: Any) -> str:
     return f"{name} {reason}" if reason.startswith("has ") else f"{name}: {reason}".removeprefix(": ")
 
 
-def _allowed_keys(place: _Place) -> tuple[str, ...]:
+def _allowed_keys(place: _KeyPath) -> tuple[str, ...]:
     """The keys that may stand where the last step of `place` stands."""
     model: type[BaseModel] = Study
     for step in place[:-1]:

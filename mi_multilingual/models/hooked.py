@@ -65,7 +65,7 @@ def site_of(model: HookedModel, name: str) -> Site:
         ValueError: an unknown name, or "up" where the MLP has no gate.
     """
     if name not in ("gate", "post", "up"):
-        raise ValueError(f"unknown site {name!r}; choose gate, post or up")
+        raise ValueError(f"site must be gate, post or up, got {name!r}")
     if name == "up" and not is_gated(model):
         raise ValueError(f"site 'up' needs a gated MLP, {model_name(model)!r} has none; use gate or post")
     if name == "up":
@@ -93,7 +93,7 @@ def _activation_function(model: HookedModel) -> Callable[[Tensor], Tensor]:
 
 
 def neurons_shape(model: HookedModel, part: str) -> tuple[int, int]:
-    """(layers, neurons a layer): hidden units of the MLP ("mlp"), or columns of W_Q, W_K or W_V ("q", "k", "v").
+    """(layers, neurons per layer): hidden units of the MLP ("mlp"), or columns of W_Q, W_K or W_V ("q", "k", "v").
 
     With grouped queries there are fewer keys and values than queries.
     """

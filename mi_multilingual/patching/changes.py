@@ -51,7 +51,7 @@ class Intervention:
     def __post_init__(self) -> None:
         for name, given, known in (("kind", self.kind, _KINDS), ("site", self.site, _SITES)):
             if given not in known:
-                raise ValueError(f"unknown {name} {given!r}; choose {', '.join(known)}")
+                raise ValueError(f"{name} must be one of {', '.join(known)}, got {given!r}")
         _check_positions(self.positions)
         if self.neurons.part != "mlp" and self.kind not in ("zero", "scale"):
             raise ValueError(
@@ -65,7 +65,7 @@ class Intervention:
         shape = tuple(self.neurons.masks.shape[1:])
         if isinstance(self.value, Tensor) and tuple(self.value.shape) not in ((), shape):
             raise ValueError(
-                f"values of shape {tuple(self.value.shape)} do not fit neurons of shape {shape} (layers, neurons a "
+                f"values of shape {tuple(self.value.shape)} do not fit neurons of shape {shape} (layers, neurons per "
                 "layer); give one number, or a table of the neurons' shape"
             )
         bad = (self.neurons.union() & ~self.table().isfinite()).nonzero().tolist()
@@ -84,9 +84,9 @@ class Intervention:
 
 def _check_positions(positions: str | tuple[int, ...]) -> None:
     if isinstance(positions, str) and positions not in _SPANS:
-        raise ValueError(f"unknown positions {positions!r}; choose {', '.join(_SPANS)} or give a tuple of numbers")
+        raise ValueError(f"positions must be {', '.join(_SPANS)} or a tuple of numbers, got {positions!r}")
     if isinstance(positions, tuple) and (not positions or min(positions) < 0):
-        raise ValueError(f"positions {positions} name no place in a text; give numbers from 0, at least one")
+        raise ValueError(f"positions must be numbers from 0, at least one, got {positions}")
 
 
 def set_to_mean(

@@ -16,9 +16,9 @@ from ..models.hooked import is_gated
 from ..models.loading import architecture, hugging_face, load_model
 from .changes import Change, Intervention, changes, check_applicable
 from .weights import (
-    LayerChange,
     NotWritableError,
     Projection,
+    RowsChange,
     check_writable,
     column_rewrites,
     hugging_face_projection,
@@ -93,7 +93,7 @@ def _check_checkpoint(
     return is_gated(model)
 
 
-def _checkpoint_columns(hf_model: PreTrainedModel, step: Change) -> Iterator[tuple[Projection, LayerChange]]:
+def _checkpoint_columns(hf_model: PreTrainedModel, step: Change) -> Iterator[tuple[Projection, RowsChange]]:
     """What a step writes into the query, key or value weights."""
     name = f".self_attn.{step.part}_proj"
     named = [module for path, module in hf_model.named_modules() if path.endswith(name)]

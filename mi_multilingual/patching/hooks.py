@@ -87,7 +87,7 @@ def _change_hooks(model: HookedModel, steps: Sequence[Change], place: Place) -> 
     return hooks
 
 
-def _head_hook(rows: Sequence[ChangeRow], place: Place) -> _Hook:
+def _head_hook(rows: Sequence[ActivationChange], place: Place) -> _Hook:
     """A hook on queries, keys or values that changes columns."""
 
     def hook(given: Float[Tensor, "batch pos head d_head"], hook: object) -> Float[Tensor, "batch pos head d_head"]:
@@ -112,7 +112,7 @@ def _mlp_hooks(model: HookedModel, steps: Sequence[Change], place: Place) -> lis
 
         return hook
 
-    def act(layer: int, rows: list[ChangeRow]) -> _Hook:
+    def act(layer: int, rows: list[ActivationChange]) -> _Hook:
         def hook(activation: Float[Tensor, "batch pos neuron"], hook: object) -> Float[Tensor, "batch pos neuron"]:
             up = ups.pop(layer, None)
             for row in rows:
@@ -131,7 +131,7 @@ def _mlp_hooks(model: HookedModel, steps: Sequence[Change], place: Place) -> lis
 
 
 @dataclass(frozen=True, eq=False)
-class ChangeRow:
+class ActivationChange:
     """One layer of a `Change`, on the model's device; None where nothing is multiplied."""
 
     chosen: Bool[Tensor, " neuron"]
@@ -141,23 +141,25 @@ class ChangeRow:
     positions: str | tuple[int, ...]
 
 
-def _change_rows(steps: Sequence[Change], layer: int, device: Any) -> list[ChangeRow]:
+def _change_rows(steps: Sequence[Change], layer: int, device: Any) -> list[ActivationChange]:
     """The layer's part of the steps, without those that leave it alone."""
     return [_change_row(step, layer, device) for step in steps if step.chosen[layer].any()]
 
 
-def _change_row(step: Change, layer: int, device: Any) -> ChangeRow:
+def _change_row(step: Change, layer: int, device: Any) -> ActivationChange:
     chosen, factor, up_factor, offset = (
         t[layer].to(device) for t in (step.chosen, step.factor.float(), step.up_factor.float(), step.offset.float())
     )
     fixed = bool((factor[chosen] == 0).all())
-    return ChangeRow(chosen, None if fixed else factor, up_factor if up_factor.any() else None, offset, step.positions)
+    return ActivationChange(
+        chosen, None if fixed else factor, up_factor if up_factor.any() else None, offset, step.positions
+    )
 
 
 def changed(
     activation: Float[Tensor, "batch pos neuron"],
     up: Float[Tensor, "batch pos neuron"] | None,
-    row: ChangeRow,
+    row: ActivationChange,
     place: Place,
 ) -> Float[Tensor, "batch pos neuron"]:
     """The activations after the change; those not chosen bit for bit as they were."""

@@ -59,7 +59,7 @@ def baked(model: HookedModel, *interventions: Intervention) -> Iterator[HookedMo
 @contextmanager
 def rewritten(model: HookedModel, interventions: Sequence[Intervention]) -> Iterator[None]:
     """`baked` without its checks, for many small blocks whose neurons were checked together."""
-    saved: list[tuple[Projection, LayerChange, Tensor, Tensor | None]] = []
+    saved: list[tuple[Projection, RowsChange, Tensor, Tensor | None]] = []
     try:
         for projection, row in _rewrites(model, interventions):
             bias = projection.bias
@@ -98,7 +98,7 @@ def check_writable(interventions: Sequence[Intervention], *, gated: bool) -> Non
 
 @dataclass(frozen=True, eq=False)
 class Projection:
-    """Weights to write to, a row a neuron: the output weights of one layer's MLP, or columns of one attention head."""
+    """Weights to write to, one row per neuron: output weights of one layer's MLP, or columns of an attention head."""
 
     rows: Float[Tensor, "neuron d_model"]
     """A view of the parameter: writing here writes there."""
@@ -112,7 +112,7 @@ class Projection:
 
 
 @dataclass(frozen=True, eq=False)
-class LayerChange:
+class RowsChange:
     """New rows `factor * row`, and `offset * row` for the bias, of the neurons of one layer that change."""
 
     index: Tensor
@@ -120,7 +120,7 @@ class LayerChange:
     offset: Float[Tensor, " changed"]
 
 
-def _rewrites(model: HookedModel, interventions: Sequence[Intervention]) -> Iterator[tuple[Projection, LayerChange]]:
+def _rewrites(model: HookedModel, interventions: Sequence[Intervention]) -> Iterator[tuple[Projection, RowsChange]]:
     """What is to be written where, in order."""
     steps = changes(interventions, gated=is_gated(model))
     mlp_steps = [step for step in steps if step.part == "mlp"]
@@ -133,12 +133,12 @@ def _rewrites(model: HookedModel, interventions: Sequence[Intervention]) -> Iter
                 yield from column_rewrites(*columns(model, layer, step.part), row)
 
 
-def layer_changes(steps: Sequence[Change], layer: int) -> Iterator[LayerChange]:
+def layer_changes(steps: Sequence[Change], layer: int) -> Iterator[RowsChange]:
     """The layer's part of the steps; none where no neuron of it is chosen."""
     for step in steps:
         index = step.chosen[layer].nonzero().flatten()
         if len(index):
-            yield LayerChange(index, step.factor[layer, index], step.offset[layer, index])
+            yield RowsChange(index, step.factor[layer, index], step.offset[layer, index])
 
 
 def _out_projection(model: HookedModel, layer: int) -> Projection:
@@ -174,20 +174,20 @@ def linear_columns(linear: torch.nn.Linear, d_head: int) -> _Columns:
 
 
 def column_rewrites(
-    weight: Float[Tensor, "head d_head d_model"], bias: Float[Tensor, "head d_head"] | None, row: LayerChange
-) -> Iterator[tuple[Projection, LayerChange]]:
+    weight: Float[Tensor, "head d_head d_model"], bias: Float[Tensor, "head d_head"] | None, row: RowsChange
+) -> Iterator[tuple[Projection, RowsChange]]:
     """The change head by head, of the columns and then of their biases."""
     d_head = weight.shape[1]
     for head in (row.index // d_head).unique().tolist():
         mine = row.index // d_head == head
-        in_head = LayerChange(row.index[mine] % d_head, row.factor[mine], row.offset[mine])
+        in_head = RowsChange(row.index[mine] % d_head, row.factor[mine], row.offset[mine])
         yield Projection(weight[head]), in_head
         if bias is not None:
             yield Projection(bias[head, :, None]), in_head
 
 
 @torch.no_grad()
-def write(projection: Projection, row: LayerChange) -> None:
+def write(projection: Projection, row: RowsChange) -> None:
     """Write into the weights; a bias that is missing is made where it is needed."""
     rows = projection.rows[row.index]
     accurate = rows.to(torch.promote_types(rows.dtype, torch.float32))

@@ -36,7 +36,7 @@ class Column:
 
 
 @dataclass(frozen=True)
-class Cell:
+class TableCell:
     """Text for the reader, and the values behind it for sorting and CSV."""
 
     text: str
@@ -102,7 +102,7 @@ def _form_of(values: pd.Series) -> str:
     return "{:,}" if pd.api.types.is_integer_dtype(values) else "{:.4g}"
 
 
-def cells(table: pd.DataFrame, columns: Sequence[Column]) -> list[list[Cell]]:
+def cells(table: pd.DataFrame, columns: Sequence[Column]) -> list[list[TableCell]]:
     """The cells of every row."""
     series = [[table[name].tolist() for name in c.names] for c in columns]
     return [
@@ -123,11 +123,11 @@ def plain(value: Any) -> Any:
     return None if value is None or value is pd.NA else str(value)
 
 
-def cell(column: Column, values: list[Any]) -> Cell:
+def cell(column: Column, values: list[Any]) -> TableCell:
     if any(v is None for v in values):
-        return Cell(_MISSING, values)
+        return TableCell(_MISSING, values)
     words = [column.words(v) if isinstance(v, str) else v for v in values]
-    return Cell(column.form.format(*words), values, column.link.format(*values) if column.link else "")
+    return TableCell(column.form.format(*words), values, column.link.format(*values) if column.link else "")
 
 
 def style(table: pd.DataFrame, column: Column) -> str:

@@ -44,7 +44,7 @@ def _language_table(matrix: pd.DataFrame, stats: ActivationStats, neurons: Neuro
     return pd.DataFrame(rows)
 
 
-def effects(matrix: pd.DataFrame) -> dict[str, float]:
+def ablation_effects(matrix: pd.DataFrame) -> dict[str, float]:
     """Change of the loss, nats per token: means over languages of the own, other and random effects; rows that hit."""
     off = matrix[matrix.condition == CHOSEN]
     own = off[off.group == off.evaluated]
@@ -66,7 +66,7 @@ def ablation_findings(matrix: pd.DataFrame) -> list[str]:
     own = off[off.group == off.evaluated].set_index("group")
     if own.empty:
         return []
-    e = effects(matrix)
+    e = ablation_effects(matrix)
     rest = off[off.group != off.evaluated].groupby("group", sort=False)
     others, clear = rest["change"].mean(), int((own.low > rest["high"].max().reindex(own.index)).sum())
     low, high = mean_interval(own.change.to_numpy())

@@ -123,8 +123,8 @@ def attribution(
 
     Returns:
         one row per language, layer and type, means over inputs: share (of the layer's neurons), top_share (of its
-        neurons of highest contribution), effective_max, effective_mean, effective_min (logits), and the same with the final
-        norm folded in: normed_max, normed_mean, normed_min. NaN where no input had a neuron of the type.
+        neurons of highest contribution), effective_max, effective_mean, effective_min (logits), and the same with the
+        final norm folded in: normed_max, normed_mean, normed_min. NaN where no input had a neuron of the type.
 
     Raises:
         ValueError: prompts or answers that are not parallel, or activations that are not finite.

@@ -461,7 +461,7 @@ def test_mistakes_in_the_other_studies_are_told(model, neurons):
         "no neurons for 'de'; this": lambda: unconditional({"de": torch.zeros(shape)}),
         "do not fit neurons of shape": lambda: unconditional({"en": torch.zeros(shape[1], shape[0])}),
         "is nan": lambda: unconditional({"en": torch.full(shape, math.nan)}),
-        "unknown site 'up'": lambda: unconditional({"en": torch.zeros(shape)}, site="up"),
+        "got 'up'": lambda: unconditional({"en": torch.zeros(shape)}, site="up"),
         "temperature above 0, got 20 and 0.0": lambda: unconditional({"en": torch.zeros(shape)}, temperature=0.0),
         "n_texts must be at least 1 and temperature above 0, got 0 and 1.0": lambda: unconditional(
             {"en": torch.zeros(shape)}, n_texts=0

@@ -60,7 +60,9 @@ def _loaded(
     placing: Mapping[str, Any],
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, str]:
     if tokenizer is None:
-        raise ValueError("a loaded Hugging Face model comes without its tokenizer; give load_model(model, tokenizer=...)")
+        raise ValueError(
+            "a loaded Hugging Face model comes without its tokenizer; give load_model(model, tokenizer=...)"
+        )
     if placing:
         raise ValueError(
             f"{', '.join(placing)} must be given where a checkpoint is loaded, got a model that is loaded already; "

@@ -127,6 +127,15 @@ def native_of(model: Any) -> Native | None:
     return model.__dict__.get(_ATTRIBUTE)
 
 
+def takes_padding(model: Any) -> bool:
+    """Whether prompts of several lengths may run together, padded at the left.
+
+    Only transformers hides padding in all architectures, and changes at some positions count from a row's beginning.
+    """
+    native = native_of(model)
+    return native is not None and native.stands_in() and all(entry.enter is None for entry in native.in_force)
+
+
 def copied(model: Any) -> Any:
     """A copy of the model without hooks, which shares nothing with the original."""
     native = native_of(model)
@@ -274,7 +283,9 @@ def _with_biases(lent: Sequence[_Lent]) -> Iterator[None]:
             bias.module.bias = None
 
 
-def _places(model: Any, hooked_blocks: Sequence[Any], hf_model: PreTrainedModel) -> tuple[dict[str, _Place], Module | None]:
+def _places(
+    model: Any, hooked_blocks: Sequence[Any], hf_model: PreTrainedModel
+) -> tuple[dict[str, _Place], Module | None]:
     """Where the transformers model has what hook points carry, by their names, and its first block."""
     paths = {id(module): path for path, module in hf_model.named_modules()}
     linears = [m for m in hf_model.modules() if isinstance(m, torch.nn.Linear | Conv1D)]

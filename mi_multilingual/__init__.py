@@ -79,6 +79,7 @@ FURTHER = {
     ],
     "evaluation.readers": ["load_belebele", "load_facts", "load_mgsm", "load_mpararel", "load_xcopa", "load_xnli"],
     "evaluation.tasks": ["Item", "accuracy_by_language", "in_every_language", "parallel_items", "written_accuracy"],
+    "studies.ablation": ["layer_sweep"],
     "studies.deactivation": ["deactivation_effects"],
     "studies.leaderboard": ["ranking_stability"],
     "studies.planted": ["planted_model", "planted_text"],

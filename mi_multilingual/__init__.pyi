@@ -109,6 +109,7 @@ from .patching.weights import baked as baked
 from .report import write_report as write_report
 from .storage import load as load
 from .storage import save as save
+from .studies.ablation import layer_sweep as layer_sweep
 from .studies.ablation import perplexity_matrix as perplexity_matrix
 from .studies.deactivation import deactivation_effects as deactivation_effects
 from .studies.deactivation import deactivation_study as deactivation_study

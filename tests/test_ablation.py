@@ -5,8 +5,18 @@ from dataclasses import replace
 import pytest
 import torch
 
-from mi_multilingual import Corpus, NeuronSet, Reading, ablate, layer_matched_random, perplexity, perplexity_matrix
+from mi_multilingual import (
+    Corpus,
+    NeuronSet,
+    Reading,
+    ablate,
+    layer_matched_random,
+    layer_sweep,
+    perplexity,
+    perplexity_matrix,
+)
 from mi_multilingual.models.hooked import fingerprint
+from mi_multilingual.models.native import in_force
 
 READING = Reading(window=8, bos="row")
 CONTROLS = ("none", "random", "all")
@@ -73,3 +83,42 @@ def test_neurons_of_another_model_and_wrong_seeds_are_told(model, corpus):
         perplexity_matrix(model, corpus, replace(neurons, model_fingerprint="x"), reading=READING, progress=False)
     with pytest.raises(ValueError, match=r"seeds must be different numbers from 0, got \(1, 1\)"):
         perplexity_matrix(model, corpus, neurons, seeds=(1, 1), reading=READING, progress=False)
+
+
+def test_the_layer_sweep_gives_what_whole_passes_do(model, corpus):
+    neurons, few = neuron_set(model), corpus.take(["en", "fr"])
+    table = layer_sweep(model, few, neurons, seeds=(0, 2), reading=READING, progress=False)
+    n_layers = model.cfg.n_layers
+    assert len(table) == n_layers * (3 * 2 + 2 * 2)
+    for cell in table.itertuples():
+        off = neurons.in_layers([cell.layer])
+        if cell.condition == "random":
+            assert cell.group == cell.evaluated
+            off = layer_matched_random(off, seed=cell.seed * n_layers + cell.layer)
+        with ablate(model, off[cell.group]):
+            expected = perplexity(model, few.take([cell.evaluated]), reading=READING, progress=False).nll[0]
+        assert cell.nll == pytest.approx(expected, abs=1e-6)
+        assert cell.n_neurons == int(off[cell.group].union().sum())
+
+
+def test_the_layer_sweep_runs_only_what_follows_the_layer(model, corpus):
+    calls = [0] * model.cfg.n_layers
+
+    def counted(layer):
+        def hook(value, hook):
+            calls[layer] += 1
+
+        return f"blocks.{layer}.mlp.hook_post", hook
+
+    neurons = NeuronSet.of({"en": [(i, 0) for i in range(model.cfg.n_layers)]}, shape=neuron_set(model).masks.shape[1:])
+    with in_force(model, [counted(i) for i in range(model.cfg.n_layers)]):
+        layer_sweep(model, corpus.take(["en"]), neurons, seeds=(), reading=READING, progress=False)
+    n_batches = calls[0] // 2  # the intact pass, and the one with layer 0 changed
+    assert calls == [n_batches * (2 + i) for i in range(model.cfg.n_layers)]
+
+
+def test_a_layer_sweep_of_nothing_is_refused(model, corpus):
+    neurons = neuron_set(model)
+    nothing = replace(neurons, masks=torch.zeros_like(neurons.masks))
+    with pytest.raises(ValueError, match="neurons must have some"):
+        layer_sweep(model, corpus, nothing, reading=READING, progress=False)

@@ -15,7 +15,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 from transformers.generation import LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 
 from ..models.hooked import HookedModel, end_ids, max_window, next_token_logits
-from ..models.native import native_pass, takes_padding
+from ..models.native import native_pass, runs_in_parts
 from ..tokens import prompt_ids, rows_per_batch, start_ids
 from .checks import check_list
 
@@ -137,7 +137,7 @@ def batches(model: HookedModel, prompts: Sequence[Prompt], max_new_tokens: int) 
 
     They are of one length where the model cannot hide padding, or where what is done to it depends on positions.
     """
-    one_length = not takes_padding(model)
+    one_length = not runs_in_parts(model)
     for _, same in groupby(prompts, key=lambda p: len(p.ids) if one_length else 0):
         group = list(same)
         while group:

@@ -86,7 +86,8 @@ def log_likelihoods(
     for i, row in enumerate(row_of):
         on_row[row].append(i)
     with tqdm(total=len(found), desc="scoring", unit="choice", disable=not progress) as bar:
-        for batch in _row_batches(model, rows):
+        starts = [min(found[i].first for i in on_row[row]) for row in range(len(rows))]
+        for batch in _row_batches(model, rows, starts):
             index = [i for row in batch for i in on_row[row]]
             places = [at for at, row in enumerate(batch) for _ in on_row[row]]
             scored = [found[i] for i in index]
@@ -131,13 +132,20 @@ def forward_rows(inputs: Sequence[tuple[int, ...]]) -> tuple[list[tuple[int, ...
     return carriers, [number[ids] for ids in inputs]
 
 
-def _row_batches(model: HookedModel, rows: Sequence[tuple[int, ...]]) -> Iterator[list[int]]:
-    """Numbers of rows of similar length that run together, the longest first."""
-    order = sorted(range(len(rows)), key=lambda i: -len(rows[i]))
-    while order:
-        size = rows_per_batch(model, len(rows[order[0]]), "choices")
-        yield order[:size]
-        order = order[size:]
+def _row_batches(model: HookedModel, rows: Sequence[tuple[int, ...]], starts: Sequence[int]) -> Iterator[list[int]]:
+    """Numbers of rows that run together: those of one prompt, and prompts of similar length, the longest first.
+
+    Args:
+        starts: the length of each row's prompt.
+    """
+    batch, longest = [], 0
+    for i in sorted(range(len(rows)), key=lambda i: (-starts[i], rows[i])):
+        longest = max(longest, len(rows[i]))
+        if len(batch) >= rows_per_batch(model, longest, "choices"):
+            yield batch
+            batch, longest = [], len(rows[i])
+        batch.append(i)
+    yield batch
 
 
 @torch.no_grad()

@@ -1,7 +1,7 @@
 """How well the model predicts each language."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import pandas as pd
@@ -78,20 +78,36 @@ def corpus_rows(model: HookedModel, corpus: Corpus, reading: Reading) -> dict[st
     return {rows.language: rows for rows in language_rows(model, corpus, reading)}
 
 
-@torch.no_grad()
 def row_losses(model: HookedModel, rows: TokenRows) -> RowLosses:
     """Loss of each row, summed over its valid tokens that have a token before them."""
-    parts = []
-    for batch in rows.batches(rows_per_batch(model, rows.tokens.shape[1], "logits")):
-        tokens = batch.tokens.to(model.cfg.device)
-        logits = all_logits(model, tokens)[:, :-1].float()
-        nll = torch.nn.functional.cross_entropy(
-            rearrange(logits, "row pos vocab -> (row pos) vocab"), tokens[:, 1:].flatten(), reduction="none"
-        )
-        scored = batch.valid[:, 1:]
-        nll = nll.view(scored.shape).cpu().double().masked_fill(~scored, 0.0)
-        parts.append((nll.sum(dim=1), scored.sum(dim=1), (batch.n_bytes[:, 1:] * scored).sum(dim=1)))
-    return RowLosses(*(torch.cat(column) for column in zip(*parts, strict=True)))
+    return joined_losses([batch_losses(batch, _logits(model, batch)) for batch in logit_batches(model, rows)])
+
+
+@torch.no_grad()
+def _logits(model: HookedModel, batch: TokenRows) -> Float[Tensor, "row pos vocab"]:
+    return all_logits(model, batch.tokens.to(model.cfg.device))
+
+
+def logit_batches(model: HookedModel, rows: TokenRows) -> Iterator[TokenRows]:
+    """Batches of rows of which the logits of all tokens are kept at once."""
+    return rows.batches(rows_per_batch(model, rows.tokens.shape[1], "logits"))
+
+
+@torch.no_grad()
+def batch_losses(batch: TokenRows, logits: Float[Tensor, "row pos vocab"]) -> RowLosses:
+    """Loss of each row of a batch, from the logits after every token."""
+    targets = batch.tokens[:, 1:].flatten().to(logits.device)
+    nll = torch.nn.functional.cross_entropy(
+        rearrange(logits[:, :-1].float(), "row pos vocab -> (row pos) vocab"), targets, reduction="none"
+    )
+    scored = batch.valid[:, 1:]
+    nll = nll.view(scored.shape).cpu().double().masked_fill(~scored, 0.0)
+    return RowLosses(nll.sum(dim=1), scored.sum(dim=1), (batch.n_bytes[:, 1:] * scored).sum(dim=1))
+
+
+def joined_losses(parts: Sequence[RowLosses]) -> RowLosses:
+    """Losses of several batches as those of one."""
+    return RowLosses(*(torch.cat([getattr(p, name) for p in parts]) for name in ("nll", "n_tokens", "n_bytes")))
 
 
 def corpus_losses(model: HookedModel, rows: Mapping[str, TokenRows]) -> dict[str, RowLosses]:

@@ -15,9 +15,16 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from .native import HookFunction, native_of, native_pass
+from .native import native_of, native_pass, runs_in_parts
+from .places import HookFunction
 
 _SAMPLED_NUMBERS = 2**16
+
+_WORTH_A_CACHE = 0.2
+"""Share of the tokens that a cache must save before it is faster than a single pass."""
+
+_Places = tuple[Int[Tensor, " place"], Int[Tensor, " place"]]
+"""Rows and positions."""
 
 
 @runtime_checkable
@@ -187,7 +194,7 @@ def logits_at(
     """
     with native_pass(model) as native:
         if native is not None:
-            return _native_logits_at(native, tokens, rows, positions)
+            return _native_logits_at(native, tokens, (rows, positions), in_parts=runs_in_parts(model))
     if is_bridge(model):
         return model(tokens, return_type="logits")[rows, positions]
     residual = model(tokens, stop_at_layer=model.cfg.n_layers)[rows, positions][None]
@@ -197,19 +204,33 @@ def logits_at(
 
 
 def _native_logits_at(
-    native: PreTrainedModel,
-    tokens: Int[Tensor, "batch pos"],
-    rows: Int[Tensor, " place"],
-    positions: Int[Tensor, " place"],
+    native: PreTrainedModel, tokens: Int[Tensor, "batch pos"], places: _Places, *, in_parts: bool
 ) -> Float[Tensor, "place vocab"]:
-    """`logits_at` by a model that is told of the chosen places only before its unembedding."""
+    """`logits_at` by transformers: beginnings that several rows share run once, and then lie in the cache."""
+    rows, positions = places
+    start = int(positions.min())
+    beginnings, owner = tokens[:, :start].unique(dim=0, return_inverse=True)
+    saved = 1 - (beginnings.numel() + tokens[:, start:].numel()) / tokens.numel()
+    if not in_parts or saved < _WORTH_A_CACHE:
+        return _unembedded_at(native, tokens, places)
+    cache = native.base_model(input_ids=beginnings, use_cache=True).past_key_values
+    cache.batch_select_indices(owner)
+    return _unembedded_at(native, tokens[:, start:], (rows, positions - start), past_key_values=cache)
+
+
+def _unembedded_at(
+    native: PreTrainedModel, tokens: Int[Tensor, "batch pos"], places: _Places, **cache: Any
+) -> Float[Tensor, "place vocab"]:
+    """Logits of chosen places, by a model that learns of them only before its unembedding."""
+    rows, positions = places
 
     def choose(module: Any, given: tuple[Float[Tensor, "batch pos d_model"], ...]) -> tuple[Tensor]:
         return (given[0][rows, positions][None],)
 
-    handle = native.get_output_embeddings().register_forward_pre_hook(choose)
+    unembedding: Any = native.get_output_embeddings()
+    handle = unembedding.register_forward_pre_hook(choose)
     try:
-        return native(input_ids=tokens, use_cache=False).logits[0]
+        return native(input_ids=tokens, use_cache=bool(cache), **cache).logits[0]
     finally:
         handle.remove()
 

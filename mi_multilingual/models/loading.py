@@ -77,7 +77,7 @@ def load_model(
     if is_placed(hf_model):
         if backend == "hooked":
             raise ValueError(
-                f"backend must be 'auto' or 'bridge' for a model that is spread over devices or quantised, got {backend!r}"
+                "backend must be 'auto' or 'bridge' for a model that is spread over devices or quantised, got 'hooked'"
             )
         backend, device = "bridge", _first_device(hf_model)
     else:

@@ -2,11 +2,12 @@
 
 import os
 import tempfile
+import weakref
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import chain
+from itertools import chain, pairwise
 from pathlib import Path
-from typing import BinaryIO, overload
+from typing import IO, overload
 
 import numpy as np
 
@@ -16,13 +17,21 @@ _AT_ONCE = 2**20  # bytes of text read or tokenised at once
 _FRAME = 8  # bytes in front of every document, its length
 
 
+class _Unnamed:
+    """A file that nothing else knows of, and that is gone when nobody reads it any more."""
+
+    def __init__(self, file: IO[bytes]):
+        self._number = os.dup(file.fileno())
+        weakref.finalize(self, os.close, self._number)
+
+    def read(self, start: int, end: int) -> bytes:
+        return os.pread(self._number, end - start, start)
+
+
 class StoredTexts(Sequence[str]):
-    """The documents of one language in a file that nothing else knows of and that is gone with the process.
+    """The documents of one language on disk; a part of them reads the same file."""
 
-    A part of them is a view of the same file.
-    """
-
-    def __init__(self, file: BinaryIO, starts: np.ndarray, ends: np.ndarray):
+    def __init__(self, file: _Unnamed, starts: np.ndarray, ends: np.ndarray):
         self._file, self._starts, self._ends = file, starts, ends
 
     def __len__(self) -> int:
@@ -36,7 +45,7 @@ class StoredTexts(Sequence[str]):
         if isinstance(index, slice):
             return StoredTexts(self._file, self._starts[index], self._ends[index])
         start, end = int(self._starts[index]), int(self._ends[index])
-        return self._read(start, end)[_FRAME:].decode()
+        return self._file.read(start, end)[_FRAME:].decode()
 
     def __iter__(self) -> Iterator[str]:
         for block in self.blocks():
@@ -53,15 +62,12 @@ class StoredTexts(Sequence[str]):
         size = int(upto[-1]) if len(self) else 0
         # The first document behind every so many bytes: the same cuts wherever the documents lie in the file.
         edges = np.unique(np.searchsorted(upto, np.arange(0, size, _AT_ONCE), side="right"))
-        for first, behind in zip(edges, [*edges[1:], len(self)], strict=True):
+        for first, behind in pairwise([*edges, len(self)]):
             starts, ends = self._starts[first:behind], self._ends[first:behind]
             if (starts[1:] == ends[:-1]).all():
-                yield self._read(int(starts[0]), int(ends[-1]))
+                yield self._file.read(int(starts[0]), int(ends[-1]))
             else:
-                yield b"".join(self._read(int(a), int(b)) for a, b in zip(starts, ends, strict=True))
-
-    def _read(self, start: int, end: int) -> bytes:
-        return os.pread(self._file.fileno(), end - start, start)
+                yield b"".join(self._file.read(int(a), int(b)) for a, b in zip(starts, ends, strict=True))
 
 
 def framed(text: str) -> bytes:
@@ -118,14 +124,14 @@ def kept(languages: dict[str, Iterator[str]]) -> dict[str, Sequence[str]]:
 
 def _stored(texts: Iterable[str]) -> StoredTexts:
     """The documents in a file without a name."""
-    file = tempfile.TemporaryFile(dir=cache_folder())  # noqa: SIM115 (open as long as the documents are)
     ends, end = array("q"), 0
-    for text in texts:
-        end += file.write(framed(text))
-        ends.append(end)
-    file.flush()
-    behind = np.frombuffer(ends, dtype=np.int64)
-    return StoredTexts(file, np.concatenate([[0], behind[:-1]]), behind)
+    with tempfile.TemporaryFile(dir=cache_folder()) as file:
+        for text in texts:
+            end += file.write(framed(text))
+            ends.append(end)
+        file.flush()
+        behind = np.frombuffer(ends, dtype=np.int64)
+        return StoredTexts(_Unnamed(file), np.concatenate([[0], behind[:-1]]), behind)
 
 
 def cache_folder() -> Path:

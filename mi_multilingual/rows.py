@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from .token_store import TextTokens
 
@@ -75,6 +76,11 @@ class TokenRows:
     def n_counted(self) -> Int[Tensor, " row"]:
         """Valid tokens of each row."""
         return self.valid.sum(dim=1)
+
+
+def rows_bar(rows: Sequence[TokenRows], title: str, progress: bool) -> tqdm:
+    """A progress bar over the rows of all languages."""
+    return tqdm(total=sum(map(len, rows)), desc=title, unit="row", disable=not progress)
 
 
 class TextRows(TokenRows):

@@ -258,8 +258,8 @@ def corpus_batches(
 def _tokens_bar(rows: Sequence[TokenRows], batch_size: int, shard: tuple[int, int], done: int, progress: bool) -> tqdm:
     """A bar over the tokens of a shard, standing where the recording goes on."""
     mine = torch.cat([own.batch_tokens(batch_size) for own in rows])[shard[0] :: shard[1]]
-    size = {"total": int(mine.sum()), "initial": int(mine[:done].sum())}
-    return tqdm(**size, desc="recording", unit=" tokens", unit_scale=True, disable=not progress)
+    total, initial = int(mine.sum()), int(mine[:done].sum())
+    return tqdm(total=total, initial=initial, desc="recording", unit=" tokens", unit_scale=True, disable=not progress)
 
 
 def joined(parts: dict[str, ActivationStats]) -> ActivationStats:

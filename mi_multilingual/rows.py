@@ -89,6 +89,13 @@ class TextRows(TokenRows):
     The tensors of all rows at once are there too, for text that fits.
     """
 
+    text: TextTokens
+    start: Int[Tensor, " row"]
+    length: Int[Tensor, " row"]
+    prefix: tuple[int, ...]
+    counted: bool
+    padding: int
+
     def __init__(
         self,
         language: str,

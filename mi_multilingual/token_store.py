@@ -98,7 +98,7 @@ def text_tokens(
     for block in _shown(blocks_of(texts), texts, at_least, ends, title, progress):
         piece, source = store.piece(block) if store else _in_memory(_encoded(unframed(block), tokenizer))
         n_tokens += len(piece.ids)
-        lengths.append(piece.lengths)
+        lengths.append(piece.lengths.clone())  # a part of the file would keep all of it in memory
         ends.append(n_tokens)
         sources.append(source)
         if at_least is not None and n_tokens >= at_least:

@@ -99,15 +99,12 @@ def token_rows(
     text = _tokens_of(corpus, language, tokenizer, reading.max_tokens, progress)
     n = min(len(text), reading.max_tokens or len(text))
     _warn_of_unknown(text, n, tokenizer, language)
-    if reading.layout == "stream":
-        places = _streamed(text, n, room)
-        if not len(places[0]):
-            raise ValueError(
-                f"corpus has no text for {language!r} after dropping the last partial window: {n} tokens, one "
-                f"window needs {room}; give more text or a smaller window"
-            )
-    else:
-        places = _by_document(text, n, room)
+    places = _streamed(text, n, room) if reading.layout == "stream" else _by_document(text, n, room)
+    if not len(places[0]):
+        raise ValueError(
+            f"corpus has no text for {language!r} after dropping the last partial window: {n} tokens, one window needs "
+            f"{room}; give more text or a smaller window"
+        )
     return TextRows(language, text, places, prefix, reading.bos == "count", tokenizer.pad_token_id or 0)
 
 

@@ -62,9 +62,12 @@ def bars(monkeypatch):
     return seen
 
 
-def answers(url, stub):
+def answers():
+    stub = Stub()
     stub.answers += [raw(b'{"choices": [{"message": {"content": "[[7]]"}}]}')] * 2
-    judge(["q", "r"], ["a", "b"], Endpoint(url, "m", KEY))
+    judge(Endpoint(stub.url, "m", KEY), ["q", "r"], ["a", "b"])
+    stub.server.shutdown()
+    stub.server.server_close()
 
 
 def swept(folder):
@@ -77,7 +80,7 @@ def swept(folder):
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
-def test_every_bar_has_a_total_and_reaches_it(ungated, corpus, bars, tmp_path, monkeypatch):
+def test_every_bar_has_a_total_and_reaches_it(ungated, corpus, bars, tmp_path):
     model, items = ungated, questions()
     neurons = groups_of(model)
     record(model, corpus, reading=DOCUMENTS)
@@ -97,8 +100,7 @@ def test_every_bar_has_a_total_and_reaches_it(ungated, corpus, bars, tmp_path, m
     generate(model, ["The dog", "A"], max_new_tokens=2)
     continuation_perplexity(model, ["The dog"], [" sleeps"])
     token_counts(corpus, model.tokenizer)
-    stub = Stub()
-    answers(stub.url, stub)
+    answers()
     swept(tmp_path)
     for made_in, bar in bars:
         assert bar.total is not None, f"the bar {bar.desc!r} of {made_in} says nothing of the time left"

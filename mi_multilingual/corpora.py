@@ -7,13 +7,17 @@ import warnings
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from importlib.resources import files
-from itertools import islice
+from itertools import combinations, islice
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import numpy as np
+
 from .display import Summarised
+from .documents import blocks_of, kept
 from .storage import is_like_a_path
 
 _ENDINGS = (".txt", ".txt.gz", ".jsonl", ".parquet")
@@ -28,7 +32,8 @@ DEMO_LANGUAGES = ("en", "de", "es", "fr", "id", "ja", "ru", "tr", "vi", "zh")
 class Corpus(Summarised):
     """Documents of every language, in a fixed order of languages; text is taken as it is, not normalised."""
 
-    documents: Mapping[str, tuple[str, ...]]
+    documents: Mapping[str, Sequence[str]]
+    """Tuples, or, where `load_corpus` found more text than memory should hold, sequences that read it from the disk."""
     source: str
 
     def __post_init__(self) -> None:
@@ -45,15 +50,14 @@ class Corpus(Summarised):
     def languages(self) -> tuple[str, ...]:
         return tuple(self.documents)
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """16 hex digits of the languages, their order and every document."""
         digest = hashlib.sha256()
         for language, texts in self.documents.items():
             digest.update(f"{language}\0{len(texts)}\0".encode())
-            for text in texts:
-                encoded = text.encode()
-                digest.update(len(encoded).to_bytes(8, "little") + encoded)
+            for block in blocks_of(texts):
+                digest.update(block)
         return digest.hexdigest()[:16]
 
     def summary(self) -> tuple[str, Mapping[str, Sequence[Any]]]:
@@ -77,6 +81,9 @@ def load_corpus(
     max_documents: int | None = None,
 ) -> Corpus:
     """Text of several languages.
+
+    What goes beyond 64 million characters is not held in memory, but in a file of the cache folder
+    ($MI_MULTILINGUAL_CACHE, by default mi_multilingual in the user's cache) that is gone with the process.
 
     Args:
         source: "demo" (aligned sentences, splits "identify" and "evaluate"); a folder with a file a language,
@@ -106,7 +113,7 @@ def load_corpus(
         documents = _hub_documents(str(source), languages, split or "train", config, column, max_documents)
     else:
         raise ValueError(f"source must be a folder with <language>.txt files, got the file {str(source)!r}")
-    corpus = Corpus({k: tuple(islice(texts, max_documents)) for k, texts in documents.items()}, str(source))
+    corpus = Corpus(kept({k: islice(texts, max_documents) for k, texts in documents.items()}), str(source))
     _warn_of_shared_documents(corpus)
     return corpus
 
@@ -236,17 +243,26 @@ def _hub_documents(
 
 def _warn_of_shared_documents(corpus: Corpus) -> None:
     """Warn where two languages have documents in common: their statistics would share what they should compare."""
-    unique = {k: set(texts) for k, texts in corpus.documents.items()}
-    names = list(unique)
-    for i, left in enumerate(names):
-        for right in names[i + 1 :]:
-            if shared := unique[left] & unique[right]:
-                share = len(shared) / min(len(unique[left]), len(unique[right]))
-                warnings.warn(
-                    f"{len(shared)} documents are the same in {left!r} and {right!r} ({share:.1%} of the smaller), "
-                    f"e.g. {min(shared, key=len)[:40]!r}; remove them from one",
-                    stacklevel=3,
-                )
+    if len(corpus.languages) < 2:
+        return
+    # Eight bytes a document: the texts themselves may be more than memory holds.
+    unique = {k: np.unique(_hashes(texts), return_index=True) for k, texts in corpus.documents.items()}
+    for left, right in combinations(unique, 2):
+        (hashes, first), (others, _) = unique[left], unique[right]
+        places = first[np.isin(hashes, others, assume_unique=True)]
+        if len(places):
+            share = len(places) / min(len(hashes), len(others))
+            example = min((corpus.documents[left][int(i)] for i in sorted(places)), key=len)
+            warnings.warn(
+                f"{len(places)} documents are the same in {left!r} and {right!r} ({share:.1%} of the smaller), "
+                f"e.g. {example[:40]!r}; remove them from one",
+                stacklevel=3,
+            )
+
+
+def _hashes(texts: Sequence[str]) -> np.ndarray:
+    """64 bits of every document, the same for the same text as long as the process runs."""
+    return np.fromiter(map(hash, texts), dtype=np.int64, count=len(texts))
 
 
 def at_least_two(languages: Sequence[str]) -> None:

@@ -7,6 +7,7 @@ from dataclasses import asdict, fields, is_dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -111,7 +112,8 @@ def save_record(path: Path | str, schema: str, tensors: Mapping[str, Tensor], he
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    # No number of a process: several machines may write to one folder.
+    partial = path.with_name(f".{path.name}.{uuid4().int}")
     metadata = {"schema": schema, "header": json.dumps(header, ensure_ascii=False)}
     try:
         # safetensors refuses views and non-contiguous tensors.

@@ -5,21 +5,21 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Int
 from torch import Tensor
-from torch.nn.functional import pad
 
 from .corpora import Corpus
+from .documents import size_of
 from .models.hooked import HookedModel, max_window, on_cpu
+from .rows import Places, TextRows, TokenRows
+from .token_store import TextTokens, text_tokens
 
 if TYPE_CHECKING:  # these two take a second to import
     import pandas as pd
     from transformers import PreTrainedTokenizerBase
-
-_CHUNK = 1000  # documents tokenised at once
 
 _UNKNOWN_SHARE = 0.05
 
@@ -80,48 +80,14 @@ def check_bos(bos: str) -> None:
 DOCUMENTS = Reading(layout="documents")
 
 
-@dataclass(frozen=True, eq=False)
-class TokenRows:
-    """Rows of tokens of one language."""
-
-    language: str
-    tokens: Int[Tensor, "row pos"]
-    valid: Bool[Tensor, "row pos"]
-    """False at padding, and at special tokens in front that are not counted."""
-    n_bytes: Int[Tensor, "row pos"]
-    """UTF-8 bytes of the text that each token stands for; 0 where not valid."""
-    document: Int[Tensor, " row"]
-    """Number of the document a row (begins) in."""
-
-    @property
-    def n_tokens(self) -> int:
-        return int(self.valid.sum())
-
-    def batches(self, batch_size: int) -> Iterator[TokenRows]:
-        """Rows in batches of similar length, longest first, each cut to its longest row."""
-        lengths = self.n_used()
-        order = lengths.argsort(descending=True, stable=True)
-        for index in order.split(batch_size):
-            width = int(lengths[index].max())
-            yield TokenRows(
-                self.language,
-                self.tokens[index, :width],
-                self.valid[index, :width],
-                self.n_bytes[index, :width],
-                self.document[index],
-            )
-
-    def n_used(self) -> Int[Tensor, " row"]:
-        """Positions of each row up to its last valid token."""
-        positions = torch.arange(1, self.valid.shape[1] + 1)
-        return (self.valid * positions).amax(dim=1)
-
-
-def token_rows(corpus: Corpus, language: str, tokenizer: PreTrainedTokenizerBase, reading: Reading) -> TokenRows:
+def token_rows(
+    corpus: Corpus, language: str, tokenizer: PreTrainedTokenizerBase, reading: Reading, *, progress: bool = True
+) -> TokenRows:
     """The text of one language as rows of tokens.
 
     Args:
         reading: with a window (`Reading.for_model`); `equal_tokens` is not looked at here, but in `language_rows`.
+        progress: show a bar where the text takes over two seconds to tokenise.
 
     Raises:
         ValueError: less text than one window, a window without room for text, or a BOS the tokenizer does not have.
@@ -129,6 +95,21 @@ def token_rows(corpus: Corpus, language: str, tokenizer: PreTrainedTokenizerBase
     Warns:
         UserWarning: more than 5 % of the tokens are unknown to the tokenizer.
     """
+    prefix, room = _front(tokenizer, reading)
+    text = _tokens_of(corpus, language, tokenizer, reading.max_tokens, progress)
+    n = min(len(text), reading.max_tokens or len(text))
+    _warn_of_unknown(text, n, tokenizer, language)
+    places = _streamed(text, n, room) if reading.layout == "stream" else _by_document(text, n, room)
+    if not len(places[0]):
+        raise ValueError(
+            f"corpus has no text for {language!r} after dropping the last partial window: {n} tokens, one window needs "
+            f"{room}; give more text or a smaller window"
+        )
+    return TextRows(language, text, places, prefix, reading.bos == "count", tokenizer.pad_token_id or 0)
+
+
+def _front(tokenizer: PreTrainedTokenizerBase, reading: Reading) -> tuple[tuple[int, ...], int]:
+    """The special tokens in front of every row, and how many tokens of text a row has room for."""
     if reading.window is None:
         raise ValueError("reading.window must be a number here, got None; use reading.for_model(model)")
     prefix = prefix_ids(tokenizer, reading.bos)
@@ -138,42 +119,38 @@ def token_rows(corpus: Corpus, language: str, tokenizer: PreTrainedTokenizerBase
             f"window must leave room for text after {len(prefix)} special token(s), got {reading.window}; "
             f"give at least {1 + len(prefix)}"
         )
-    ids, sizes, document = (part[: reading.max_tokens] for part in _encoded(corpus, language, tokenizer))
-    _warn_of_unknown(ids, tokenizer, language)
-    if reading.layout == "stream":
-        rows = _streamed(ids, sizes, document, room)
-        if not len(rows[0]):
-            raise ValueError(
-                f"corpus has no text for {language!r} after dropping the last partial window: {len(ids)} tokens, one "
-                f"window needs {room}; give more text or a smaller window"
-            )
-    else:
-        rows = padded(ids, sizes, document, room, tokenizer.pad_token_id or 0)
-    tokens, valid, n_bytes, first = rows
-    if prefix:
-        before = torch.tensor(prefix).expand(len(tokens), -1)
-        tokens = torch.cat([before, tokens], dim=1)
-        valid = pad(valid, (len(prefix), 0), value=reading.bos == "count")
-        n_bytes = pad(n_bytes, (len(prefix), 0))
-    return TokenRows(language, tokens, valid, n_bytes, first)
+    return prefix, room
 
 
-def language_rows(model: HookedModel, corpus: Corpus, reading: Reading) -> Iterator[TokenRows]:
+def _tokens_of(
+    corpus: Corpus, language: str, tokenizer: PreTrainedTokenizerBase, at_least: int | None, progress: bool
+) -> TextTokens:
+    texts = corpus.take([language]).documents[language]
+    return text_tokens(texts, tokenizer, at_least=at_least, title=f"tokenising {language}", progress=progress)
+
+
+def language_rows(
+    model: HookedModel, corpus: Corpus, reading: Reading, *, progress: bool = True
+) -> Iterator[TokenRows]:
     """The rows of every language of the corpus, one language after another.
 
     Raises:
         ValueError: as `token_rows`.
     """
-    return tokenizer_rows(model.tokenizer, corpus, reading.for_model(model))
+    return tokenizer_rows(model.tokenizer, corpus, reading.for_model(model), progress=progress)
 
 
-def tokenizer_rows(tokenizer: PreTrainedTokenizerBase, corpus: Corpus, reading: Reading) -> Iterator[TokenRows]:
+def tokenizer_rows(
+    tokenizer: PreTrainedTokenizerBase, corpus: Corpus, reading: Reading, *, progress: bool = True
+) -> Iterator[TokenRows]:
     """`language_rows` where the model itself is elsewhere; the reading has a window (`Reading.for_model`)."""
     if reading.equal_tokens:
-        shortest = min(len(_encoded(corpus, k, tokenizer)[0][: reading.max_tokens]) for k in corpus.languages)
-        reading = replace(reading, max_tokens=shortest)
+        # From the shortest text on, so that no more of a long one is tokenised than the others have.
+        for language in sorted(corpus.languages, key=lambda k: size_of(corpus.documents[k])):
+            n = len(_tokens_of(corpus, language, tokenizer, reading.max_tokens, progress))
+            reading = replace(reading, max_tokens=min(n, reading.max_tokens or n))
     for language in corpus.languages:
-        yield token_rows(corpus, language, tokenizer, reading)
+        yield token_rows(corpus, language, tokenizer, reading, progress=progress)
 
 
 def prefix_ids(tokenizer: PreTrainedTokenizerBase, bos: str = "tokenizer") -> tuple[int, ...]:
@@ -256,69 +233,28 @@ def rows_per_batch(model: HookedModel, width: int, work: str) -> int:
     return max(1, factor * TOKENS_PER_BATCH[work] // width)
 
 
-_Encoded = tuple[Int[Tensor, " token"], Int[Tensor, " token"], Int[Tensor, " token"]]
-
-_Rows = tuple[Int[Tensor, "row pos"], Bool[Tensor, "row pos"], Int[Tensor, "row pos"], Int[Tensor, " row"]]
-
-
-def _encoded(corpus: Corpus, language: str, tokenizer: PreTrainedTokenizerBase) -> _Encoded:
-    """Ids of all documents one after another, the bytes each id stands for, and its document's number."""
-    documents = corpus.take([language]).documents[language]
-    ids, sizes, numbers = [], [], []
-    for start in range(0, len(documents), _CHUNK):
-        texts = list(documents[start : start + _CHUNK])
-        options: dict[str, Any] = {"add_special_tokens": False, "return_attention_mask": False, "verbose": False}
-        result = tokenizer(texts, return_offsets_mapping=tokenizer.is_fast, **options)
-        for i, (text, row) in enumerate(zip(texts, result["input_ids"], strict=True)):
-            ids.append(torch.tensor(row, dtype=torch.int64))
-            sizes.append(_byte_sizes(text, row, result["offset_mapping"][i] if tokenizer.is_fast else None, tokenizer))
-            numbers.append(torch.full((len(row),), start + i))
-    return torch.cat(ids), torch.cat(sizes), torch.cat(numbers)
+def _streamed(text: TextTokens, n: int, room: int) -> Places:
+    """Full windows of the first n tokens, the tail dropped."""
+    start = torch.arange(n // room) * room
+    document = torch.searchsorted(text.lengths.cumsum(0), start, right=True)
+    return start, torch.full_like(start, room), document
 
 
-def _byte_sizes(
-    text: str, ids: Sequence[int], offsets: Sequence[tuple[int, int]] | None, tokenizer: PreTrainedTokenizerBase
-) -> Int[Tensor, " token"]:
-    """UTF-8 bytes of the text between the end of one token and the end of the next; they add up to the whole text.
-
-    A character that is split over several tokens counts with the first of them. Without offsets (slow tokenizers)
-    the text's bytes are shared out in proportion to the length of each token's own text.
-    """
-    if not ids:
-        return torch.zeros(0, dtype=torch.int64)
-    if offsets is None:
-        lengths = torch.tensor([len(tokenizer.decode([i]).encode()) or 1 for i in ids], dtype=torch.float64)
-        ends = (lengths.cumsum(0) / lengths.sum() * len(text.encode())).round().long()
-    else:
-        upto = torch.tensor([0, *(len(c.encode()) for c in text)]).cumsum(0)
-        ends = upto[torch.tensor([end for _, end in offsets])].cummax(0).values
-        ends[-1] = upto[-1]
-    return ends.diff(prepend=torch.zeros(1, dtype=torch.int64))
-
-
-def _streamed(ids: Tensor, sizes: Tensor, document: Tensor, room: int) -> _Rows:
-    """Full windows, the tail dropped."""
-    n_rows = len(ids) // room
-    tokens, n_bytes, number = (t[: n_rows * room].view(n_rows, room) for t in (ids, sizes, document))
-    return tokens, torch.ones_like(tokens, dtype=torch.bool), n_bytes, number[:, 0]
-
-
-def padded(ids: Tensor, sizes: Tensor, document: Tensor, room: int, pad: int) -> _Rows:
+def _by_document(text: TextTokens, n: int, room: int) -> Places:
     """One document a row, going on in further rows where it is longer than a row."""
-    lengths = document.unique_consecutive(return_counts=True)[1].tolist()
-    cuts = [min(room, n - start) for n in lengths for start in range(0, n, room)]
-    number = document[torch.tensor([0, *cuts[:-1]]).cumsum(0)]
-    valid = torch.arange(min(room, max(lengths)))[None] < torch.tensor(cuts)[:, None]
-    tokens = torch.full(valid.shape, pad)
-    n_bytes = torch.zeros(valid.shape, dtype=torch.int64)
-    tokens[valid], n_bytes[valid] = ids, sizes
-    return tokens, valid, n_bytes, number
+    begins = text.lengths.cumsum(0) - text.lengths
+    lengths = torch.minimum(text.lengths, (n - begins).clamp(min=0))
+    n_rows = (lengths + room - 1) // room
+    document = torch.repeat_interleave(n_rows)
+    # Of each row, the place among those of its document.
+    turn = torch.arange(len(document)) - (n_rows.cumsum(0) - n_rows)[document]
+    return begins[document] + turn * room, (lengths[document] - turn * room).clamp(max=room), document
 
 
-def _warn_of_unknown(ids: Tensor, tokenizer: PreTrainedTokenizerBase, language: str) -> None:
-    if tokenizer.unk_token_id is None or not len(ids):
+def _warn_of_unknown(text: TextTokens, n: int, tokenizer: PreTrainedTokenizerBase, language: str) -> None:
+    if tokenizer.unk_token_id is None:
         return
-    share = (ids == tokenizer.unk_token_id).double().mean().item()
+    share = text.share(tokenizer.unk_token_id, n)
     if share > _UNKNOWN_SHARE:
         warnings.warn(
             f"the tokenizer maps {share:.0%} of the tokens of {language!r} to unknown; "
@@ -333,7 +269,7 @@ def token_counts(corpus: Corpus, tokenizer: PreTrainedTokenizerBase) -> pd.DataF
 
     rows = []
     for language, texts in corpus.documents.items():
-        n_tokens = len(_encoded(corpus, language, tokenizer)[0])
+        n_tokens = len(_tokens_of(corpus, language, tokenizer, None, True))
         n_bytes = sum(len(t.encode()) for t in texts)
         row = {
             "language": language,

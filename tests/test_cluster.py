@@ -5,6 +5,8 @@ import random
 import shutil
 import signal
 import sys
+import threading
+import time
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -181,6 +183,78 @@ def ray():
     package.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     yield package
     package.shutdown()
+
+
+@pytest.fixture
+def two_nodes():
+    """A cluster of two nodes of one core each: the package ray, the cluster, and the node that may go."""
+    package = workers_module.imported()
+    from ray.cluster_utils import Cluster
+
+    package.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    size = {"num_cpus": 1, "object_store_memory": 100 * 2**20, "include_dashboard": False}
+    # A node that is gone is noticed after five seconds, not after fifteen.
+    checks = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 1000, "health_check_failure_threshold": 5}
+    cluster = Cluster(initialize_head=True, head_node_args={**size, "_system_config": checks})
+    other = cluster.add_node(**size)
+    package.init(address=cluster.address, log_to_driver=False)
+    cluster.wait_for_nodes()
+    yield package, cluster, other
+    package.shutdown()
+    cluster.shutdown()
+
+
+def batch_in_the_midst(folder, doomed, context, item):
+    """The second batch on the doomed node says so, and waits for the node's end; the other node leaves it two."""
+    import ray
+
+    from mi_multilingual.experiments.cluster import one_batch
+
+    if ray.get_runtime_context().get_node_id() != doomed:
+        wait_for(Path(folder) / "second")
+    elif not once(folder, "first"):
+        (Path(folder) / "second").touch()
+        time.sleep(60)
+    return one_batch(context, item)
+
+
+def wait_for(path):
+    """Return when the file is there, after a minute at the latest."""
+    for _ in range(600):
+        if path.exists():
+            return
+        time.sleep(0.1)
+
+
+def remove_when_there(path, cluster, node):
+    wait_for(path)
+    cluster.remove_node(node, allow_graceful=False)
+
+
+@pytest.mark.slow
+def test_a_node_that_is_lost_while_it_records_changes_no_number(places, tmp_path, monkeypatch, two_nodes):
+    package, cluster, other = two_nodes
+    assert len([node for node in package.nodes() if node["Alive"]]) == 2
+    shutil.copytree(places / "model", tmp_path / "model")
+    (tmp_path / "texts").mkdir()
+    for language, sentences in checkpoints.SENTENCES.items():
+        text = "\n".join(sentences * 250)  # several batches of every language
+        (tmp_path / "texts" / f"{language}.txt").write_text(text, encoding="utf-8")
+    study = study_of(tmp_path, detector={"name": "lape", "activation_bar_ratio": 0.5})
+    run(study, tmp_path / "one", progress=False)
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "one_batch", partial(batch_in_the_midst, str(tmp_path), other.node_id))
+        killer = threading.Thread(target=remove_when_there, args=(tmp_path / "second", cluster, other), daemon=True)
+        killer.start()
+        progress = run(study, tmp_path / "many", runner=on_ray("auto"), progress=False)
+        killer.join(timeout=30)
+    assert (tmp_path / "second").exists()
+    assert len([node for node in package.nodes() if node["Alive"]]) == 1, "the node went before the end"
+    assert progress.complete
+    assert progress.failed.empty
+    one, many = (recorded(tmp_path / name) for name in ("one", "many"))
+    assert all(torch.equal(getattr(many, name), getattr(one, name)) for name in TENSORS)
+    pd.testing.assert_frame_equal(results(tmp_path / "many"), results(tmp_path / "one"), check_exact=True)
 
 
 @pytest.mark.slow

@@ -11,7 +11,6 @@ import torch
 from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
-from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from ..corpora import Corpus
@@ -19,6 +18,7 @@ from ..evidence.reading import read
 from ..models.hooked import HookedModel, Site, site_of
 from ..neurons import NeuronSet
 from ..patching.changes import check_fits
+from ..rows import rows_bar
 from ..tokens import Reading, TokenRows, language_rows, rows_per_batch
 from .attribution import norm_weight
 
@@ -96,13 +96,15 @@ def top_examples(
     reader, chosen = site_of(model, site), _chosen_columns(neurons)
     frames, texts_of = [], text_reader(model.tokenizer)
     at_once = rows_per_batch(model, reading.window or 1, "statistics")
-    languages = language_rows(model, corpus, reading)
-    for rows in tqdm(languages, desc="examples", unit="language", total=len(corpus.languages), disable=not progress):
-        kept = {layer: Highest.zeros(len(columns)) for layer, columns in chosen.items()}
-        for batch in rows.batches(at_once):
-            found = _batch_highest(model, reader, batch, chosen, n)
-            kept = {layer: (kept[layer] + found[layer]).best(n) for layer in chosen}
-        frames += [_example_table(rows.language, layer, chosen[layer], kept[layer], texts_of) for layer in chosen]
+    languages = list(language_rows(model, corpus, reading, progress=progress))
+    with rows_bar(languages, "examples", progress) as bar:
+        for rows in languages:
+            kept = {layer: Highest.zeros(len(columns)) for layer, columns in chosen.items()}
+            for batch in rows.batches(at_once):
+                found = _batch_highest(model, reader, batch, chosen, n)
+                kept = {layer: (kept[layer] + found[layer]).best(n) for layer in chosen}
+                bar.update(len(batch))
+            frames += [_example_table(rows.language, layer, chosen[layer], kept[layer], texts_of) for layer in chosen]
     columns = ["language", "layer", "neuron", "rank", "activation", "document", "tokens", "activations", "peak"]
     return pd.DataFrame([row for frame in frames for row in frame], columns=columns)
 

@@ -8,6 +8,7 @@ import pandas as pd
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from ..corpora import at_least_two
 from ..detectors.entropy import dismiss_rare, entropy_over_languages, select_by_entropy
@@ -25,7 +26,7 @@ def lape_of_texts(texts: TextActivations, **parameters: float) -> NeuronSet:
 
 
 def lape_membership(
-    texts: TextActivations, *, resamples: int = 200, seed: int = 0, **parameters: float
+    texts: TextActivations, *, resamples: int = 200, seed: int = 0, progress: bool = True, **parameters: float
 ) -> NeuronScores:
     """How often LAPE gives each neuron to each language when documents are drawn anew, with replacement.
 
@@ -41,7 +42,7 @@ def lape_membership(
     counts, n_tokens = _checked_counts(texts)
     random = np.random.default_rng(seed)
     chosen = torch.zeros(*texts.values.shape[1:], len(texts.languages))
-    for _ in range(resamples):
+    for _ in tqdm(range(resamples), desc="bootstrap", unit="draw", delay=2, disable=not progress):
         weights = resampled_weights(texts, random)
         masks = select_by_entropy(
             _weighted_probabilities(counts, n_tokens, weights, texts), **_lape_parameters(parameters)
@@ -58,7 +59,13 @@ def lape_membership(
 
 
 def permutation_test(
-    texts: TextActivations, *, permutations: int = 500, level: float = 0.05, seed: int = 0, **parameters: float
+    texts: TextActivations,
+    *,
+    permutations: int = 500,
+    level: float = 0.05,
+    seed: int = 0,
+    progress: bool = True,
+    **parameters: float,
 ) -> tuple[pd.DataFrame, Float[Tensor, "layer neuron"]]:
     """How many language neurons chance would find, and each neuron's corrected p-value.
 
@@ -88,7 +95,7 @@ def permutation_test(
     worst = entropy[kept].max()
     random = np.random.default_rng(seed)
     as_low, by_chance = torch.zeros(entropy.shape), []
-    for _ in range(permutations):
+    for _ in tqdm(range(permutations), desc="permutations", unit="draw", delay=2, disable=not progress):
         labels = torch.from_numpy(random.permutation(texts.language.numpy()))
         p = _weighted_probabilities(counts, n_tokens, torch.ones(len(labels)), texts, labels)
         shuffled = dismiss_rare(entropy_over_languages(p), p, given["filter_rate"])
@@ -110,7 +117,9 @@ def permutation_test(
     return table, corrected.float()
 
 
-def half_agreement(texts: TextActivations, detector: _Choice, *, splits: int = 10, seed: int = 0) -> pd.DataFrame:
+def half_agreement(
+    texts: TextActivations, detector: _Choice, *, splits: int = 10, seed: int = 0, progress: bool = True
+) -> pd.DataFrame:
     """Jaccard overlap of the sets that a detector finds on two halves of the documents of each language.
 
     Returns:
@@ -118,7 +127,7 @@ def half_agreement(texts: TextActivations, detector: _Choice, *, splits: int = 1
     """
     random = np.random.default_rng(seed)
     rows = []
-    for _ in range(splits):
+    for _ in tqdm(range(splits), desc="halves", unit="split", delay=2, disable=not progress):
         first = torch.zeros(len(texts.values), dtype=torch.bool)
         for k in texts.languages:
             mine = texts.of(k).nonzero().flatten()

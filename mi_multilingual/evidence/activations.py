@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -21,9 +21,6 @@ from ..models.hooked import HookedModel, Site, max_window, on_cpu, site_of
 from ..storage import load_record, save_record
 from ..tokens import Reading, TokenRows, rows_per_batch, tokenizer_rows
 from .reading import check_alike, joint_corpus, layers_of, origin, read
-
-if TYPE_CHECKING:  # takes a second to import
-    from transformers import PreTrainedTokenizerBase
 
 _CHECKPOINT_SCHEMA = "ActivationStats checkpoint/2"
 
@@ -199,12 +196,11 @@ def record(
             tensors = {name: getattr(stats, name) for name in TENSORS} | {"n_batches": n_batches}
             save_record(checkpoint, _CHECKPOINT_SCHEMA, tensors, {**stats.header(), "protocol": protocol})
 
-    batches = corpus_batches(model.tokenizer, corpus, reading, batch_size)
-    mine = itertools.islice(batches, shard[0], None, shard[1])
+    rows = list(tokenizer_rows(model.tokenizer, corpus, reading, progress=progress))
     reader, saved = site_of(model, site), time.monotonic()
-    with tqdm(desc="recording", unit=" tokens", unit_scale=True, disable=not progress) as bar:
+    with _tokens_bar(rows, batch_size, shard, done, progress) as bar:
         try:
-            for batch in itertools.islice(mine, done, None):
+            for batch in corpus_batches(rows, batch_size, shard, done):
                 parts, n_batches = state
                 whole = parts[batch.language] + batch_stats(model, reader, batch, parts[batch.language])
                 state = (parts | {batch.language: whole}, n_batches + 1)
@@ -242,11 +238,28 @@ def nothing_recorded(
 
 
 def corpus_batches(
-    tokenizer: PreTrainedTokenizerBase, corpus: Corpus, reading: Reading, batch_size: int
+    rows: Iterable[TokenRows], batch_size: int, shard: tuple[int, int] = (0, 1), done: int = 0
 ) -> Iterator[TokenRows]:
-    """The batches of a recording in their order: one language after another, longest rows first."""
-    for rows in tokenizer_rows(tokenizer, corpus, reading):
-        yield from rows.batches(batch_size)
+    """The batches of a recording in their order: one language after another, longest rows first.
+
+    Args:
+        rows: of every language.
+        shard: (index, number), as of `record`.
+        done: so many batches of the shard are left out.
+    """
+    index, number = shard
+    first = index + done * number
+    for own in rows:
+        yield from own.batches(batch_size, first, number)
+        n_batches = -(-len(own) // batch_size)
+        first = first - n_batches if first >= n_batches else (first - n_batches) % number
+
+
+def _tokens_bar(rows: Sequence[TokenRows], batch_size: int, shard: tuple[int, int], done: int, progress: bool) -> tqdm:
+    """A bar over the tokens of a shard, standing where the recording goes on."""
+    mine = torch.cat([own.batch_tokens(batch_size) for own in rows])[shard[0] :: shard[1]]
+    total, initial = int(mine.sum()), int(mine[:done].sum())
+    return tqdm(total=total, initial=initial, desc="recording", unit=" tokens", unit_scale=True, disable=not progress)
 
 
 def joined(parts: dict[str, ActivationStats]) -> ActivationStats:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,11 +10,11 @@ import torch
 from einops import einsum, rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from ..corpora import Corpus, at_least_two
 from ..display import Summarised
 from ..models.hooked import HookedModel, is_gated, site_of
+from ..rows import rows_bar
 from ..tokens import DOCUMENTS, Reading, TokenRows, language_rows, rows_per_batch
 from .reading import check_alike, check_documents, check_finite, joint_corpus, origin, read
 
@@ -94,17 +94,13 @@ def record_impact(
     worst: dict[str, list[Tensor]] = {part: [] for part in IMPACT_PARTS}
     least: dict[str, list[Tensor]] = {part: [] for part in IMPACT_PARTS}
     n_documents = []
-    languages = language_rows(model, corpus, reading)
-    for rows in tqdm(languages, desc="impact", unit="language", total=len(corpus.languages), disable=not progress):
-        found: dict[str, list[tuple[Tensor, Tensor]]] = {part: [] for part in IMPACT_PARTS}
-        for batch in rows.batches(rows_per_batch(model, rows.tokens.shape[1], "patterns")):
-            for part, impact in _batch_impact(model, batch, score).items():
-                check_finite(impact, lambda _, part=part, rows=rows: f"({part}, impact) on {rows.language!r}")
-                found[part].append((ranks(impact).amax(dim=0), impact.amin(dim=0)))
-        for part, pairs in found.items():
-            worst[part].append(torch.stack([r for r, _ in pairs]).amax(dim=0))
-            least[part].append(torch.stack([i for _, i in pairs]).amin(dim=0))
-        n_documents.append(len(rows.tokens))
+    languages = list(language_rows(model, corpus, reading, progress=progress))
+    with rows_bar(languages, "impact", progress) as bar:
+        for rows in languages:
+            for part, (rank, lowest) in _language_impact(model, rows, score, bar.update).items():
+                worst[part].append(rank)
+                least[part].append(lowest)
+            n_documents.append(len(rows))
     return Impact(
         {part: torch.stack(columns, dim=-1) for part, columns in worst.items()},
         {part: torch.stack(columns, dim=-1) for part, columns in least.items()},
@@ -113,6 +109,22 @@ def record_impact(
         torch.tensor(n_documents),
         **origin(model, corpus, reading),
     )
+
+
+def _language_impact(
+    model: HookedModel, rows: TokenRows, score: str, done: Callable[[int], object]
+) -> dict[str, tuple[Int[Tensor, "layer neuron"], Float[Tensor, "layer neuron"]]]:
+    """The worst rank and the least impact over the documents of one language; `done` is told the rows of each batch."""
+    found: dict[str, tuple[Tensor, Tensor]] = {}
+    for batch in rows.batches(rows_per_batch(model, rows.width, "patterns")):
+        for part, impact in _batch_impact(model, batch, score).items():
+            check_finite(impact, lambda _, part=part: f"({part}, impact) on {rows.language!r}")
+            rank, lowest = ranks(impact).amax(dim=0), impact.amin(dim=0)
+            if part in found:
+                rank, lowest = torch.maximum(rank, found[part][0]), torch.minimum(lowest, found[part][1])
+            found[part] = (rank, lowest)
+        done(len(batch))
+    return found
 
 
 def ranks(impact: Float[Tensor, "document layer neuron"]) -> Int[Tensor, "document layer neuron"]:

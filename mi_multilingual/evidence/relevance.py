@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from ..corpora import Corpus, at_least_two
 from ..display import Summarised, size
 from ..models.hooked import HookedModel, site_of
+from ..rows import rows_bar
 from ..tokens import Reading, TokenRows, language_rows, rows_per_batch
 from .reading import check_alike, check_finite, joint_corpus, layers_of, origin, read_with_graph
 
@@ -79,15 +79,17 @@ def record_relevance(
     """
     at_least_two(corpus.languages)
     columns, counts = [], []
-    languages = language_rows(model, corpus, reading)
-    for rows in tqdm(languages, desc="relevance", unit="language", total=len(corpus.languages), disable=not progress):
-        total = torch.zeros(model.cfg.n_layers, model.cfg.d_mlp, dtype=torch.float64)
-        n_tokens = 0
-        for batch in rows.batches(rows_per_batch(model, rows.tokens.shape[1], "gradients")):
-            total += _batch_relevance(model, batch)
-            n_tokens += int(batch.valid[:, 1:].sum())
-        columns.append(total)
-        counts.append(n_tokens)
+    languages = list(language_rows(model, corpus, reading, progress=progress))
+    with rows_bar(languages, "relevance", progress) as bar:
+        for rows in languages:
+            total = torch.zeros(model.cfg.n_layers, model.cfg.d_mlp, dtype=torch.float64)
+            n_tokens = 0
+            for batch in rows.batches(rows_per_batch(model, rows.width, "gradients")):
+                total += _batch_relevance(model, batch)
+                n_tokens += int(batch.valid[:, 1:].sum())
+                bar.update(len(batch))
+            columns.append(total)
+            counts.append(n_tokens)
     return Relevance(
         torch.stack(columns, dim=-1), torch.tensor(counts), corpus.languages, **origin(model, corpus, reading)
     )

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from ..corpora import Corpus
 from ..display import Summarised, size
 from ..models.hooked import HookedModel, Site, site_of
+from ..rows import rows_bar
 from ..tokens import DOCUMENTS, Reading, TokenRows, language_rows, rows_per_batch
 from .reading import check_alike, check_documents, check_finite, joint_corpus, layers_of, origin, read
 
@@ -113,13 +113,13 @@ def record_texts(
     shape = (n_texts, model.cfg.n_layers, model.cfg.d_mlp)
     sums = {r: torch.full(shape, -torch.inf) if r == "max" else torch.zeros(shape) for r in reductions}
     n_tokens, first = torch.zeros(n_texts, dtype=torch.int64), 0
-    with tqdm(total=n_texts, desc="reading texts", unit="text", disable=not progress) as bar:
-        for rows in language_rows(model, corpus, reading):
+    languages = list(language_rows(model, corpus, reading, progress=progress))
+    with rows_bar(languages, "reading texts", progress) as bar:
+        for rows in languages:
             for batch in rows.batches(rows_per_batch(model, reading.window or 1, "statistics")):
                 _add_batch(model, reader, batch, first, threshold, sums, n_tokens)
-            n_documents = len(corpus.documents[rows.language])
-            first += n_documents
-            bar.update(n_documents)
+                bar.update(len(batch))
+            first += len(corpus.documents[rows.language])
     language = torch.repeat_interleave(torch.tensor([len(d) for d in corpus.documents.values()]))
     document = torch.cat([torch.arange(len(d)) for d in corpus.documents.values()])
     cut = reading.max_tokens is not None or reading.equal_tokens

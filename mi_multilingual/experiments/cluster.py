@@ -24,7 +24,7 @@ from ..evidence.activations import (
 from ..evidence.table import kind_of
 from ..models.hooked import site_of
 from ..storage import save
-from ..tokens import TokenRows
+from ..tokens import TokenRows, tokenizer_rows
 from .attempts import in_one_line
 from .cells import Cell
 from .context import Context
@@ -127,7 +127,8 @@ def _record_by_batches(pool: Pool, wanted: _Wanted, context: Context) -> Iterato
     assert path is not None, "a sweep on a cluster has a folder"
     [begun] = map(checked, pool.run(begin, [wanted]))
     empty, tokenizer, batch_size = begun.result
-    batches = corpus_batches(tokenizer, context.corpus("identify"), empty.reading, batch_size)
+    rows = list(tokenizer_rows(tokenizer, context.corpus("identify"), empty.reading, progress=False))
+    batches, n_all = corpus_batches(rows, batch_size), sum(own.n_tokens for own in rows)
     parts = {language: empty.take([language]) for language in empty.languages}
     early: dict[int, ActivationStats] = {}
     n_added, n_tokens, started = 0, 0, time.monotonic()
@@ -139,7 +140,7 @@ def _record_by_batches(pool: Pool, wanted: _Wanted, context: Context) -> Iterato
             parts[part.languages[0]] += part
             n_added += 1
         n_tokens += int(outcome.result.n_tokens)
-        yield f"recording: {n_tokens:,} tokens, {n_tokens / (time.monotonic() - started):,.0f} per second"
+        yield f"recording: {n_tokens:,} of {n_all:,} tokens, {n_tokens / (time.monotonic() - started):,.0f} per second"
     save(checked_finite(joined(parts)), path)
 
 

@@ -148,11 +148,9 @@ def _generation_cost(model: HookedModel, study: Study, context: Context) -> tupl
 def _seconds_per_token(model: HookedModel, study: Study, corpus: Corpus, work: Callable[[TokenRows], Any]) -> float:
     """Seconds of the work per token, by the faster of two goes over the first rows of the text."""
     rows = corpus_rows(model, corpus.take(corpus.languages[:1]), study.corpus.reading)
-    language, whole = next(iter(rows.items()))
-    first = (
-        whole.tokens.shape[0] if whole.n_tokens <= _PROBED_TOKENS else max(1, _PROBED_TOKENS // whole.tokens.shape[1])
-    )
-    few = TokenRows(language, *(getattr(whole, n)[:first] for n in ("tokens", "valid", "n_bytes", "document")))
+    whole = next(iter(rows.values()))
+    first = len(whole) if whole.n_tokens <= _PROBED_TOKENS else max(1, _PROBED_TOKENS // whole.width)
+    few = whole.pick(torch.arange(first))
     taken = []
     for _ in range(2):
         started = time.perf_counter()
@@ -169,7 +167,7 @@ def _statistics_of(model: HookedModel, corpus: Corpus, reading: Reading) -> Call
     reader, empty = site_of(model, "gate"), nothing_recorded(model, corpus, reading)
 
     def work(rows: TokenRows) -> None:
-        for batch in rows.batches(len(rows.tokens)):
+        for batch in rows.batches(len(rows)):
             batch_stats(model, reader, batch, empty.take([rows.language]))
 
     return work

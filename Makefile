@@ -1,5 +1,6 @@
 PYTHON ?= python3
 BIN := .venv/bin
+INSTALLED := .venv/.package
 STAMP := .venv/.installed
 STAMP_TL4 := .venv-tl4/.installed
 MAKEFLAGS += --no-print-directory
@@ -17,7 +18,7 @@ EXECUTED := $(patsubst %,build/%,$(wildcard notebooks/*.ipynb))
 help: ## this list
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
-demo: $(STAMP) ## the main job on the embedded model and corpus -> runs/demo/report.html
+demo: $(INSTALLED) ## the main job on the embedded model and corpus -> runs/demo/report.html
 	$(BIN)/mi-multilingual demo --out runs/demo
 
 test: check pytest docs ## every check of the project, in an environment made for it
@@ -55,16 +56,24 @@ bench: $(STAMP) ## speed and memory of recording, as ratios
 test-tl4: $(STAMP_TL4) ## the same tests with TransformerLens 4, but for browser, notebooks and what the demo model must show
 	$(PYTEST_SETTINGS) .venv-tl4/bin/python -m pytest $(PYTEST_OPTIONS) -m "not browser and not notebook" --ignore tests/test_demo.py
 
-$(STAMP): pyproject.toml constraints.txt
-	@echo 'making .venv, which takes some minutes'
+# Only what is imported is compiled, when it is imported, so that the demo starts sooner.
+$(INSTALLED): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch==2.13.0
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev,docs,audit]"
+	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --editable .
+	touch $@
+
+$(STAMP): $(INSTALLED)
+	@echo 'adding what the tests and the documentation need to .venv, which takes some minutes'
+	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --editable ".[dev,docs,audit]"
+	$(call compiled,.venv)
 	touch $@
 
 $(STAMP_TL4): pyproject.toml constraints-tl4.txt
 	@echo 'making .venv-tl4, which takes some minutes'
 	test -x .venv-tl4/bin/python || $(PYTHON) -m venv .venv-tl4
-	.venv-tl4/bin/python -m pip install --quiet --constraint constraints-tl4.txt torch==2.13.0
-	.venv-tl4/bin/python -m pip install --quiet --constraint constraints-tl4.txt --editable ".[dev]"
+	.venv-tl4/bin/python -m pip install --quiet --no-compile --constraint constraints-tl4.txt --editable ".[dev]"
+	$(call compiled,.venv-tl4)
 	touch $@
+
+# On all cores, unlike pip. Templates of a few packages are no Python yet, so it always fails.
+compiled = -@$(1)/bin/python -m compileall -qq -j 0 $(1)/lib 2>/dev/null || true

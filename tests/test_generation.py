@@ -14,6 +14,7 @@ from mi_multilingual.evaluation.generation import Decoding, continuation_text, d
 from mi_multilingual.evaluation.prompts import first_words
 from mi_multilingual.models.hooked import next_token_logits
 from mi_multilingual.models.loading import HookedTransformer
+from mi_multilingual.models.native import native_of
 from mi_multilingual.tokens import TOKENS_PER_BATCH
 
 PROMPTS = ["The dog", "We drink tea when it rains", "犬が", "The tea", ""]
@@ -135,7 +136,7 @@ def test_stop_strings_cut_the_text_before_them(either):
 def test_where_a_continuation_ends(new, stop):
     """Token 5 ends the text, 0 to 4 are letters; the oracle looks at the whole text only."""
     how = Decoding(max_new_tokens=len(new), stop=tuple(stop))
-    steps = [ended(Letters(), [0], new[:n], how) for n in range(1, len(new) + 1)]
+    steps = [ended(Letters(), [0], new[:n], how, (5,)) for n in range(1, len(new) + 1)]
     first = next(text for text in steps if text is not None)
     n_read = next(n for n, text in enumerate(steps, 1) if text is not None)
     text = "".join("abcde"[i] for i in new[:n_read] if i != 5)
@@ -239,19 +240,52 @@ def test_a_prompt_needs_a_token(folders, tmp_path):
         quietly(model, [""], bos="tokenizer")
 
 
-def test_no_text_ends_before_the_least_number_of_tokens(either, monkeypatch):
+def test_no_text_ends_before_the_least_number_of_tokens(either):
     tokenizer, word = either.tokenizer, 40
 
-    def ends_at_once(model, tokens, cache=None, *, use_cache=True):
-        logits = torch.zeros(len(tokens), model.cfg.d_vocab)
-        logits[:, tokenizer.eos_token_id], logits[:, word] = 2.0, 1.0
-        return logits, cache
+    def ends_at_once(module, args, output):
+        logits = torch.zeros_like(output.logits)
+        logits[..., tokenizer.eos_token_id], logits[..., word] = 2.0, 1.0
+        output.logits = logits
+        return output
 
-    monkeypatch.setattr("mi_multilingual.evaluation.generation.next_token_logits", ends_at_once)
-    assert quietly(either, ["The dog"]) == [""]
-    assert quietly(either, ["The dog"], min_new_tokens=4) == [tokenizer.decode([word] * 4)]
+    handle = native_of(either).hf_model.register_forward_hook(ends_at_once)
+    try:
+        assert quietly(either, ["The dog"]) == [""]
+        assert quietly(either, ["The dog"], min_new_tokens=4) == [tokenizer.decode([word] * 4)]
+    finally:
+        handle.remove()
     with pytest.raises(ValueError, match="min_new_tokens must be from 0 to max_new_tokens=6, got 7"):
         quietly(either, PROMPTS, min_new_tokens=7)
+
+
+@each_setting
+def test_transformers_and_hooks_continue_alike(either, settings):
+    """A hook of the user's keeps transformers out; the answers are the same, greedy or drawn, ablated or not."""
+    neurons = some_neurons(either, 0.3)
+    with ablate(either, neurons):
+        fast = quietly(either, PROMPTS, **settings)
+        assert native_of(either).stands_in()
+        with either.hooks(fwd_hooks=[("blocks.0.hook_mlp_out", lambda value, hook: None)]):
+            assert not native_of(either).stands_in()
+            assert quietly(either, PROMPTS, **settings) == fast
+
+
+def test_all_end_tokens_of_the_generation_config_end_a_text(either):
+    config = native_of(either).hf_model.generation_config
+    tokens = torch.tensor(
+        [[either.tokenizer.bos_token_id, *either.tokenizer("The dog", add_special_tokens=False).input_ids]]
+    )
+    start = tokens.shape[1]
+    for _ in range(6):
+        logits, _ = next_token_logits(either, tokens, use_cache=False)
+        tokens = torch.cat([tokens, logits.argmax(-1, keepdim=True)], dim=1)
+    new = tokens[0, start:].tolist()
+    given, config.eos_token_id = config.eos_token_id, [either.tokenizer.eos_token_id, new[2]]
+    try:
+        assert quietly(either, ["The dog"]) == [either.tokenizer.decode(new[: new.index(new[2])])]
+    finally:
+        config.eos_token_id = given
 
 
 def test_first_words_are_a_prompt():

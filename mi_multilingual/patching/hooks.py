@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ..models.hooked import HookedModel, is_gated, site_of
+from ..models.native import in_force
 from ..neurons import PARTS, NeuronSet
 from .changes import Change, Intervention, changes, check_applicable, check_fits
 from .positions import Place
@@ -65,14 +66,8 @@ def hooked(model: HookedModel, steps: Sequence[Change]) -> Iterator[None]:
     """Within the block, the steps act on every forward pass, one after another."""
     place = Place()
     watched = any(step.positions != "all" for step in steps)
-    handle = model.blocks[0].register_forward_pre_hook(place.enter, with_kwargs=True) if watched else None
-    try:
-        hooks = _change_hooks(model, steps, place)
-        with model.hooks(fwd_hooks=hooks) if hooks else nullcontext():
-            yield
-    finally:
-        if handle is not None:
-            handle.remove()
+    with in_force(model, _change_hooks(model, steps, place), place.enter if watched else None):
+        yield
 
 
 def _change_hooks(model: HookedModel, steps: Sequence[Change], place: Place) -> list[tuple[str, _Hook]]:

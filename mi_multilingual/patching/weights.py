@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
 from ..models.hooked import HookedModel, is_bridge, is_gated
+from ..models.native import copied
 from .changes import Change, Intervention, changes, check_applicable
 
 
@@ -33,11 +33,10 @@ def bake(model: HookedModel, *interventions: Intervention) -> HookedModel:
     """
     check_applicable(model, interventions)
     check_writable(interventions, gated=is_gated(model))
-    copied = copy.deepcopy(model)
-    copied.reset_hooks()
-    for projection, row in _rewrites(copied, interventions):
+    other = copied(model)
+    for projection, row in _rewrites(other, interventions):
         write(projection, row)
-    return copied
+    return other
 
 
 @contextmanager
@@ -182,7 +181,7 @@ def column_rewrites(
         mine = row.index // d_head == head
         in_head = RowsChange(row.index[mine] % d_head, row.factor[mine], row.offset[mine])
         yield Projection(weight[head]), in_head
-        if bias is not None:
+        if bias is not None and bias.any():
             yield Projection(bias[head, :, None]), in_head
 
 

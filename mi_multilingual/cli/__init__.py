@@ -41,6 +41,7 @@ A mistake is told in one line; --debug shows where it happened.
 
 COMMANDS = (
     steps.demo,
+    steps.real,
     steps.record,
     steps.detectors,
     steps.identify,

@@ -16,6 +16,10 @@ The main job on the embedded model and text:
 
     mi-multilingual demo
 
+The same on a model that others trained, SmolLM2-135M-Instruct:
+
+    mi-multilingual real
+
 The same step by step on your own model and a folder of <language>.txt files:
 
     mi-multilingual record gpt2 my-texts --out run/stats.safetensors

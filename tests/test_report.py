@@ -14,7 +14,7 @@ from hypothesis.extra import numpy as arrays
 import checkpoints
 import mi_multilingual.report.sections as report_sections
 from mi_multilingual import TYPES, ActivationStats, NeuronScores, NeuronSet, experiments, lape, load, save, write_report
-from mi_multilingual.demo.job import steering_examples
+from mi_multilingual.demo.steps import steering_examples
 from mi_multilingual.report import files, neuron_pages
 from mi_multilingual.report import page as page_of
 from mi_multilingual.report.languages import NAMES, listed, named

@@ -39,7 +39,8 @@ from mi_multilingual import (
     strength_curve,
     unconditional_study,
 )
-from mi_multilingual.demo.job import write_steering
+from mi_multilingual.demo.job import demo_job
+from mi_multilingual.demo.steps import Running, write_steering
 from mi_multilingual.models.hooked import fingerprint
 from mi_multilingual.studies.steering import RAISING
 from mi_multilingual.studies.steering_tables import loss_interval
@@ -487,10 +488,9 @@ def test_tables_say_which_columns_there_are():
 @pytest.fixture(scope="module")
 def demo_steering(demo_model, tmp_path_factory):
     """What the demo writes about steering."""
-    identify, evaluate = (load_corpus("demo", split=split) for split in ("identify", "evaluate"))
-    stats = record(demo_model, identify, reading=DOCUMENTS, progress=False)
+    stats = record(demo_model, load_corpus("demo", split="identify"), reading=DOCUMENTS, progress=False)
     folder = tmp_path_factory.mktemp("steering")
-    write_steering(folder, demo_model, stats, identify, evaluate, False)
+    write_steering(Running(demo_job(demo_model), folder, stats, lape(stats), False))
     return folder
 
 

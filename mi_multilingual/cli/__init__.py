@@ -16,6 +16,10 @@ The main job on the embedded model and text:
 
     mi-multilingual demo
 
+The same on a model that others trained, SmolLM2-135M-Instruct:
+
+    mi-multilingual real
+
 The same step by step on your own model and a folder of <language>.txt files:
 
     mi-multilingual record gpt2 my-texts --out run/stats.safetensors
@@ -41,6 +45,7 @@ A mistake is told in one line; --debug shows where it happened.
 
 COMMANDS = (
     steps.demo,
+    steps.real,
     steps.record,
     steps.detectors,
     steps.identify,

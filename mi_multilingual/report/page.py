@@ -75,14 +75,16 @@ def page(run: Run, parts: list[Shown]) -> str:
 
 
 def lead(run: Run) -> str:
-    """One sentence on what the run is, where it has found neurons."""
+    """What the run is, where it has found neurons, and what its own notes say."""
+    notes = run.about().get("notes", [])
     if not run.has(STATS, NEURONS):
-        return ""
+        return " ".join(notes)
     method = run.neurons.method.upper() if run.neurons.method == "lape" else spoken(run.neurons.method)
-    return (
+    recorded = (
         f"{len(run.stats.languages)} languages, {int(run.stats.n_tokens.sum()):,} tokens recorded at site "
         f"“{run.stats.site}”, neurons by {method}."
     )
+    return " ".join([recorded, *notes])
 
 
 def _asset(name: str) -> str:

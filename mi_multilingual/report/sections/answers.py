@@ -62,6 +62,11 @@ SECTIONS = (
         "examples",
         "Continuations",
         (CONTINUATIONS,),
-        columns=(language_column(), column("prompt"), column("continuation", "continued by the model")),
+        columns=(
+            language_column(),
+            column("prompt"),
+            column("continuation", "continued by the model"),
+            column("without", "without the language's neurons"),
+        ),
     ),
 )

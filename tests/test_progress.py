@@ -22,6 +22,7 @@ from mi_multilingual import (
     judge,
     lape_membership,
     lape_of_texts,
+    layer_sweep,
     permutation_test,
     perplexity,
     perplexity_matrix,
@@ -95,6 +96,7 @@ def test_every_bar_has_a_total_and_reaches_it(ungated, corpus, bars, tmp_path):
     top_examples(model, corpus, neurons, reading=DOCUMENTS)
     perplexity(model, corpus, reading=DOCUMENTS)
     perplexity_matrix(model, corpus, neurons, seeds=[0], reading=DOCUMENTS)
+    layer_sweep(model, corpus, neurons, seeds=[0], reading=DOCUMENTS)
     deactivation_study(model, items, seeds=[0])
     choice_accuracy(model, items)
     generate(model, ["The dog", "A"], max_new_tokens=2)

@@ -13,7 +13,6 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from .native import native_of, native_pass, runs_in_parts
 from .places import HookFunction
@@ -204,7 +203,7 @@ def logits_at(
 
 
 def _native_logits_at(
-    native: PreTrainedModel, tokens: Int[Tensor, "batch pos"], places: _Places, *, in_parts: bool
+    native: Any, tokens: Int[Tensor, "batch pos"], places: _Places, *, in_parts: bool
 ) -> Float[Tensor, "place vocab"]:
     """`logits_at` by transformers: beginnings that several rows share run once, and then lie in the cache."""
     rows, positions = places
@@ -219,7 +218,7 @@ def _native_logits_at(
 
 
 def _unembedded_at(
-    native: PreTrainedModel, tokens: Int[Tensor, "batch pos"], places: _Places, **cache: Any
+    native: Any, tokens: Int[Tensor, "batch pos"], places: _Places, **cache: Any
 ) -> Float[Tensor, "place vocab"]:
     """Logits of chosen places, by a model that learns of them only before its unembedding."""
     rows, positions = places

@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import Module
 from torch.utils.hooks import RemovableHandle
-from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
+
+if TYPE_CHECKING:  # takes seconds to import
+    from transformers import PreTrainedModel
 
 HookFunction = Callable[[Tensor, Any], Tensor | None]
 
@@ -35,7 +36,7 @@ def find_places(
 ) -> tuple[dict[str, Place], list[Module]]:
     """Where the transformers model has what hook points carry, by their names, and its blocks."""
     paths = {id(module): path for path, module in hf_model.named_modules()}
-    linears = [m for m in hf_model.modules() if isinstance(m, torch.nn.Linear | Conv1D)]
+    linears = [m for m in hf_model.modules() if _is_linear(m)]
     places: dict[str, Place] = {}
     blocks = []
     for layer, block in enumerate(hooked_blocks):
@@ -68,7 +69,13 @@ def _bridged(block: Any, name: str, at_input: bool, linears: Sequence[Module]) -
     """The module that a bridge calls by this name."""
     part = getattr(block.attn if name in ("q", "k", "v") else block.mlp, name, None)
     module = getattr(part, "original_component", None)
-    return Place(module, at_input) if isinstance(module, torch.nn.Linear | Conv1D) else None
+    return Place(module, at_input) if _is_linear(module) else None
+
+
+def _is_linear(module: Any) -> bool:
+    from transformers.pytorch_utils import Conv1D
+
+    return isinstance(module, torch.nn.Linear | Conv1D)
 
 
 def _viewed(block: Any, name: str, at_input: bool, linears: Sequence[Module]) -> Place | None:

@@ -87,6 +87,30 @@ def test_perplexity_change_shows_the_matrix_centred_at_zero(matrix):
     assert alone.y == LANGUAGES
 
 
+def layers_of(languages):
+    rows = [
+        (layer, condition, group, evaluated, seed, 3, layer + 0.1 * (condition == "chosen"), -1.0, 1.0)
+        for layer in (0, 2)
+        for condition, seed in (("chosen", -1), ("random", 0), ("random", 1))
+        for group in languages
+        for evaluated in languages
+        if condition == "chosen" or group == evaluated
+    ]
+    names = ["layer", "condition", "group", "evaluated", "seed", "n_neurons", "change", "low", "high"]
+    return pd.DataFrame(rows, columns=names)
+
+
+def test_change_by_layer_shows_every_languages_own_neurons_and_random_ones():
+    figure = plots.change_by_layer(layers_of(LANGUAGES))
+    check_titles(figure)
+    assert [trace.name for trace in figure.data] == [*LANGUAGES, *[RANDOM_NEURONS] * len(LANGUAGES)]
+    for trace in figure.data:
+        assert list(trace.x) == [0, 2]
+        np.testing.assert_allclose(trace.y, [0.1, 2.1] if trace.name in LANGUAGES else [0, 2])
+    one = layers_of(LANGUAGES)
+    assert len(plots.change_by_layer(one[one.group == "fr"]).data) == len(LANGUAGES) + 1
+
+
 def test_layer_counts_are_the_counts(neurons):
     figure = plots.layer_counts(neurons)
     check_titles(figure)
@@ -413,6 +437,7 @@ def parts_of(languages):
 
 EVERY_FIGURE = {
     "activity_overlap": lambda k: plots.activity_overlap(pd.DataFrame(np.eye(3), index=list(k), columns=list(k))),
+    "change_by_layer": lambda k: plots.change_by_layer(layers_of(k)),
     "deactivation_bars": lambda k: plots.deactivation_bars(effects_of(k)),
     "deactivation_matrix": lambda k: plots.deactivation_matrix(effects_of(k)),
     "entropy_histogram": lambda k: plots.entropy_histogram(stats_of(k), neurons_of(k)),

@@ -1,6 +1,6 @@
 """Interactive figures: a table or a noun in, a plotly Figure out; nothing is shown or written."""
 
-from .ablation import perplexity_change
+from .ablation import change_by_layer, perplexity_change
 from .deactivation import deactivation_bars, deactivation_matrix
 from .detectors import found_and_chance, leaderboard, membership, recovery
 from .neurons import entropy_histogram, layer_counts, neuron_map, neuron_profile, overlap
@@ -10,6 +10,7 @@ from .sweeps import sweep_effects
 
 __all__ = [
     "activity_overlap",
+    "change_by_layer",
     "deactivation_bars",
     "deactivation_matrix",
     "entropy_histogram",

@@ -1,10 +1,10 @@
-"""Figures of `perplexity_matrix`."""
+"""Figures of `perplexity_matrix` and `layer_sweep`."""
 
 import pandas as pd
 import plotly.graph_objects as go
 
 from ..patching.conditions import CHOSEN, RANDOM
-from .style import RANDOM_NEURONS, change_heatmap, grid, named_axes
+from .style import COLOURS, RANDOM_NEURONS, change_heatmap, grid, named_axes
 
 
 def perplexity_change(
@@ -27,6 +27,41 @@ def perplexity_change(
         title=title, xaxis_title="language of the text", yaxis_title="neurons switched off"
     )
     return named_axes(figure).update_xaxes(side="bottom")
+
+
+def change_by_layer(sweep: pd.DataFrame, *, title: str = "What switching off one layer's neurons does") -> go.Figure:
+    """Lines of a `layer_sweep`: every language's change by layer, where its own neurons are off; random ones in grey.
+
+    A set of one group shows that group's effect on every language.
+    """
+    own = sweep if sweep.group.nunique() == 1 else sweep[sweep.group == sweep.evaluated]
+    figure = go.Figure()
+    for i, (language, rows) in enumerate(own[own.condition == CHOSEN].groupby("evaluated", sort=False)):
+        figure.add_scatter(
+            x=rows.layer,
+            y=rows.change,
+            customdata=rows[["low", "high", "n_neurons"]],
+            name=str(language),
+            mode="lines+markers",
+            line={"color": COLOURS[i % len(COLOURS)]},
+            hovertemplate="text: %{fullData.name}<br>layer %{x} (%{customdata[2]} neurons off)<br>change %{y:+.4f} nats "
+            "per token<br>95 % interval %{customdata[0]:+.4f} to %{customdata[1]:+.4f}<extra></extra>",
+        )
+    means = own[own.condition == RANDOM].groupby(["evaluated", "layer"], as_index=False, sort=False).change.mean()
+    for language, rows in means.groupby("evaluated", sort=False):
+        figure.add_scatter(
+            x=rows.layer,
+            y=rows.change,
+            customdata=[[language]] * len(rows),
+            name=RANDOM_NEURONS,
+            legendgroup="random",
+            showlegend=bool(language == means.evaluated.iloc[0]),
+            line={"color": COLOURS[7], "dash": "dot"},
+            hovertemplate="random neurons, text: %{customdata[0]}<br>layer %{x}<br>change %{y:+.4f} nats per token"
+            "<extra></extra>",
+        )
+    figure.update_layout(title=title, yaxis_title="change of the loss, nats per token")
+    return figure.update_xaxes(title="layer", dtick=1 if own.layer.max() < 16 else 4)
 
 
 def _random_row(matrix: pd.DataFrame) -> pd.DataFrame:

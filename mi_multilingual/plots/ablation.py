@@ -44,8 +44,8 @@ def change_by_layer(sweep: pd.DataFrame, *, title: str = "What switching off one
             name=str(language),
             mode="lines+markers",
             line={"color": COLOURS[i % len(COLOURS)]},
-            hovertemplate="text: %{fullData.name}<br>layer %{x} (%{customdata[2]} neurons off)<br>change %{y:+.4f} nats "
-            "per token<br>95 % interval %{customdata[0]:+.4f} to %{customdata[1]:+.4f}<extra></extra>",
+            hovertemplate="text: %{fullData.name}<br>layer %{x} (%{customdata[2]} neurons off)<br>change %{y:+.4f} "
+            "nats per token<br>95 % interval %{customdata[0]:+.4f} to %{customdata[1]:+.4f}<extra></extra>",
         )
     means = own[own.condition == RANDOM].groupby(["evaluated", "layer"], as_index=False, sort=False).change.mean()
     for language, rows in means.groupby("evaluated", sort=False):

@@ -8,7 +8,7 @@ still shared, and no hooks are installed but those of this package.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from itertools import chain
@@ -93,8 +93,14 @@ class Native:
 
     def stands_in(self) -> bool:
         """Whether a native pass computes what a hooked one does."""
-        mine = self.at_rest.union(*(hooks.ids for hooks in self.in_force))
+        if not self.blocks or not self.knows(name for entry in self.in_force for name, _ in entry.hooks):
+            return False
+        mine = self.at_rest.union(*(entry.ids for entry in self.in_force))
         return _hook_ids(self.modules) == mine and all(stamp.holds() for stamp in self.stamps)
+
+    def knows(self, names: Iterable[str]) -> bool:
+        """Whether the transformers model has what these hook points carry."""
+        return all(name in self.places for name in names)
 
 
 def attach(model: Any, hf_model: PreTrainedModel) -> None:
@@ -161,11 +167,10 @@ def native_pass(model: Any, hooks: Sequence[tuple[str, HookFunction]] = ()) -> I
         hooks: names of the hooked model's hook points, and what to call with the numbers there and None.
     """
     native = native_of(model)
-    asked = [*(h for entry in native.in_force for h in entry.hooks), *hooks] if native else []
-    known = native is not None and all(name in native.places for name, _ in asked)
-    if native is None or not native.blocks or not known or not native.stands_in():
+    if native is None or not native.knows(name for name, _ in hooks) or not native.stands_in():
         yield None
         return
+    asked = [*(hook for entry in native.in_force for hook in entry.hooks), *hooks]
     with ExitStack() as stack:
         stack.enter_context(_unwrapped(native.wrapped))
         stack.enter_context(_with_biases(native.lent))

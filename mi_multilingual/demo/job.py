@@ -112,10 +112,10 @@ def run_demo(out: Path | str, *, progress: bool = True) -> Path:
 def _write_significance(out: Path, model: HookedModel, identify: Corpus, progress: bool) -> None:
     """Chance, corrected p-values, agreement of halves and frequency of membership of the LAPE neurons."""
     texts = record_texts(model, identify, reductions=["active"], reading=READING, progress=progress)["active"]
-    table, _ = permutation_test(texts, permutations=_PERMUTATIONS, **LAPE)
-    halves = half_agreement(texts, lambda half: lape_of_texts(half, **LAPE))
+    table, _ = permutation_test(texts, permutations=_PERMUTATIONS, progress=progress, **LAPE)
+    halves = half_agreement(texts, lambda half: lape_of_texts(half, **LAPE), progress=progress)
     table.merge(halves, on="language").to_parquet(out / files.SIGNIFICANCE)
-    save(lape_membership(texts, resamples=_RESAMPLES, **LAPE), out / files.MEMBERSHIP)
+    save(lape_membership(texts, resamples=_RESAMPLES, progress=progress, **LAPE), out / files.MEMBERSHIP)
 
 
 def _write_sharing(out: Path, model: HookedModel, evaluate: Corpus, progress: bool) -> None:

@@ -195,6 +195,7 @@ def two_nodes():
     size = {"num_cpus": 1, "object_store_memory": 100 * 2**20, "include_dashboard": False}
     # A node that is gone is noticed after five seconds, not after fifteen.
     checks = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 1000, "health_check_failure_threshold": 5}
+    checks["worker_niceness"] = 0  # else a busy machine hardly lets them start
     cluster = Cluster(initialize_head=True, head_node_args={**size, "_system_config": checks})
     other = cluster.add_node(**size)
     package.init(address=cluster.address, log_to_driver=False)

@@ -93,10 +93,10 @@ def _write_significance(running: Running) -> None:
     """Chance, corrected p-values, agreement of halves and frequency of membership of the LAPE neurons."""
     model, corpus, progress = running.job.model, running.job.identify.corpus, running.progress
     texts = record_texts(model, corpus, reductions=["active"], reading=READING, progress=progress)["active"]
-    table, _ = permutation_test(texts, permutations=_PERMUTATIONS, **LAPE)
-    halves = half_agreement(texts, lambda half: lape_of_texts(half, **LAPE))
+    table, _ = permutation_test(texts, permutations=_PERMUTATIONS, progress=progress, **LAPE)
+    halves = half_agreement(texts, lambda half: lape_of_texts(half, **LAPE), progress=progress)
     table.merge(halves, on="language").to_parquet(running.out / files.SIGNIFICANCE)
-    save(lape_membership(texts, resamples=_RESAMPLES, **LAPE), running.out / files.MEMBERSHIP)
+    save(lape_membership(texts, resamples=_RESAMPLES, progress=progress, **LAPE), running.out / files.MEMBERSHIP)
 
 
 def _write_sharing(running: Running) -> None:

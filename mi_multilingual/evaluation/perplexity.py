@@ -68,14 +68,14 @@ def perplexity(
         0       en  5.3       562
         1       fr  5.3       647
     """
-    rows = corpus_rows(model, corpus, reading)
+    rows = corpus_rows(model, corpus, reading, progress=progress)
     losses = {k: row_losses(model, r) for k, r in tqdm(rows.items(), desc="perplexity", disable=not progress)}
     return pd.DataFrame([{"language": k, **loss.summary()} for k, loss in losses.items()])
 
 
-def corpus_rows(model: HookedModel, corpus: Corpus, reading: Reading) -> dict[str, TokenRows]:
+def corpus_rows(model: HookedModel, corpus: Corpus, reading: Reading, *, progress: bool = True) -> dict[str, TokenRows]:
     """The rows of every language."""
-    return {rows.language: rows for rows in language_rows(model, corpus, reading)}
+    return {rows.language: rows for rows in language_rows(model, corpus, reading, progress=progress)}
 
 
 def row_losses(model: HookedModel, rows: TokenRows) -> RowLosses:
@@ -90,7 +90,7 @@ def _logits(model: HookedModel, batch: TokenRows) -> Float[Tensor, "row pos voca
 
 def logit_batches(model: HookedModel, rows: TokenRows) -> Iterator[TokenRows]:
     """Batches of rows of which the logits of all tokens are kept at once."""
-    return rows.batches(rows_per_batch(model, rows.tokens.shape[1], "logits"))
+    return rows.batches(rows_per_batch(model, rows.width, "logits"))
 
 
 @torch.no_grad()

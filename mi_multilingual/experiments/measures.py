@@ -57,7 +57,7 @@ def observe(model: HookedModel, what: Measurement, texts: Texts) -> list[Observa
 
 def _language_losses(model: HookedModel, what: Measurement, texts: Texts) -> list[Observations]:
     """Loss of every row of every language's text."""
-    losses = corpus_losses(model, corpus_rows(model, texts.corpus, what.reading))
+    losses = corpus_losses(model, corpus_rows(model, texts.corpus, what.reading, progress=False))
     return [Observations(k, "loss", loss.nll.numpy(), loss.n_tokens.numpy()) for k, loss in losses.items()]
 
 

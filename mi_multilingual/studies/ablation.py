@@ -66,7 +66,7 @@ def perplexity_matrix(
         4    random    fr        fr     0          2
     """
     check_fits(model, neurons)
-    rows = corpus_rows(model, corpus, reading)
+    rows = corpus_rows(model, corpus, reading, progress=progress)
     intact = corpus_losses(model, rows)
 
     def cells(condition: Condition) -> Iterator[dict[str, Any]]:
@@ -106,7 +106,7 @@ def layer_sweep(
     conditions = [c for layer in range(model.cfg.n_layers) for c in _layer_conditions(neurons, layer, seeds)]
     if not conditions:
         raise ValueError("neurons must have some to switch off, got an empty set; give another")
-    rows = corpus_rows(model, corpus, reading)
+    rows = corpus_rows(model, corpus, reading, progress=progress)
     table = []
     for language in tqdm(rows, desc="layer sweep", unit="language", disable=not progress):
         mine = [c for c in conditions if c.labels["condition"] != RANDOM or c.labels["group"] == language]

@@ -72,7 +72,7 @@ def leaderboard(
             )
         check_fits(model, neurons)
     conditions = _detector_conditions({name: n.take(corpus.languages) for name, n in detected.items()}, seeds)
-    rows = corpus_rows(model, corpus, reading)
+    rows = corpus_rows(model, corpus, reading, progress=progress)
     intact = corpus_losses(model, rows)
 
     def changes(condition: Condition) -> Iterator[dict[str, Any]]:

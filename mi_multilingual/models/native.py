@@ -8,6 +8,7 @@ still shared, and no hooks are installed but those of this package.
 from __future__ import annotations
 
 import copy
+import operator
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -17,9 +18,11 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import Module
-from transformers import PreTrainedModel
 from torch.utils.hooks import RemovableHandle
+from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
+
+from .stamps import Stamp, bridge_stamps, hold, stamps
 
 HookFunction = Callable[[Tensor, Any], Tensor | None]
 
@@ -39,23 +42,6 @@ class _Place:
 
 
 @dataclass(frozen=True)
-class _Stamp:
-    """What tells whether a parameter is the one it was when the model was loaded."""
-
-    parameters: dict[str, Any]
-    name: str
-    address: int
-    version: int | None
-    """Of its numbers; None where both models share them, so that a change concerns both."""
-
-    def holds(self) -> bool:
-        tensor = self.parameters.get(self.name)
-        if tensor is None or tensor.data_ptr() != self.address:
-            return False
-        return self.version is None or tensor._version == self.version
-
-
-@dataclass(frozen=True)
 class _Wrapped:
     """A module of the transformers model that a bridge has put another one around."""
 
@@ -71,11 +57,9 @@ class _Lent:
 
     module: Module
     mlp: Module
-    address: int
-    version: int
 
     def is_changed(self) -> bool:
-        return self.mlp.b_out.data_ptr() != self.address or self.mlp.b_out._version != self.version
+        return bool(self.mlp.b_out.any())
 
 
 @dataclass(frozen=True)
@@ -92,21 +76,25 @@ class Native:
     """The transformers model behind a hooked one."""
 
     hf_model: PreTrainedModel
+    model: Any
     modules: list[Module]
-    """All in which hooks can be installed."""
+    """All of the hooked model, in which hooks can be installed."""
     at_rest: frozenset[int]
     """Hooks that were there at loading, which a bridge's own work needs."""
     wrapped: list[_Wrapped]
     places: dict[str, _Place]
     first_block: Module | None
-    stamps: list[_Stamp] = field(default_factory=list)
+    stamps: list[Stamp] = field(default_factory=list)
     lent: list[_Lent] = field(default_factory=list)
     in_force: list[_InForce] = field(default_factory=list)
 
     def stands_in(self) -> bool:
         """Whether a native pass computes what a hooked one does."""
         mine = self.at_rest.union(*(hooks.ids for hooks in self.in_force))
-        return _hook_ids(self.modules) == mine and all(stamp.holds() for stamp in self.stamps)
+        now = list(self.model.modules())
+        if len(now) != len(self.modules) or not all(map(operator.is_, now, self.modules)):
+            return False
+        return _hook_ids(self.modules) == mine and hold(self.stamps)
 
 
 def attach(model: Any, hf_model: PreTrainedModel) -> None:
@@ -115,10 +103,13 @@ def attach(model: Any, hf_model: PreTrainedModel) -> None:
     with _unwrapped(wrapped):
         places, first_block = _places(model, blocks, hf_model)
     modules = list(model.modules())
-    native = Native(hf_model, modules, _hook_ids(modules), wrapped, places, first_block)
+    native = Native(hf_model, model, modules, _hook_ids(modules), wrapped, places, first_block)
     if not hasattr(model, "original_model"):
         native.lent = _lent_biases(model, places)
-        native.stamps = _stamps(model, hf_model, native.lent)
+        native.stamps = stamps(model, hf_model, {id(bias.mlp.b_out) for bias in native.lent})
+    else:
+        with _unwrapped(wrapped):
+            native.stamps = bridge_stamps(modules, hf_model)
     # Not by attribute: a module's parts are moved, saved and counted with it.
     model.__dict__[_ATTRIBUTE] = native
 
@@ -224,27 +215,13 @@ def _hook_ids(modules: Sequence[Module]) -> frozenset[int]:
     )
 
 
-def _stamps(model: Any, hf_model: PreTrainedModel, lent: Sequence[_Lent]) -> list[_Stamp]:
-    """Stamps of the parameters of both models, but for output biases that only one has."""
-    mine, its = ({p.untyped_storage().data_ptr() for p in m.parameters()} for m in (model, hf_model))
-    biases = {id(bias.mlp.b_out) for bias in lent}
-    stamps = []
-    for module in chain(model.modules(), hf_model.modules()):
-        for name, parameter in module._parameters.items():
-            if parameter is not None and id(parameter) not in biases:
-                shared = parameter.untyped_storage().data_ptr() in mine & its
-                version = None if shared else parameter._version
-                stamps.append(_Stamp(module._parameters, name, parameter.data_ptr(), version))
-    return stamps
-
-
 def _lent_biases(model: Any, places: dict[str, _Place]) -> list[_Lent]:
     """The output biases of MLPs that have none in the transformers model; they are zero at first."""
     found = []
     for layer in range(model.cfg.n_layers):
         place, mlp = places.get(f"blocks.{layer}.mlp.hook_post"), model.blocks[layer].mlp
         if place is not None and place.module.bias is None:
-            found.append(_Lent(place.module, mlp, mlp.b_out.data_ptr(), mlp.b_out._version))
+            found.append(_Lent(place.module, mlp))
     return found
 
 

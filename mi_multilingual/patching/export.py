@@ -12,8 +12,8 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
-from ..models.hooked import is_gated
 from ..models.checkpoints import architecture, hugging_face
+from ..models.hooked import is_gated
 from ..models.loading import load_model
 from .changes import Change, Intervention, changes, check_applicable
 from .weights import (

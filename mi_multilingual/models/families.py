@@ -57,3 +57,10 @@ def activation_name(hf_model: PreTrainedModel) -> str | None:
     if hf_model.config.model_type == "bloom":
         return "gelu_fast"  # not in the config at all
     return getattr(hf_model.config, "activation", None) if hf_model.config.model_type == "falcon" else None
+
+
+def let_copies_be_copies(hf_model: PreTrainedModel) -> None:
+    """Undo what a bridge of Falcon does to linear maps: functions that know the module, and a copy's still know it."""
+    for module in hf_model.modules():
+        if type(module).__name__ == "FalconLinear":
+            vars(module).pop("forward", None)

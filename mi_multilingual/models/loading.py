@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from .checkpoints import architecture, hugging_face, is_placed
-from .families import activation_name, check_agreement, probe_logits
+from .families import activation_name, check_agreement, let_copies_be_copies, probe_logits
 from .hooked import HookedModel, is_bridge, run_trunk
 from .native import attach
 
@@ -198,6 +198,7 @@ def _to_bridge(
             device=device,
             dtype=dtype,
         )
+        let_copies_be_copies(hf_model)
         check_agreement(model.eval(), expected)
     except (ValueError, KeyError, NotImplementedError, RuntimeError) as error:
         raise ValueError(

@@ -142,3 +142,19 @@ def mlps(hf_model) -> Iterator[torch.nn.Module]:
 def out_projection(mlp: torch.nn.Module) -> torch.nn.Module:
     """The linear map whose input is the neurons' final values."""
     return next(getattr(mlp, n) for n in ("down_proj", "fc2", "dense_4h_to_h", "c_proj") if hasattr(mlp, n))
+
+
+TEMPLATE = """\
+{{ bos_token }}{% for message in messages %}\
+{% if message['role'] not in ['user', 'assistant', 'system'] %}{{ raise_exception('unknown role') }}{% endif %}\
+[{{ message['role'] }}] {{ message['content'] | trim }}
+{% endfor %}{% if add_generation_prompt %}[assistant] {% endif %}"""
+
+
+def chatting(kind: str, folder: Path) -> Path:
+    """A checkpoint with a chat template of its own, which writes BOS as the tokenizer does."""
+    checkpoint(kind, folder)
+    tokens = PreTrainedTokenizerFast.from_pretrained(folder)
+    tokens.chat_template = TEMPLATE
+    tokens.save_pretrained(folder)
+    return folder

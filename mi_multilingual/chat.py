@@ -68,12 +68,17 @@ def checked_messages(messages: Messages) -> list[dict[str, str]]:
     return said
 
 
-def _rendered(tokenizer: PreTrainedTokenizerBase, said: Sequence[Mapping[str, str]]) -> str:
+def check_template(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise for a tokenizer without a chat template."""
     if not getattr(tokenizer, "chat_template", None):
         raise ValueError(
             f"chat must be False for a tokenizer without a chat template, got True with {tokenizer.name_or_path!r}; "
             "take the checkpoint that was trained on conversations, or set tokenizer.chat_template"
         )
+
+
+def _rendered(tokenizer: PreTrainedTokenizerBase, said: Sequence[Mapping[str, str]]) -> str:
+    check_template(tokenizer)
     from jinja2.exceptions import TemplateError
 
     try:

@@ -152,8 +152,11 @@ TEMPLATE = """\
 
 
 def chatting(kind: str, folder: Path) -> Path:
-    """A checkpoint with a chat template of its own, which writes BOS as the tokenizer does."""
+    """A checkpoint with a chat template of its own, which writes BOS, and room for it: its positions are rotary."""
     checkpoint(kind, folder)
+    config = transformers.AutoConfig.from_pretrained(folder)
+    config.max_position_embeddings = 4 * N_CTX
+    config.save_pretrained(folder)
     tokens = PreTrainedTokenizerFast.from_pretrained(folder)
     tokens.chat_template = TEMPLATE
     tokens.save_pretrained(folder)

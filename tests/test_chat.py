@@ -45,9 +45,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module", params=BACKENDS)
 def model(request, folder):
-    loaded = load_model(folder, backend=request.param, device="cpu")
-    loaded.cfg.n_ctx = 128  # rotary positions have no end
-    return loaded
+    return load_model(folder, backend=request.param, device="cpu")
 
 
 @pytest.fixture(scope="module")

@@ -25,6 +25,9 @@ SENTENCES = {
 N_CTX, D_MLP, N_LAYERS = 32, 24, 2
 BASE = {"vocab_size": 400, "hidden_size": 16, "num_hidden_layers": N_LAYERS, "num_attention_heads": 2}
 GATED = {**BASE, "intermediate_size": D_MLP, "max_position_embeddings": N_CTX, "head_dim": 8}
+ENDS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 1}
+NAMED_ENDS = {**GATED, **ENDS}
+LOCAL_AND_GLOBAL = ["sliding_attention", "full_attention"]
 
 CONFIGS = {
     "llama": lambda: transformers.LlamaConfig(**GATED),
@@ -54,6 +57,45 @@ CONFIGS = {
         bos_token_id=1,
         eos_token_id=1,
     ),
+    "gemma2": lambda: transformers.Gemma2Config(
+        **GATED, num_key_value_heads=1, query_pre_attn_scalar=8, sliding_window=4, layer_types=LOCAL_AND_GLOBAL
+    ),
+    "gemma3": lambda: transformers.Gemma3TextConfig(
+        **GATED, num_key_value_heads=1, query_pre_attn_scalar=8, sliding_window=4, layer_types=LOCAL_AND_GLOBAL
+    ),
+    "phi3": lambda: transformers.Phi3Config(**NAMED_ENDS, num_key_value_heads=1),
+    "mistral-wide-heads": lambda: transformers.MistralConfig(
+        **{**GATED, "head_dim": 12}, num_key_value_heads=1, sliding_window=None
+    ),
+    "cohere": lambda: transformers.CohereConfig(**NAMED_ENDS, num_key_value_heads=1),
+    "cohere2": lambda: transformers.Cohere2Config(
+        **NAMED_ENDS, num_key_value_heads=1, sliding_window=4, layer_types=LOCAL_AND_GLOBAL
+    ),
+    "olmo2": lambda: transformers.Olmo2Config(**NAMED_ENDS, num_key_value_heads=1),
+    "apertus": lambda: transformers.ApertusConfig(**NAMED_ENDS, num_key_value_heads=1),
+    "xglm": lambda: transformers.XGLMConfig(
+        vocab_size=400,
+        d_model=16,
+        num_layers=N_LAYERS,
+        attention_heads=2,
+        ffn_dim=D_MLP,
+        max_position_embeddings=N_CTX,
+        **ENDS,
+    ),
+    "falcon": lambda: transformers.FalconConfig(
+        **BASE, ffn_hidden_size=D_MLP, max_position_embeddings=N_CTX, alibi=False, **ENDS
+    ),
+    "falcon-alibi": lambda: transformers.FalconConfig(
+        **BASE,
+        ffn_hidden_size=D_MLP,
+        max_position_embeddings=N_CTX,
+        alibi=True,
+        multi_query=False,
+        parallel_attn=False,
+        bias=True,
+        **ENDS,
+    ),
+    "stablelm": lambda: transformers.StableLmConfig(**NAMED_ENDS, num_key_value_heads=1),
 }
 
 
@@ -100,3 +142,22 @@ def mlps(hf_model) -> Iterator[torch.nn.Module]:
 def out_projection(mlp: torch.nn.Module) -> torch.nn.Module:
     """The linear map whose input is the neurons' final values."""
     return next(getattr(mlp, n) for n in ("down_proj", "fc2", "dense_4h_to_h", "c_proj") if hasattr(mlp, n))
+
+
+TEMPLATE = """\
+{{ bos_token }}{% for message in messages %}\
+{% if message['role'] not in ['user', 'assistant', 'system'] %}{{ raise_exception('unknown role') }}{% endif %}\
+[{{ message['role'] }}] {{ message['content'] | trim }}
+{% endfor %}{% if add_generation_prompt %}[assistant] {% endif %}"""
+
+
+def chatting(kind: str, folder: Path) -> Path:
+    """A checkpoint with a chat template of its own, which writes BOS, and room for it: its positions are rotary."""
+    checkpoint(kind, folder)
+    config = transformers.AutoConfig.from_pretrained(folder)
+    config.max_position_embeddings = 4 * N_CTX
+    config.save_pretrained(folder)
+    tokens = PreTrainedTokenizerFast.from_pretrained(folder)
+    tokens.chat_template = TEMPLATE
+    tokens.save_pretrained(folder)
+    return folder

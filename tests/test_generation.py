@@ -17,6 +17,7 @@ from mi_multilingual.models.loading import HookedTransformer
 from mi_multilingual.models.native import native_of
 from mi_multilingual.tokens import TOKENS_PER_BATCH
 
+KINDS = ["llama", "llama-grouped", "qwen3", "gemma", "gpt2", "gpt-neox", "bloom", "opt"]
 PROMPTS = ["The dog", "We drink tea when it rains", "犬が", "The tea", ""]
 SETTINGS = {
     "greedy": {},
@@ -29,7 +30,7 @@ each_setting = pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTIN
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    return {k: checkpoints.checkpoint(k, tmp_path_factory.mktemp(k)) for k in checkpoints.CONFIGS}
+    return {k: checkpoints.checkpoint(k, tmp_path_factory.mktemp(k)) for k in KINDS}
 
 
 @pytest.fixture(scope="module", params=["hooked", "bridge"])
@@ -64,7 +65,7 @@ def test_together_equals_alone(either, settings, density):
 @pytest.mark.filterwarnings("ignore:.*has no HookedTransformer")
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", ["auto", "bridge"])
-@pytest.mark.parametrize("kind", checkpoints.CONFIGS)
+@pytest.mark.parametrize("kind", KINDS)
 def test_the_tokens_are_those_of_transformers(kind, backend, folders):
     hf, tokenizer = AutoModelForCausalLM.from_pretrained(folders[kind]), AutoTokenizer.from_pretrained(folders[kind])
     model = load_model(folders[kind], backend=backend, device="cpu")

@@ -268,3 +268,35 @@ def test_without_the_harness_the_message_says_how_to_get_it(tmp_path, monkeypatc
     monkeypatch.delitem(sys.modules, "mi_multilingual.evaluation.harness")
     assert main(["evaluate", "demo", "--tasks", "x", "--out", str(tmp_path / "t.parquet")]) == 1
     assert "pip install mi_multilingual[harness]" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_tasks_are_asked_in_the_chat_template(tasks, tmp_path, capsys):
+    source = checkpoints.chatting("llama-grouped", tmp_path / "source")
+    names = ["tiny_choices", "tiny_written"]
+    manager = TaskManager(include_path=str(tasks), include_defaults=False)
+    arguments = {"pretrained": str(source), "device": "cpu"}
+    options = {"batch_size": 8, "task_manager": manager, "log_samples": False, "apply_chat_template": True}
+    own = list(harness.score_rows(simple_evaluate("hf", arguments, names, **options)))
+    ours = harness_scores(source, names, include_path=tasks, chat=True)
+    assert [tuple(row) for row in ours.itertuples(index=False)] == own
+    out = tmp_path / "scores.parquet"
+    command = ["evaluate", str(source), "--tasks", "tiny_choices", "--include-path", str(tasks), "--out", str(out)]
+    assert main([*command, "--chat"]) == 0
+    pd.testing.assert_frame_equal(pd.read_parquet(out), ours[ours.task == "tiny_choices"].reset_index(drop=True))
+    silent = checkpoints.checkpoint("opt", tmp_path / "silent")
+    command[1] = str(silent)
+    capsys.readouterr()
+    assert main([*command, "--chat"]) == 1
+    assert "tokenizer without a chat template" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("front", ["{{ bos_token }}", ""])
+def test_special_tokens_of_a_chat_are_those_of_its_template(front, tmp_path):
+    lm = made(checkpoints.checkpoint("llama", tmp_path / "source"))
+    lm.tokenizer.chat_template = front + "{% for m in messages %}[{{ m['role'] }}] {{ m['content'] }}\n{% endfor %}"
+    text = lm.apply_chat_template([{"role": "user", "content": "The dog"}])
+    expected = lm.tokenizer(text, add_special_tokens=False)["input_ids"]
+    assert lm.tok_encode(text) == expected
+    assert lm.tok_batch_encode([text])[0].tolist() == [expected]
+    assert expected.count(lm.tokenizer.bos_token_id) == bool(front)

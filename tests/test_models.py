@@ -3,7 +3,6 @@ import os
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from transformers.activations import ACT2FN
 
 import checkpoints
 from mi_multilingual import load_model, site_of
@@ -26,58 +25,6 @@ def folders(tmp_path_factory):
         return made[kind]
 
     return folder
-
-
-def activations_by_torch_hooks(folder, tokens):
-    """{(site, layer): values} of the Hugging Face model, by plain torch hooks, and its logits."""
-    hf = AutoModelForCausalLM.from_pretrained(folder).eval()
-    seen = {}
-    for layer, mlp in enumerate(checkpoints.mlps(hf)):
-
-        def keep(name, layer, change=lambda x: x):
-            return lambda module, inputs, output: seen.__setitem__((name, layer), change(output))
-
-        out = checkpoints.out_projection(mlp)
-        out.register_forward_pre_hook(lambda m, inputs, layer=layer: seen.__setitem__(("post", layer), inputs[0]))
-        if hasattr(mlp, "gate_proj"):
-            act = ACT2FN[getattr(hf.config, "hidden_activation", None) or hf.config.hidden_act]
-            mlp.gate_proj.register_forward_hook(keep("gate", layer, act))
-            mlp.up_proj.register_forward_hook(keep("up", layer))
-    with torch.no_grad():
-        logits = hf(tokens).logits
-    return {k: v.reshape(*tokens.shape, -1) for k, v in seen.items()}, logits
-
-
-@pytest.mark.filterwarnings("ignore:.*has no HookedTransformer")
-@backends
-@pytest.mark.parametrize("kind", checkpoints.CONFIGS)
-def test_logits_and_neurons_agree_with_transformers(kind, backend, folders):
-    model = load_model(folders(kind), backend=backend, device="cpu")
-    seen, logits = activations_by_torch_hooks(folders(kind), TOKENS)
-    with torch.no_grad():
-        torch.testing.assert_close(model(TOKENS, return_type="logits"), logits, atol=1e-4, rtol=0)
-    sites = ("gate", "post", "up") if is_gated(model) else ("gate", "post")
-    for name in sites:
-        where, ours = site_of(model, name), {}
-        hooks = [
-            (
-                where.hook_name(layer),
-                lambda x, hook, layer=layer, where=where, ours=ours: ours.__setitem__(layer, where.value(x)),
-            )
-            for layer in range(model.cfg.n_layers)
-        ]
-        with torch.no_grad():
-            run_trunk(model, TOKENS, hooks=hooks)
-        for layer in range(checkpoints.N_LAYERS):
-            expected = seen[name if is_gated(model) else "post", layer]
-            torch.testing.assert_close(ours[layer], expected, atol=1e-4, rtol=1e-4)
-            assert expected.abs().max() > 0.05, "the comparison must be of numbers that differ from zero"
-
-
-@needs_hooked
-@pytest.mark.parametrize("kind", [k for k in checkpoints.CONFIGS if k != "gemma"])
-def test_architectures_that_have_a_hooked_transformer_get_one(kind, folders):
-    assert not is_bridge(load_model(folders(kind), device="cpu"))
 
 
 @needs_hooked

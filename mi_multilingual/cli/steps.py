@@ -228,6 +228,7 @@ def evaluate(
     include_path: Annotated[Path | None, typer.Option(help="folder with task definitions of your own")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="at most so many items per task, to try things out")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="texts per forward pass")] = 8,
+    chat: Annotated[bool, typer.Option("--chat", help="ask in the tokenizer's chat template")] = False,
     bos: Bos = "tokenizer",
 ) -> None:
     """Run tasks of the lm-evaluation-harness, with neurons switched off or steered."""
@@ -241,6 +242,7 @@ def evaluate(
         groups=split_names(groups),
         value=value,
         site=site,
+        chat=chat,
         bos=bos,
         include_path=include_path,
         limit=limit,

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 
-def check_list(strings: Sequence[str], name: str) -> None:
+def check_list(strings: Sequence[Any], name: str) -> None:
     """Raise where one string is given for a list of them."""
     if isinstance(strings, str):
         raise ValueError(f"{name} must be a list of strings, got {strings[:40]!r}; give [{strings[:40]!r}]")

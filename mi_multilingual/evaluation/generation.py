@@ -3,19 +3,21 @@
 import hashlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.generation import LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 
+from ..chat import Messages, chat_prompt, own_tokens
 from ..models.hooked import HookedModel, end_ids, max_window, next_token_logits
 from ..models.native import native_pass, runs_in_parts
+from ..patching.positions import own_text
 from ..tokens import prompt_ids, rows_per_batch, start_ids
 from .checks import check_list
 
@@ -68,11 +70,19 @@ class Prompt:
     index: int
     ids: list[int]
     random: torch.Generator
+    is_own: Bool[Tensor, " pos"] | None = None
+    """Of a conversation: which tokens are not the chat template's; None where that is not known."""
 
 
 @torch.no_grad()
 def generate(
-    model: HookedModel, prompts: Sequence[str], *, bos: str = "tokenizer", progress: bool = True, **decoding: Any
+    model: HookedModel,
+    prompts: Sequence[Messages],
+    *,
+    chat: bool = False,
+    bos: str = "tokenizer",
+    progress: bool = True,
+    **decoding: Any,
 ) -> list[str]:
     """The continuation of every prompt, without the prompt, ending before the first end-of-text token.
 
@@ -85,13 +95,15 @@ def generate(
     in front, else the end-of-text token, after which documents began in training, else BOS.
 
     Args:
-        bos: special tokens before every prompt (see `Reading`).
+        prompts: texts; with `chat` what users say, or conversations of {"role": ..., "content": ...} messages.
+        chat: put prompts into the tokenizer's chat template, and continue where it lets the model answer.
+        bos: special tokens before every prompt (see `Reading`); a chat template writes them itself.
         decoding: fields of `Decoding`: max_new_tokens (30), min_new_tokens (0), temperature (0, greedy), top_p (1),
             repetition_penalty (1, none), stop (strings that end a continuation), seed (0), use_cache (True).
 
     Raises:
         ValueError: a prompt without tokens where the tokenizer has no special ones, or one that with the new tokens is
-            longer than the model's context; a setting outside its range.
+            longer than the model's context; a setting outside its range; with `chat` a tokenizer without a template.
 
     Example:
         >>> import mi_multilingual as mm
@@ -102,7 +114,8 @@ def generate(
     check_list(prompts, "prompts")
     how = Decoding(**decoding)
     out = [""] * len(prompts)
-    ready = sorted(_tokenised(model, prompts, how, bos), key=lambda p: len(p.ids))
+    tokenised = _conversations(model, prompts, how) if chat else _tokenised(model, prompts, how, bos)
+    ready = sorted(tokenised, key=lambda p: len(p.ids))
     with tqdm(total=len(prompts), desc="generating", unit="prompt", disable=not progress) as bar:
         for batch in batches(model, ready, how.max_new_tokens):
             for prompt, text in zip(batch, continued(model, batch, how), strict=True):
@@ -111,8 +124,17 @@ def generate(
     return out
 
 
-def _tokenised(model: HookedModel, prompts: Sequence[str], how: Decoding, bos: str) -> Iterator[Prompt]:
+def _conversations(model: HookedModel, prompts: Sequence[Messages], how: Decoding) -> Iterator[Prompt]:
+    """The prompts in the chat template, as token ids."""
+    found = [chat_prompt(model.tokenizer, messages) for messages in prompts]
+    for prompt in _tokenised(model, [chat.text for chat in found], how, "none"):
+        yield replace(prompt, is_own=own_tokens(model.tokenizer, found[prompt.index]))
+
+
+def _tokenised(model: HookedModel, prompts: Sequence[Messages], how: Decoding, bos: str) -> Iterator[Prompt]:
     """The prompts as token ids, special tokens in front."""
+    if other := [p for p in prompts if not isinstance(p, str)]:
+        raise ValueError(f"prompts must be texts, got {other[0]!r}; give chat=True for conversations")
     longest = max_window(model) - how.max_new_tokens
     seen: Counter[str] = Counter()
     for i, (text, given) in enumerate(zip(prompts, prompt_ids(model.tokenizer, prompts, bos), strict=True)):
@@ -176,12 +198,19 @@ class _Texts:
 def continued(model: HookedModel, batch: Sequence[Prompt], how: Decoding) -> list[str]:
     """The continuations of prompts, a step at a time until all have ended."""
     texts = _Texts(model, batch, how, end_ids(model), [None] * len(batch))
-    with native_pass(model) as native:
+    with own_text(_own_text(batch)), native_pass(model) as native:
         if native is not None:
             _by_transformers(native, texts)
         else:
             _step_by_step(texts)
     return [text or "" for text in texts.texts]
+
+
+def _own_text(batch: Sequence[Prompt]) -> Bool[Tensor, "batch pos"] | None:
+    """Which tokens of conversations are the users' own; None where padding would move them, which nobody asks for."""
+    known = [p.is_own for p in batch if p.is_own is not None]
+    alike = len(known) == len(batch) and len({len(row) for row in known}) == 1
+    return torch.stack(known) if alike else None
 
 
 def _step_by_step(texts: _Texts) -> None:

@@ -36,6 +36,7 @@ except ImportError as error:
         f"tasks of the lm-evaluation-harness need lm-eval ({error}); pip install mi_multilingual[harness]"
     ) from error
 
+from ..chat import check_template
 from ..models.checkpoints import checkpoint_place
 from ..models.loading import load_model
 from ..neurons import NeuronSet
@@ -55,8 +56,12 @@ class IntervenedLM(HFLM):
     Requests, batches and generation are the harness' own, so with an intervention that weights can carry every number
     is that of its `hf` type on the checkpoint that `export` writes. Special tokens alone are read as everywhere in this
     package: those of `bos` stand in front, once, and none behind. The `hf` type keeps those behind a prompt, and begins
-    a whole text (`loglikelihood_rolling`) with BOS and then with what the tokenizer adds.
+    a whole text (`loglikelihood_rolling`) with BOS and then with what the tokenizer adds. In a chat template
+    (`--apply_chat_template`) there are those that the template writes.
     """
+
+    in_chat = False
+    """Whether a chat template was asked for."""
 
     def __init__(
         self,
@@ -115,6 +120,16 @@ class IntervenedLM(HFLM):
             # The bridge's hooks are in the Hugging Face model, which generates and scores as any other.
             self._model = bridge.original_model
 
+    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        """The conversation in the chat template.
+
+        Raises:
+            ValueError: the tokenizer has none.
+        """
+        check_template(self.tokenizer)
+        self.in_chat = True
+        return super().apply_chat_template(chat_history, add_generation_prompt)
+
     @property
     def prefix_token_id(self) -> int:
         """The token before text without context: the one in front of every text, else what the harness takes."""
@@ -130,7 +145,7 @@ class IntervenedLM(HFLM):
     ) -> list[int]:
         """The text's ids, with the special tokens in front unless it begins with them, and none behind."""
         front = self.tokenizer.decode(self.prefix)
-        asked = self.add_bos_token is not False and not string.startswith(front)
+        asked = self.add_bos_token is not False and not self.in_chat and not string.startswith(front)
         if add_special_tokens is not None:
             asked = add_special_tokens
         ids = super().tok_encode(string, add_special_tokens=False)
@@ -185,6 +200,7 @@ def harness_scores(
     groups: Sequence[str] | None = None,
     value: float | int | None = None,
     site: str = "gate",
+    chat: bool = False,
     bos: str = "tokenizer",
     include_path: str | Path | None = None,
     limit: int | None = None,
@@ -197,7 +213,8 @@ def harness_scores(
         tasks: names of tasks, groups or tags that the harness or `include_path` has.
         neurons: file of a NeuronSet; intervention, groups, value and site say what happens to them, as in
             `IntervenedLM`.
-        bos: special tokens before every text (see `Reading`).
+        chat: ask in the tokenizer's chat template.
+        bos: special tokens before every text (see `Reading`); a chat template writes them itself.
         include_path: folder with task definitions (YAML) of your own.
         limit: at most this many items per task, to try things out.
 
@@ -206,7 +223,8 @@ def harness_scores(
         where the harness has none), n (items; missing for groups).
 
     Raises:
-        ValueError: before anything runs: an unknown task, and as `IntervenedLM`.
+        ValueError: before anything runs: an unknown task, with `chat` a tokenizer without a template, and as
+            `IntervenedLM`.
     """
     if not tasks:
         raise ValueError("tasks must be one or more, got none; name at least one")
@@ -217,9 +235,9 @@ def harness_scores(
     arguments: dict[str, Any] = {"pretrained": str(model)}
     arguments |= {"neurons": None if neurons is None else str(neurons), "groups": "+".join(groups) if groups else None}
     arguments |= {"intervention": intervention, "value": value, "site": site, "bos": bos}
-    results = simple_evaluate(
-        _MODEL_TYPE, arguments, list(tasks), batch_size=batch_size, limit=limit, task_manager=manager, log_samples=False
-    )
+    options: dict[str, Any] = {"batch_size": batch_size, "limit": limit, "task_manager": manager}
+    options |= {"apply_chat_template": chat, "log_samples": False}
+    results = simple_evaluate(_MODEL_TYPE, arguments, list(tasks), **options)
     if results is None:
         raise ValueError("the harness gave no results in this process; run it in one process")
     return pd.DataFrame(score_rows(results), columns=["task", "metric", "filter", "value", "stderr", "n"])

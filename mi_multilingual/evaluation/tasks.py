@@ -1,7 +1,7 @@
 """Questions in several languages, asked of a model: which of the given answers is likeliest, or what it writes."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pandas as pd
@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ..chat import chat_texts
 from ..models.hooked import HookedModel
 from .generation import generate
 from .intervals import wilson_interval
@@ -100,6 +101,7 @@ def choice_accuracy(
     items: Sequence[Item],
     *,
     normalise: str = "none",
+    chat: bool = False,
     bos: str = "tokenizer",
     progress: bool = True,
 ) -> pd.DataFrame:
@@ -109,14 +111,16 @@ def choice_accuracy(
         normalise: "none": log-likelihood of the whole continuation, right where the answers are of one form. "bytes":
             per UTF-8 byte, where answers are sentences of different length, of which the sum prefers the short; it does
             not depend on the tokenizer. "tokens": per token, as much of the literature does.
-        bos: special tokens before every prompt (see `Reading`).
+        chat: ask in the tokenizer's chat template: a prompt is what a user says, and its choices are answers, without
+            the white space before them.
+        bos: special tokens before every prompt (see `Reading`); a chat template writes them itself.
 
     Returns:
         one row per item: id, language, task, chosen (index), correct (bool), n_choices.
 
     Raises:
-        ValueError: before anything runs: an item without choices, one longer than the model's context, or an unknown
-            `normalise`.
+        ValueError: before anything runs: an item without choices, one longer than the model's context, an unknown
+            `normalise`, or with `chat` a tokenizer without a template.
 
     Example:
         >>> import mi_multilingual as mm
@@ -131,6 +135,7 @@ def choice_accuracy(
         raise ValueError(
             f"every item must have choices to compare, got none for {without[0].id!r}; use written_accuracy"
         )
+    items, bos = (in_chat(model, items), "none") if chat else (items, bos)
     scored = [continuations(model, item.prompt, item.choices, bos=bos) for item in items]
     flat = log_likelihoods(model, [c for one in scored for c in one], progress=progress)
     rows = []
@@ -139,6 +144,19 @@ def choice_accuracy(
         correct = item.choices[chosen].strip() == item.answer_text
         rows.append((item.id, item.language, item.task, chosen, correct, len(item.choices)))
     return pd.DataFrame(rows, columns=["id", "language", "task", "chosen", "correct", "n_choices"])
+
+
+def in_chat(model: HookedModel, items: Sequence[Item]) -> list[Item]:
+    """The items with their prompts in the chat template, up to where the model answers; special tokens are in it.
+
+    Raises:
+        ValueError: as `chat_prompt`, or a choice of nothing but white space.
+    """
+    texts = chat_texts(model.tokenizer, [item.prompt for item in items])
+    return [
+        replace(item, prompt=text, choices=tuple(choice.lstrip() for choice in item.choices))
+        for item, text in zip(items, texts, strict=True)
+    ]
 
 
 def choice_log_likelihoods(
@@ -170,7 +188,8 @@ def written_accuracy(
         extract: the part that is compared, taken from the model's text and from the right answer: all of it by default
             (exact match), `last_number` for sums.
         bos: special tokens before every prompt (see `Reading`).
-        decoding: options of `generate`; unless they say otherwise, the answer ends with its line (stop=["\\n"]).
+        decoding: options of `generate`, `chat` among them; unless they say otherwise, the answer ends with its line
+            (stop=["\\n"]).
 
     Returns:
         one row per item: id, language, task, written, found (what `extract` makes of it), correct.

@@ -157,8 +157,9 @@ def run_trunk(
             native.base_model(input_ids=tokens, use_cache=False)
         elif is_bridge(model):
             # stop_at_layer saves nothing on a bridge: it runs the whole Hugging Face model.
+            # Without a cache a bridge of OLMo 2 in bfloat16 multiplies numbers of two dtypes, which torch refuses.
             with model.hooks(fwd_hooks=hooks):
-                model.original_model.base_model(input_ids=tokens, use_cache=False)
+                model.original_model.base_model(input_ids=tokens, use_cache=True)
         else:
             model.run_with_hooks(tokens, return_type=None, stop_at_layer=model.cfg.n_layers, fwd_hooks=hooks)
 

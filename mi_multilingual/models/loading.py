@@ -4,13 +4,16 @@ import tempfile
 import warnings
 from collections.abc import Mapping
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from .checkpoints import architecture, hugging_face, is_placed
+from .families import activation_name, check_agreement, let_copies_be_copies, probe_logits
 from .hooked import HookedModel, is_bridge, run_trunk
 from .native import attach
 
@@ -77,7 +80,8 @@ def load_model(
     if is_placed(hf_model):
         if backend == "hooked":
             raise ValueError(
-                "backend must be 'auto' or 'bridge' for a model that is spread over devices or quantised, got 'hooked'"
+                "backend must be 'auto' or 'bridge' for a model that is spread over devices or quantised, "
+                f"got {backend!r}"
             )
         backend, device = "bridge", _first_device(hf_model)
     else:
@@ -92,10 +96,13 @@ def load_model(
 def converted(
     hf_model: PreTrainedModel, folder: str, name: str, backend: str, device: str, dtype: torch.dtype
 ) -> HookedModel:
-    """The model by the backend asked for, or by the first that can."""
+    """The model by the backend asked for, or by the first that can and whose logits are those of transformers."""
+    expected = probe_logits(hf_model, device)
     if backend != "bridge" and HookedTransformer is not None:
         try:
-            return _to_hooked(hf_model, folder, name, device, dtype)
+            model = _to_hooked(hf_model, folder, name, device, dtype)
+            check_agreement(model, expected)
+            return model
         except Exception as error:
             if backend == "hooked":
                 raise ValueError(
@@ -104,7 +111,7 @@ def converted(
             warnings.warn(
                 f"{architecture(hf_model)} has no HookedTransformer ({error}); using a TransformerBridge", stacklevel=3
             )
-    return _to_bridge(hf_model, folder, name, device, dtype)
+    return _to_bridge(hf_model, expected, folder, name, device, dtype)
 
 
 def _checked_device(device: str | None) -> str:
@@ -177,8 +184,10 @@ def _to_hooked(hf_model: PreTrainedModel, folder: str, name: str, device: str, d
     return model.to(device, print_details=False).eval()
 
 
-def _to_bridge(hf_model: PreTrainedModel, folder: str, name: str, device: str, dtype: torch.dtype) -> HookedModel:
-    """A TransformerBridge around the Hugging Face model."""
+def _to_bridge(
+    hf_model: PreTrainedModel, expected: Tensor, folder: str, name: str, device: str, dtype: torch.dtype
+) -> HookedModel:
+    """A TransformerBridge around the Hugging Face model, whose logits are the expected ones."""
     from transformer_lens.model_bridge import TransformerBridge
 
     try:
@@ -189,15 +198,17 @@ def _to_bridge(hf_model: PreTrainedModel, folder: str, name: str, device: str, d
             device=device,
             dtype=dtype,
         )
-    except (ValueError, KeyError, NotImplementedError) as error:
+        let_copies_be_copies(hf_model)
+        check_agreement(model.eval(), expected)
+    except (ValueError, KeyError, NotImplementedError, RuntimeError) as error:
         raise ValueError(
-            f"TransformerLens cannot convert {architecture(hf_model)} ({error}); architectures such as Llama, Mistral, "
-            "Qwen, Gemma, GPT-2, GPT-NeoX, BLOOM and OPT work"
+            f"TransformerLens {version('transformer-lens')} cannot convert {architecture(hf_model)} ({error}); "
+            "architectures such as Llama, Mistral, Qwen, Gemma, GPT-2, GPT-NeoX, BLOOM and OPT work, more in later "
+            "versions (docs/models.md has a table)"
         ) from error
     model.cfg.model_name = name
-    model.cfg.d_mlp = _neurons_a_layer(model.eval())
-    if hf_model.config.model_type == "bloom":
-        model.cfg.act_fn = "gelu_fast"  # BLOOM's config does not name it, and a bridge then takes relu
+    model.cfg.d_mlp = _neurons_a_layer(model)
+    model.cfg.act_fn = activation_name(hf_model) or model.cfg.act_fn
     return model
 
 

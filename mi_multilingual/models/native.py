@@ -8,6 +8,7 @@ still shared, and no hooks are installed but those of this package.
 from __future__ import annotations
 
 import copy
+import operator
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -18,28 +19,12 @@ import torch
 from torch.nn import Module
 
 from .places import HookFunction, Place, find_places, installed, watched_shape
+from .stamps import Stamp, bridge_stamps, hold, stamps
 
 if TYPE_CHECKING:  # takes seconds to import
     from transformers import PreTrainedModel
 
 _ATTRIBUTE = "_native"
-
-
-@dataclass(frozen=True)
-class _Stamp:
-    """What tells whether a parameter is the one it was when the model was loaded."""
-
-    parameters: dict[str, Any]
-    name: str
-    address: int
-    version: int | None
-    """Of its numbers; None where both models share them, so that a change concerns both."""
-
-    def holds(self) -> bool:
-        tensor = self.parameters.get(self.name)
-        if tensor is None or tensor.data_ptr() != self.address:
-            return False
-        return self.version is None or tensor._version == self.version
 
 
 @dataclass(frozen=True)
@@ -58,11 +43,9 @@ class _Lent:
 
     module: Module
     mlp: Module
-    address: int
-    version: int
 
     def is_changed(self) -> bool:
-        return self.mlp.b_out.data_ptr() != self.address or self.mlp.b_out._version != self.version
+        return bool(self.mlp.b_out.any())
 
 
 @dataclass(frozen=True)
@@ -79,15 +62,16 @@ class Native:
     """The transformers model behind a hooked one."""
 
     hf_model: PreTrainedModel
+    model: Any
     modules: list[Module]
-    """All in which hooks can be installed."""
+    """All of the hooked model, in which hooks can be installed."""
     at_rest: frozenset[int]
     """Hooks that were there at loading, which a bridge's own work needs."""
     wrapped: list[_Wrapped]
     places: dict[str, Place]
     blocks: list[Module]
     """Of the transformers model; none where they were not found."""
-    stamps: list[_Stamp] = field(default_factory=list)
+    stamps: list[Stamp] = field(default_factory=list)
     lent: list[_Lent] = field(default_factory=list)
     in_force: list[_InForce] = field(default_factory=list)
 
@@ -95,8 +79,11 @@ class Native:
         """Whether a native pass computes what a hooked one does."""
         if not self.blocks or not self.knows(name for entry in self.in_force for name, _ in entry.hooks):
             return False
+        now = list(self.model.modules())
+        if len(now) != len(self.modules) or not all(map(operator.is_, now, self.modules)):
+            return False
         mine = self.at_rest.union(*(entry.ids for entry in self.in_force))
-        return _hook_ids(self.modules) == mine and all(stamp.holds() for stamp in self.stamps)
+        return _hook_ids(self.modules) == mine and hold(self.stamps)
 
     def knows(self, names: Iterable[str]) -> bool:
         """Whether the transformers model has what these hook points carry."""
@@ -109,10 +96,13 @@ def attach(model: Any, hf_model: PreTrainedModel) -> None:
     with _unwrapped(wrapped):
         places, its_blocks = find_places(model, blocks, hf_model)
     modules = list(model.modules())
-    native = Native(hf_model, modules, _hook_ids(modules), wrapped, places, its_blocks)
+    native = Native(hf_model, model, modules, _hook_ids(modules), wrapped, places, its_blocks)
     if not hasattr(model, "original_model"):
         native.lent = _lent_biases(model, places)
-        native.stamps = _stamps(model, hf_model, native.lent)
+        native.stamps = stamps(model, hf_model, {id(bias.mlp.b_out) for bias in native.lent})
+    else:
+        with _unwrapped(wrapped):
+            native.stamps = bridge_stamps(modules, hf_model)
     # Not by attribute: a module's parts are moved, saved and counted with it.
     model.__dict__[_ATTRIBUTE] = native
 
@@ -218,27 +208,13 @@ def _hook_ids(modules: Sequence[Module]) -> frozenset[int]:
     )
 
 
-def _stamps(model: Any, hf_model: PreTrainedModel, lent: Sequence[_Lent]) -> list[_Stamp]:
-    """Stamps of the parameters of both models, but for output biases that only one has."""
-    mine, its = ({p.untyped_storage().data_ptr() for p in m.parameters()} for m in (model, hf_model))
-    biases = {id(bias.mlp.b_out) for bias in lent}
-    stamps = []
-    for module in chain(model.modules(), hf_model.modules()):
-        for name, parameter in module._parameters.items():
-            if parameter is not None and id(parameter) not in biases:
-                shared = parameter.untyped_storage().data_ptr() in mine & its
-                version = None if shared else parameter._version
-                stamps.append(_Stamp(module._parameters, name, parameter.data_ptr(), version))
-    return stamps
-
-
 def _lent_biases(model: Any, places: dict[str, Place]) -> list[_Lent]:
     """The output biases of MLPs that have none in the transformers model; they are zero at first."""
     found = []
     for layer in range(model.cfg.n_layers):
         place, mlp = places.get(f"blocks.{layer}.mlp.hook_post"), model.blocks[layer].mlp
         if place is not None and place.module.bias is None:
-            found.append(_Lent(place.module, mlp, mlp.b_out.data_ptr(), mlp.b_out._version))
+            found.append(_Lent(place.module, mlp))
     return found
 
 

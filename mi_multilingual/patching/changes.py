@@ -14,7 +14,7 @@ from ..evidence.activations import ActivationStats
 from ..models.hooked import HookedModel, fingerprint, is_gated, neurons_shape
 from ..neurons import NeuronSet
 
-_KINDS, _SITES, _SPANS = ("zero", "set", "add", "scale"), ("gate", "post"), ("all", "prompt", "generated")
+_KINDS, _SITES, _SPANS = ("zero", "set", "add", "scale"), ("gate", "post"), ("all", "template", "prompt", "generated")
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,7 +46,9 @@ class Intervention:
     """A number for all of them, or a (layer, neuron) table, such as medians or percentiles of a language."""
     site: str = "gate"
     positions: str | tuple[int, ...] = "all"
-    """"all", "prompt", "generated", or places in the text counted from 0, BOS and padding included."""
+    """"all", "template", "prompt", "generated", or places in the text counted from 0, BOS and padding included. In
+    generation with `chat=True`, "prompt" is what users say, and "template" all that stands around it: special tokens,
+    roles, system messages, earlier answers. Otherwise "prompt" is the whole prompt."""
 
     def __post_init__(self) -> None:
         for name, given, known in (("kind", self.kind, _KINDS), ("site", self.site, _SITES)):
@@ -227,7 +229,7 @@ def _may_meet(one: str | tuple[int, ...], other: str | tuple[int, ...]) -> bool:
     """Whether some position can be in both."""
     if isinstance(one, tuple) and isinstance(other, tuple):
         return bool(set(one) & set(other))
-    return {one, other} != {"prompt", "generated"}
+    return one == other or "all" in (one, other) or not (isinstance(one, str) and isinstance(other, str))
 
 
 @dataclass(frozen=True, eq=False)

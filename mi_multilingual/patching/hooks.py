@@ -165,5 +165,5 @@ def changed(
         value = value + row.factor.to(activation) * activation
     where = row.chosen.to(activation.device)
     if row.positions != "all":
-        where = where & place.among(row.positions, activation.shape[1]).to(where.device)[:, None]
+        where = where & place.among(row.positions, activation.shape[1]).to(where.device)[..., None]
     return torch.where(where, value, activation)

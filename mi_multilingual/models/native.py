@@ -18,6 +18,7 @@ import torch
 from torch.nn import Module
 from transformers import PreTrainedModel
 
+from .placed import check_whole
 from .places import HookFunction, Place, find_places, installed, watched_shape
 
 _ATTRIBUTE = "_native"
@@ -119,7 +120,9 @@ def runs_in_parts(model: Any) -> bool:
     Only transformers does both in all architectures, and changes at some positions count from a row's beginning.
     """
     native = native_of(model)
-    return native is not None and native.stands_in() and all(entry.enter is None for entry in native.in_force)
+    if native is None or not native.stands_in():
+        return False
+    return all(e.enter is None and all(name in native.places for name, _ in e.hooks) for e in native.in_force)
 
 
 def copied(model: Any) -> Any:
@@ -162,6 +165,7 @@ def native_pass(model: Any, hooks: Sequence[tuple[str, HookFunction]] = ()) -> I
     asked = [*(h for entry in native.in_force for h in entry.hooks), *hooks] if native else []
     known = native is not None and all(name in native.places for name, _ in asked)
     if native is None or not native.blocks or not known or not native.stands_in():
+        check_whole(model)
         yield None
         return
     with ExitStack() as stack:

@@ -12,7 +12,8 @@ from tqdm.auto import tqdm
 from ..corpora import WITHOUT_SPACES, Corpus
 from ..evidence.reading import check_finite, read
 from ..evidence.sharing import TYPES, categories, check_arguments, input_ids, parallel_activations
-from ..models.hooked import HookedModel, site_of
+from ..models.hooked import HookedModel, site_of, weight_of
+from ..models.placed import at_hand
 from ..neurons import rank
 from ..tokens import Reading, pad_right
 
@@ -46,13 +47,13 @@ def effective_scores(
     Source: Wang et al. 2024, arXiv:2406.09265, section 3.
     """
     rows = _output_rows(model)
-    unembedding = model.W_U.detach().float().cpu()[:, answers].T
+    unembedding = weight_of(model, "unembed.W_U").float().cpu()[:, answers].T
     direction = unembedding if final is None else norm_transposed(model, unembedding, final)
     return activation * einsum(rows, direction, "layer neuron model, input model -> input layer neuron")
 
 
 def _output_rows(model: HookedModel) -> Float[Tensor, "layer neuron d_model"]:
-    return torch.stack([model.blocks[i].mlp.W_out.detach().float().cpu() for i in range(model.cfg.n_layers)])
+    return torch.stack([weight_of(model, f"blocks.{i}.mlp.W_out").float().cpu() for i in range(model.cfg.n_layers)])
 
 
 def norm_transposed(
@@ -76,7 +77,9 @@ def norm_weight(model: HookedModel) -> tuple[Float[Tensor, " d_model"], bool]:
     norm, d_model = model.ln_final, model.cfg.d_model
 
     def output(vector: Float[Tensor, " d_model"]) -> Float[Tensor, " d_model"]:
-        return norm(vector.to(model.cfg.device, model.cfg.dtype)[None, None])[0, 0].float().cpu()
+        with at_hand(norm):
+            weight = next(norm.parameters())
+            return norm(vector.to(weight.device, weight.dtype)[None, None])[0, 0].float().cpu()
 
     signs = torch.tensor([1.0, -1.0]).repeat(d_model)[:d_model]
     shift = output(torch.zeros(d_model))

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..corpora import Corpus
 from ..evidence.reading import read
-from ..models.hooked import HookedModel, Site, site_of
+from ..models.hooked import HookedModel, Site, site_of, weight_of
 from ..neurons import NeuronSet
 from ..patching.changes import check_fits
 from ..rows import rows_bar
@@ -233,7 +233,7 @@ def logit_effects(model: HookedModel, neurons: NeuronSet, *, n: int = 10) -> pd.
         ValueError: neurons of another model or of attention, or n outside 1 .. half of the vocabulary.
     """
     _check_neurons(model, neurons)
-    unembedding = model.W_U.detach().float()
+    unembedding = weight_of(model, "unembed.W_U").float()
     if not 1 <= n <= unembedding.shape[1] // 2:
         raise ValueError(
             f"n must be a number of tokens from 1 to {unembedding.shape[1] // 2}, half of the vocabulary, got {n}"
@@ -242,7 +242,8 @@ def logit_effects(model: HookedModel, neurons: NeuronSet, *, n: int = 10) -> pd.
     text_of = cache(partial(vocabulary_text, model.tokenizer))
     rows = []
     for layer, columns in _chosen_columns(neurons).items():
-        written = model.blocks[layer].mlp.W_out.detach()[columns.to(model.cfg.device)].float()
+        rows_out = weight_of(model, f"blocks.{layer}.mlp.W_out").to(unembedding.device)
+        written = rows_out[columns.to(unembedding.device)].float()
         written = (written - written.mean(dim=1, keepdim=True) if centres else written) * weight.to(written.device)
         for part, index in zip(written.split(_NEURONS_AT_ONCE), columns.split(_NEURONS_AT_ONCE), strict=True):
             effect = part @ unembedding

@@ -294,16 +294,16 @@ def batch_stats(model: HookedModel, site: Site, batch: TokenRows, like: Activati
     """Statistics of one batch of one language, with the origin of `like`."""
     device = model.cfg.device
     pieces = counted_pieces(batch.valid, _CPU_PIECE if on_cpu(model) else _ACCELERATOR_PIECE)
-    pieces = [p if isinstance(p, slice) else p.to(device) for p in pieces]
     sums: dict[int, Sums] = {}
 
     def reduce(layer: int, carried: Float[Tensor, "batch pos neuron"]) -> None:
         flat = carried.flatten(0, 1)
-        sums[layer] = reduced((site.value(flat[p]) for p in pieces), like.threshold, flat.shape[1], flat.device)
+        parts = (flat[p if isinstance(p, slice) else p.to(flat.device)] for p in pieces)
+        sums[layer] = reduced(map(site.value, parts), like.threshold, flat.shape[1], flat.device)
 
     read(model, batch.tokens, layers_of(model, site), reduce)
     layers = range(model.cfg.n_layers)
-    stacked = (torch.stack([sums[layer][i] for layer in layers]).cpu()[..., None] for i in range(4))
+    stacked = (torch.stack([sums[layer][i].to(device) for layer in layers]).cpu()[..., None] for i in range(4))
     active, total, squares, maximum = stacked
     return replace(
         like,

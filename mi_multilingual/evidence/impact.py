@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..corpora import Corpus, at_least_two
 from ..display import Summarised
-from ..models.hooked import HookedModel, is_gated, site_of
+from ..models.hooked import HookedModel, is_gated, site_of, weight_of
 from ..rows import rows_bar
 from ..tokens import DOCUMENTS, Reading, TokenRows, language_rows, rows_per_batch
 from .reading import check_alike, check_documents, check_finite, joint_corpus, origin, read
@@ -146,8 +146,7 @@ def _batch_impact(
     read(model, batch.tokens, places, lambda place, value: seen.__setitem__(place, value.float()))
     found: dict[str, list[Tensor]] = {"mlp": [], "q": [], "k": [], "v": []}
     for i in layers:
-        block = model.blocks[i]
-        size = block.mlp.W_out.detach().float().norm(dim=1) if score == "paper" else None
+        size = weight_of(model, f"blocks.{i}.mlp.W_out").float().norm(dim=1) if score == "paper" else None
         found["mlp"].append(_mlp_impact(seen["mlp", i], valid, size))
         scale = _attention_scale(model)
         pattern = seen.get(("pattern", i))
@@ -157,7 +156,7 @@ def _batch_impact(
         found["q"].append(q)
         found["k"].append(k)
         n_kv = seen["v", i].shape[2]
-        found["v"].append(_value_impact(seen["z", i], block.attn.W_O.detach().float(), valid, n_kv))
+        found["v"].append(_value_impact(seen["z", i], weight_of(model, f"blocks.{i}.attn.W_O").float(), valid, n_kv))
     return {part: torch.stack(rows, dim=1).cpu() for part, rows in found.items()}
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..corpora import Corpus
 from ..models.hooked import HookedModel, HookFunction, Site, StopForward, fingerprint, model_name, run_trunk
+from ..models.placed import check_whole
 from ..tokens import Reading
 
 _Key = TypeVar("_Key", bound=Hashable)
@@ -66,6 +67,7 @@ def read_with_graph(
         return hook
 
     hooks = [(name, hook_for(key)) for key, name in places.items()]
+    check_whole(model)
     logits = model.run_with_hooks(tokens.to(model.cfg.device), return_type="logits", fwd_hooks=hooks)
     return logits, kept
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..corpora import at_least_two
 from ..display import Summarised, size
-from ..models.hooked import HookedModel, fingerprint, is_gated, model_name
+from ..models.hooked import HookedModel, fingerprint, is_gated, model_name, weight_of
 
 SMALLEST = 1e-12  # of a weight vector, below which its relative change is taken to be none
 
@@ -67,7 +67,6 @@ def _neuron_vectors(model: HookedModel) -> Float[Tensor, "layer neuron weight"]:
     names = ("W_gate", "W_in") if is_gated(model) else ("W_in",)
     rows = []
     for layer in range(model.cfg.n_layers):
-        mlp = model.blocks[layer].mlp
-        columns = [getattr(mlp, name).detach().T for name in names]
-        rows.append(torch.cat([*columns, mlp.W_out.detach()], dim=1).double().cpu())
+        columns = [weight_of(model, f"blocks.{layer}.mlp.{name}").T for name in names]
+        rows.append(torch.cat([*columns, weight_of(model, f"blocks.{layer}.mlp.W_out")], dim=1).double().cpu())
     return torch.stack(rows)

@@ -1,7 +1,7 @@
 """Checkpoints of transformers models: folders, GGUF files, ids of the Hugging Face hub, and what the package brings."""
 
-import tempfile
 from collections.abc import Mapping
+from functools import partial
 from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
@@ -11,6 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..storage import is_like_a_path
+from .placed import is_placed, with_offload_folder
 
 
 def hugging_face(
@@ -30,13 +31,11 @@ def hugging_face(
     place, options = _place_and_options(source)
     options |= {key: placing[key] for key in ("revision",) if key in placing}
     options["trust_remote_code"] = trust_remote_code
-    weights = dict(placing)
-    if "device_map" in weights:
-        weights["offload_folder"] = tempfile.mkdtemp(prefix="offloaded-")
     try:
         # Only safetensors: other weight files can hold code. A GGUF file cannot.
         safe = {} if "gguf_file" in options else {"use_safetensors": True}
-        model = AutoModelForCausalLM.from_pretrained(place, dtype=dtype, **safe, **{**options, **weights})
+        read = partial(AutoModelForCausalLM.from_pretrained, place, dtype=dtype, **safe, **{**options, **placing})
+        model = with_offload_folder(lambda folder: read(offload_folder=folder)) if "device_map" in placing else read()
         if "gguf_file" in options:
             _forget_quantiser(model)
         name = str(source) + (f"@{placing['revision']}" if "revision" in placing else "")
@@ -71,12 +70,6 @@ def _loaded(
     if dtype != "auto" and not is_placed(model):
         model = model.to(dtype)
     return model, tokenizer, model.config.name_or_path or architecture(model)
-
-
-def is_placed(model: PreTrainedModel) -> bool:
-    """Whether the model is spread over devices or quantised: then nothing of it may be moved or converted."""
-    devices = set(getattr(model, "hf_device_map", None) or {})
-    return len(devices) > 1 or getattr(model, "is_quantized", False)
 
 
 def _place_and_options(source: str | Path) -> tuple[str, dict[str, str]]:

@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from .native import native_of, native_pass, runs_in_parts
+from .placed import at_hand, is_placed
 from .places import HookFunction
 
 _SAMPLED_NUMBERS = 2**16
@@ -37,6 +38,7 @@ class HookedModel(Protocol):
     def run_with_hooks(self, *args: Any, **kwargs: Any) -> Any: ...
     def hooks(self, *args: Any, **kwargs: Any) -> Any: ...
     def reset_hooks(self, *args: Any, **kwargs: Any) -> Any: ...
+    def get_submodule(self, target: str) -> Any: ...
     def __call__(self, *args: Any, **kwargs: Any) -> Any: ...
 
 
@@ -134,10 +136,18 @@ def fingerprint(model: HookedModel) -> str:
     names = ("W_gate", "W_in", "W_out") if is_gated(model) else ("W_in", "W_out")
     for layer in range(model.cfg.n_layers):
         for name in names:
-            flat = getattr(model.blocks[layer].mlp, name).detach().reshape(-1)
+            flat = weight_of(model, f"blocks.{layer}.mlp.{name}").reshape(-1)
             sample = flat[:: max(1, flat.numel() // _SAMPLED_NUMBERS)].float().to(torch.bfloat16)
             digest.update(sample.cpu().contiguous().view(torch.int16).numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+def weight_of(model: HookedModel, path: str) -> Tensor:
+    """A weight by its path, such as "blocks.0.mlp.W_out", on the device where it is used, wherever it waits."""
+    parent, _, name = path.rpartition(".")
+    module = model.get_submodule(parent)
+    with at_hand(module):
+        return getattr(module, name).detach()
 
 
 class StopForward(Exception):
@@ -255,3 +265,8 @@ def end_ids(model: HookedModel) -> tuple[int, ...]:
 def is_bridge(model: HookedModel) -> bool:
     """Whether the model is a TransformerBridge around a Hugging Face model rather than a HookedTransformer."""
     return hasattr(model, "original_model")
+
+
+def keeps_its_weights(model: HookedModel) -> bool:
+    """Whether nothing may be written into the model's weights: it is spread over devices or quantised."""
+    return is_bridge(model) and is_placed(model.original_model)

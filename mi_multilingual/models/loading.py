@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from .checkpoints import architecture, hugging_face, is_placed
+from .checkpoints import architecture, hugging_face
 from .families import activation_name, check_agreement, let_copies_be_copies, probe_logits
 from .hooked import HookedModel, is_bridge, run_trunk
 from .native import attach
+from .placed import as_one_piece, check_brought_singly, first_device, is_placed, waits_elsewhere
 
 try:
     from transformer_lens import HookedTransformer, HookedTransformerConfig, loading_from_pretrained
@@ -75,21 +76,25 @@ def load_model(
     if device is not None and device_map is not None:
         raise ValueError(f"either device or device_map must be given, got {device!r} and {device_map!r}; leave one out")
     device = _checked_device(device)
+    if quantization is not None:
+        placing.setdefault("device_map", {"": device})  # what is quantised cannot be moved there later
     hf_model, tokenizer, name = hugging_face(name_or_path, tokenizer, dtype, trust_remote_code, placing)
     _refuse_experts(hf_model, name)
     if is_placed(hf_model):
+        check_brought_singly(hf_model)
         if backend == "hooked":
             raise ValueError(
                 "backend must be 'auto' or 'bridge' for a model that is spread over devices or quantised, "
                 f"got {backend!r}"
             )
-        backend, device = "bridge", _first_device(hf_model)
+        backend, device = "bridge", first_device(hf_model)
+    elif device_map is not None:
+        device = first_device(hf_model)
     else:
         hf_model = hf_model.to(device)
     with _neutral_folder(hf_model, tokenizer) as folder:
         model = converted(hf_model.eval(), folder, name, backend, device, dtype)
         _give_tokenizer(model, AutoTokenizer.from_pretrained(folder))
-    attach(model, hf_model)
     return model
 
 
@@ -127,12 +132,6 @@ def _checked_device(device: str | None) -> str:
         reason = " ".join(str(error).split())
         raise ValueError(f"device must be one that torch can use here, got {device!r} ({reason})") from error
     return device
-
-
-def _first_device(hf_model: PreTrainedModel) -> str:
-    """Where the tokens go in; a device map may have the embedding on the disk, which is run on the processor."""
-    first = str(next(iter((getattr(hf_model, "hf_device_map", None) or {"": hf_model.device}).values())))
-    return "cpu" if first == "disk" else f"cuda:{first}" if first.isdecimal() else first
 
 
 def _refuse_experts(hf_model: PreTrainedModel, name: str) -> None:
@@ -181,7 +180,9 @@ def _to_hooked(hf_model: PreTrainedModel, folder: str, name: str, device: str, d
         model = HookedTransformer(cfg, AutoTokenizer.from_pretrained(folder), move_to_device=False)
     # Assigned rather than copied: what the conversion only turned round stays a view of the loaded weights.
     model.load_state_dict(model.fill_missing_keys(state), strict=False, assign=True)
-    return model.to(device, print_details=False).eval()
+    model = model.to(device, print_details=False).eval()
+    attach(model, hf_model)
+    return model
 
 
 def _to_bridge(
@@ -191,21 +192,24 @@ def _to_bridge(
     from transformer_lens.model_bridge import TransformerBridge
 
     try:
-        model: Any = TransformerBridge.boot_transformers(
-            folder,
-            hf_model=hf_model,
-            tokenizer=AutoTokenizer.from_pretrained(folder),
-            device=device,
-            dtype=dtype,
-        )
+        with as_one_piece(hf_model):
+            model: Any = TransformerBridge.boot_transformers(
+                folder,
+                hf_model=hf_model,
+                tokenizer=AutoTokenizer.from_pretrained(folder),
+                device=device,
+                dtype=dtype,
+            )
         let_copies_be_copies(hf_model)
-        check_agreement(model.eval(), expected)
+        if not waits_elsewhere(hf_model):
+            check_agreement(model.eval(), expected)
     except (ValueError, KeyError, NotImplementedError, RuntimeError) as error:
         raise ValueError(
             f"TransformerLens {version('transformer-lens')} cannot convert {architecture(hf_model)} ({error}); "
             "architectures such as Llama, Mistral, Qwen, Gemma, GPT-2, GPT-NeoX, BLOOM and OPT work, more in later "
             "versions (docs/models.md has a table)"
         ) from error
+    attach(model.eval(), hf_model)
     model.cfg.model_name = name
     model.cfg.d_mlp = _neurons_a_layer(model)
     model.cfg.act_fn = activation_name(hf_model) or model.cfg.act_fn

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.nn import Module
 
+from .placed import check_whole
 from .places import HookFunction, Place, find_places, installed, watched_shape
 from .stamps import Stamp, bridge_stamps, hold, stamps
 
@@ -158,6 +159,7 @@ def native_pass(model: Any, hooks: Sequence[tuple[str, HookFunction]] = ()) -> I
     """
     native = native_of(model)
     if native is None or not native.knows(name for name, _ in hooks) or not native.stands_in():
+        check_whole(model)
         yield None
         return
     asked = [*(hook for entry in native.in_force for hook in entry.hooks), *hooks]

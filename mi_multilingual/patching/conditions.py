@@ -181,7 +181,7 @@ def applied(model: HookedModel, condition: Condition) -> Iterator[HookedModel]:
 def _by_weights(model: HookedModel, interventions: Sequence[Intervention]) -> bool:
     """Whether the output weights can carry all of them."""
     try:
-        check_writable(interventions, gated=is_gated(model))
+        check_writable(model, interventions)
     except NotWritableError:
         return False
     return True

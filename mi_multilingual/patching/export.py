@@ -90,7 +90,7 @@ def _check_checkpoint(
         dtype=hf_model.dtype,
     )
     check_applicable(model, interventions)
-    check_writable(interventions, gated=is_gated(model))
+    check_writable(model, interventions)
     return is_gated(model)
 
 

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
-from ..models.hooked import HookedModel, is_bridge, is_gated
+from ..models.hooked import HookedModel, is_bridge, is_gated, keeps_its_weights
 from ..models.native import copied
 from .changes import Change, Intervention, changes, check_applicable
 
@@ -32,7 +32,7 @@ def bake(model: HookedModel, *interventions: Intervention) -> HookedModel:
             MLP, or positions other than "all".
     """
     check_applicable(model, interventions)
-    check_writable(interventions, gated=is_gated(model))
+    check_writable(model, interventions)
     other = copied(model)
     for projection, row in _rewrites(other, interventions):
         write(projection, row)
@@ -50,7 +50,7 @@ def baked(model: HookedModel, *interventions: Intervention) -> Iterator[HookedMo
         ValueError: as `bake`.
     """
     check_applicable(model, interventions)
-    check_writable(interventions, gated=is_gated(model))
+    check_writable(model, interventions)
     with rewritten(model, interventions):
         yield model
 
@@ -79,8 +79,14 @@ def _restore_bias(projection: Projection, bias: Tensor | None) -> None:
         setattr(projection.module, projection.bias_name, None)
 
 
-def check_writable(interventions: Sequence[Intervention], *, gated: bool) -> None:
+def check_writable(model: HookedModel, interventions: Sequence[Intervention]) -> None:
     """Raise where the output weights cannot carry an intervention."""
+    if keeps_its_weights(model):
+        raise NotWritableError(
+            "the weights must be on one device and not quantised to be written to, got a model that is spread over "
+            "devices or quantised; use ablate(...) or steer(...), which change what it computes"
+        )
+    gated = is_gated(model)
     for i, intervention in enumerate(interventions, start=1):
         if intervention.positions != "all":
             raise NotWritableError(

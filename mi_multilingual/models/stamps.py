@@ -6,12 +6,14 @@ from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from itertools import chain, count
 from math import gcd
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.nn import Module
-from transformers import PreTrainedModel
+
+if TYPE_CHECKING:  # takes seconds to import
+    from transformers import PreTrainedModel
 
 _SUMMED, _SAMPLED = 2**18, 2**15
 """Numbers of a parameter up to which all are summed to see changes, and how many of a larger one."""

@@ -267,7 +267,7 @@ def test_without_the_harness_the_message_says_how_to_get_it(tmp_path, monkeypatc
     monkeypatch.setitem(sys.modules, "lm_eval", None)
     monkeypatch.delitem(sys.modules, "mi_multilingual.evaluation.harness")
     assert main(["evaluate", "demo", "--tasks", "x", "--out", str(tmp_path / "t.parquet")]) == 1
-    assert "pip install mi_multilingual[harness]" in capsys.readouterr().err
+    assert "pip install 'mi_multilingual[harness]'" in capsys.readouterr().err
 
 
 @pytest.mark.slow

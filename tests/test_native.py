@@ -5,12 +5,15 @@ from contextlib import contextmanager
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import checkpoints
 from mi_multilingual import Intervention, NeuronSet, ablate, bake, baked, generate, lape, load_model, record, steer
 from mi_multilingual.models.hooked import all_logits, fingerprint, is_bridge, logits_at, run_trunk
 from mi_multilingual.models.loading import HookedTransformer
 from mi_multilingual.models.native import native_of
+from mi_multilingual.models.stamps import _SUMMED, _total
 from mi_multilingual.tokens import Reading
 
 TOKENS = torch.randint(3, 300, (2, 9), generator=torch.Generator().manual_seed(0))
@@ -165,6 +168,23 @@ def test_edited_weights_count_in_every_pass(model, edit):
     before = check_alike(model)
     edit(model)
     assert (check_alike(model) - before).abs().max() > 1e-3
+
+
+@given(
+    shape=st.tuples(st.integers(500, 900), st.sampled_from([512, 576, 768, 1000])),
+    at=st.floats(0, 1, exclude_max=True),
+    is_row=st.booleans(),
+)
+@settings(max_examples=25)
+def test_a_sample_of_a_large_matrix_has_every_row_and_column(shape, at, is_row):
+    matrix = torch.zeros(shape)
+    if matrix.numel() > _SUMMED:
+        assert _total(torch.ones(shape)) < matrix.numel(), "a sample"
+    if is_row:
+        matrix[int(at * shape[0])] = 1.0
+    else:
+        matrix[:, int(at * shape[1])] = 1.0
+    assert _total(matrix) > 0
 
 
 @pytest.mark.parametrize("part", ["mlp", "q", "k", "v"])

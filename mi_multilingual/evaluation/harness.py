@@ -33,7 +33,7 @@ try:
     from lm_eval.tasks import TaskManager
 except ImportError as error:
     raise ImportError(
-        f"tasks of the lm-evaluation-harness need lm-eval ({error}); pip install mi_multilingual[harness]"
+        f"tasks of the lm-evaluation-harness need lm-eval ({error}); pip install 'mi_multilingual[harness]'"
     ) from error
 
 from ..chat import check_template

@@ -60,7 +60,6 @@ def identify_language(texts: Sequence[str], languages: Sequence[str]) -> list[st
 
     Raises:
         ValueError: a language that is not known, or none at all.
-        ImportError: py3langid is not installed.
 
     Example:
         >>> import mi_multilingual as mm
@@ -134,8 +133,6 @@ def identifier(languages: tuple[str, ...] | None = None) -> Any:
         restricted = copy(identifier())
         restricted.set_languages(languages)
         return restricted
-    try:
-        from py3langid.langid import MODEL_FILE, LanguageIdentifier
-    except ImportError as error:
-        raise ImportError("identify_language needs py3langid; pip install mi_multilingual[language]") from error
+    from py3langid.langid import MODEL_FILE, LanguageIdentifier
+
     return LanguageIdentifier.from_model_file(MODEL_FILE)

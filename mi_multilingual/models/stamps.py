@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Container, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, count
+from math import gcd
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,7 +15,7 @@ from torch.nn import Module
 if TYPE_CHECKING:  # takes seconds to import
     from transformers import PreTrainedModel
 
-_SUMMED, _SAMPLED = 2**20, 2**16
+_SUMMED, _SAMPLED = 2**18, 2**15
 """Numbers of a parameter up to which all are summed to see changes, and how many of a larger one."""
 
 
@@ -49,7 +50,10 @@ def _total(tensor: Tensor) -> Tensor:
     """The sum of the numbers; in large matrices of a sample of them, from every row and column."""
     flat = tensor.detach().reshape(-1)
     if len(flat) > _SUMMED:
-        flat = flat[:: len(flat) // _SAMPLED | 1]
+        width = tensor.shape[-1]
+        # A step that has no divisor in common with the width comes by all columns.
+        step = next(n for n in count(len(flat) // _SAMPLED) if gcd(n, width) == 1)
+        flat = flat[::step]
     return flat.sum(dtype=torch.float32 if flat.device.type == "mps" else torch.float64)
 
 

@@ -13,7 +13,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import torch
-from run import alternating, random_llama
+from subjects import random_llama
+from timing import alternating
 
 from mi_multilingual import Reading, load_corpus, load_model, record, token_rows
 from mi_multilingual.corpora import Corpus

@@ -41,8 +41,8 @@ def _relevance(subject: Subject, corpus: Corpus, reading: Reading) -> Case:
     size = rows_per_batch(subject.ours[DEFAULT], _WINDOW, "gradients")
     ways = {"forward and backward by hand": lambda: _gradients_by_hand(subject, rows, size)}
     for backend, model in subject.ours.items():
-        ways[f"record_relevance, {backend}"] = (
-            lambda m=model: record_relevance(m, corpus, reading=reading, progress=False).total
+        ways[f"record_relevance, {backend}"] = lambda m=model: (
+            record_relevance(m, corpus, reading=reading, progress=False).total
         )
     return Case(
         "relevance, in units of forward and backward",

@@ -51,7 +51,9 @@ def _recording_table(sizes: Sequence[int]) -> list[dict[str, Any]]:
 
 
 def _loading_table() -> list[dict[str, Any]]:
-    print("\n| backend | weights, MB | peak of loading / weights | held in the end / weights | goal |\n|---|---|---|---|---|")
+    print(
+        "\n| backend | weights, MB | peak of loading / weights | held in the end / weights | goal |\n|---|---|---|---|---|"
+    )
     found = []
     with tempfile.TemporaryDirectory() as folder:
         config = transformers.LlamaConfig(**_GIB)

@@ -97,7 +97,9 @@ def nnterp(subject: Subject, batches: Batches) -> Recorder:
     module = import_module("nnterp")
     model = module.StandardizedTransformer(shared(subject.hf), tokenizer=subject.tokenizer, device_map=None)
     last = [name.split(".")[-1] for name in subject.names("gate")]
-    parts = [getattr(layer if name == "fc1" else layer.mlp, name) for layer, name in zip(model.layers, last, strict=True)]
+    parts = [
+        getattr(layer if name == "fc1" else layer.mlp, name) for layer, name in zip(model.layers, last, strict=True)
+    ]
     return _traced(import_module("nnsight"), model, parts, batches)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -19,7 +20,8 @@ from mi_multilingual.models.checkpoints import checkpoint_place, hugging_face
 from mi_multilingual.models.hooked import HookedModel
 from mi_multilingual.models.loading import HookedTransformer
 
-MODELS = ("demo", "smollm2", "gpt2", "llama")
+_CHECKPOINTS = ("demo", "smollm2")
+MODELS = (*_CHECKPOINTS, "gpt2", "llama")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 BACKENDS = ("bridge",) if HookedTransformer is None else ("hooked", "bridge")
 DEFAULT = BACKENDS[0]
@@ -49,7 +51,9 @@ class _Names:
 
 
 _NAMES = {
-    "opt": _Names("model.decoder.layers.{}.fc1", "model.decoder.layers.{}.activation_fn", "model.decoder.layers.{}.fc2"),
+    "opt": _Names(
+        "model.decoder.layers.{}.fc1", "model.decoder.layers.{}.activation_fn", "model.decoder.layers.{}.fc2"
+    ),
     "llama": _Names("model.layers.{}.mlp.gate_proj", "model.layers.{}.mlp.act_fn", "model.layers.{}.mlp.down_proj"),
     "gpt2": _Names("transformer.h.{}.mlp.c_fc", "transformer.h.{}.mlp.act", "transformer.h.{}.mlp.c_proj"),
 }
@@ -57,7 +61,7 @@ _NAMES = {
 
 @dataclass(frozen=True)
 class Subject:
-    """A model as transformers has it, and as this package does; all share one copy of the weights."""
+    """A model as transformers has it, and as this package does."""
 
     name: str
     hf: PreTrainedModel
@@ -74,11 +78,14 @@ class Subject:
     @cached_property
     def ours(self) -> dict[str, HookedModel]:
         """Backend -> the model."""
-        options = {"dtype": self.dtype, "device": self.device}
-        return {
-            backend: load_model(shared(self.hf), tokenizer=copy.deepcopy(self.tokenizer), backend=backend, **options)
-            for backend in BACKENDS
-        }
+        return {backend: self._loaded(backend) for backend in BACKENDS}
+
+    def _loaded(self, backend: str) -> HookedModel:
+        options: dict[str, Any] = {"backend": backend, "dtype": self.dtype, "device": self.device}
+        if self.name in _CHECKPOINTS:
+            # Not the loaded model: cast to bfloat16 once more, it would have its rotary frequencies in bfloat16 too.
+            return load_model(self.name, **options)
+        return load_model(shared(self.hf), tokenizer=copy.deepcopy(self.tokenizer), **options)
 
     @property
     def n_layers(self) -> int:
@@ -136,7 +143,7 @@ def subjects(names: list[str], device: str) -> Iterator[Subject | str]:
 
 
 def _loaded(name: str, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    if name in ("demo", "smollm2"):
+    if name in _CHECKPOINTS:
         hf, tokenizer, _ = hugging_face(name, None, dtype)
     else:
         tokenizer = AutoTokenizer.from_pretrained(checkpoint_place("demo"))

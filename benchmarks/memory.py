@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 import transformers
 from transformers import AutoTokenizer
 
@@ -51,9 +50,8 @@ def _recording_table(sizes: Sequence[int]) -> list[dict[str, Any]]:
 
 
 def _loading_table() -> list[dict[str, Any]]:
-    print(
-        "\n| backend | weights, MB | peak of loading / weights | held in the end / weights | goal |\n|---|---|---|---|---|"
-    )
+    print("\n| backend | weights, MB | peak of loading / weights | held in the end / weights | goal |")
+    print("|---|---|---|---|---|")
     found = []
     with tempfile.TemporaryDirectory() as folder:
         config = transformers.LlamaConfig(**_GIB)

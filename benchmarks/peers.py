@@ -96,10 +96,8 @@ def nnterp(subject: Subject, batches: Batches) -> Recorder:
     """The same through nnterp's names for layers."""
     module = import_module("nnterp")
     model = module.StandardizedTransformer(shared(subject.hf), tokenizer=subject.tokenizer, device_map=None)
-    last = [name.split(".")[-1] for name in subject.names("gate")]
-    parts = [
-        getattr(layer if name == "fc1" else layer.mlp, name) for layer, name in zip(model.layers, last, strict=True)
-    ]
+    last = subject.names("gate")[0].split(".")[-1]
+    parts = [getattr(layer if last == "fc1" else layer.mlp, last) for layer in model.layers]
     return _traced(import_module("nnsight"), model, parts, batches)
 
 

@@ -73,7 +73,8 @@ def environment(device: str) -> str:
     load = f"load {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
     return (
         f"torch {torch.__version__}, transformers {transformers.__version__}, {device} ({name}), "
-        f"{torch.get_num_threads()} threads, {os.cpu_count()} cores, {load} at the start; backends {', '.join(BACKENDS)}"
+        f"{torch.get_num_threads()} threads, {os.cpu_count()} cores, {load} at the start; "
+        f"backends {', '.join(BACKENDS)}"
     )
 
 

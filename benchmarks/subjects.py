@@ -51,9 +51,7 @@ class _Names:
 
 
 _NAMES = {
-    "opt": _Names(
-        "model.decoder.layers.{}.fc1", "model.decoder.layers.{}.activation_fn", "model.decoder.layers.{}.fc2"
-    ),
+    "opt": _Names(*(f"model.decoder.layers.{{}}.{part}" for part in ("fc1", "activation_fn", "fc2"))),
     "llama": _Names("model.layers.{}.mlp.gate_proj", "model.layers.{}.mlp.act_fn", "model.layers.{}.mlp.down_proj"),
     "gpt2": _Names("transformer.h.{}.mlp.c_fc", "transformer.h.{}.mlp.act", "transformer.h.{}.mlp.c_proj"),
 }

@@ -80,7 +80,7 @@ def _wait() -> None:
 
 
 def checked(case: Case) -> tuple[dict[str, float], list[str]]:
-    """How far each way is from what is expected, and sentences about those that are too far, whose times say nothing."""
+    """How far each way is from what is expected, and sentences about those too far away, whose times say nothing."""
     near, sentences = {}, []
     for way, call in case.ways.items():
         got = call()

@@ -92,6 +92,8 @@ def _loading_peak(folder: str, backend: str, queue: multiprocessing.Queue) -> No
     gc.collect()
     before = memory("VmRSS")
     model: Any = load_model(folder, device="cpu", backend=backend)
+    for parameter in model.parameters():
+        parameter.sum()  # what lies in a mapped file is not in memory before it is read
     gc.collect()
     owners = {p.untyped_storage().data_ptr(): p.untyped_storage().nbytes() for p in model.parameters()}
     queue.put((sum(owners.values()), memory("VmHWM") - before, memory("VmRSS") - before))

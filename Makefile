@@ -4,6 +4,7 @@ INSTALLED := .venv/.package
 REAL := .venv/.real
 STAMP := .venv/.installed
 STAMP_TL4 := .venv-tl4/.installed
+BENCH := .venv-bench/.installed
 MAKEFLAGS += --no-print-directory
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_DISABLE_TELEMETRY := 1
@@ -58,8 +59,8 @@ pytest: $(STAMP) ## the tests, slow ones, browser and notebooks included
 notebooks: $(STAMP) ## run every notebook from top to bottom
 	$(BIN)/python -m pytest tests/test_notebooks.py
 
-bench: $(STAMP) ## speed and memory of recording, as ratios
-	$(BIN)/python benchmarks/run.py
+bench: $(BENCH) ## speed and memory beside the tools people use, as ratios, an hour
+	.venv-bench/bin/python benchmarks/run.py
 
 test-tl4: $(STAMP_TL4) ## the same tests with TransformerLens 4, but for browser, notebooks and what the demo model must show
 	$(PYTEST_SETTINGS) .venv-tl4/bin/python -m pytest $(PYTEST_OPTIONS) -m "not browser and not notebook" --ignore tests/test_demo.py
@@ -91,6 +92,15 @@ $(STAMP_TL4): pyproject.toml constraints-tl4.txt
 	.venv-tl4/bin/python -m pip install --quiet --no-compile --constraint constraints-tl4.txt --editable ".[dev]"
 	-.venv-tl4/bin/python -m $(SMOLLM2)
 	$(call compiled,.venv-tl4)
+	touch $@
+
+# On top of .venv, which stays as it is: what pyvene asks for contradicts the pins, and brings a plugin of pytest.
+$(BENCH): $(STAMP) constraints-bench.txt
+	test -x .venv-bench/bin/python || $(PYTHON) -m venv .venv-bench
+	below=$$($(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))"); \
+	above=$$(.venv-bench/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))"); \
+	echo "import site; site.addsitedir('$$below')" > "$$above/below.pth"
+	.venv-bench/bin/python -m pip install --quiet --no-compile --no-deps --requirement constraints-bench.txt
 	touch $@
 
 # On all cores, unlike pip. Templates of a few packages are no Python yet, so it always fails.

@@ -9,7 +9,8 @@ import tempfile
 from pathlib import Path
 
 import torch
-from run import alternating, random_llama
+from subjects import random_llama
+from timing import alternating
 
 from mi_multilingual import NeuronSet, Reading, load_corpus, load_model, token_rows
 from mi_multilingual.evaluation.perplexity import row_losses

@@ -13,7 +13,9 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import torch
-from run import alternating, random_llama
+from memory import memory
+from subjects import random_llama
+from timing import alternating
 
 from mi_multilingual import Reading, load_corpus, load_model, record, token_rows
 from mi_multilingual.corpora import Corpus
@@ -79,12 +81,6 @@ def resident(folder: str, queue: multiprocessing.Queue) -> None:
     gc.collect()
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
     queue.put((weights, memory("VmRSS") - before, memory("VmHWM") - before))
-
-
-def memory(name: str) -> int:
-    """Bytes, from the process's status file."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
 
 
 def check(name: str, model: HookedModel, folder: str, corpus: Corpus, window: int) -> None:

@@ -190,6 +190,7 @@ def test_evaluate_hands_on_what_it_is_told(tmp_path, capsys, monkeypatch):
         "site": "post",
         "bos": "none",
         "limit": 4,
+        "chat": False,
     }
     expected |= {"model": "demo", "tasks": ("xcopa_id", "xcopa_th"), "batch_size": 2}
     assert asked == {"neurons": None, "include_path": None, **expected}
@@ -205,7 +206,7 @@ RECORD = ["record", "demo", "demo", "--out", "s"]
     ("arguments", "code", "message"),
     [
         (["report", "nowhere"], 1, "error: folder must hold a run, got nowhere without stats.safetensors"),
-        (["record", "nowhere/", "demo", "--out", "s"], 1, "error: 'nowhere/' is no checkpoint folder"),
+        (["record", "nowhere/", "demo", "--out", "s"], 1, "error: 'nowhere/' is no checkpoint: it has no config.json"),
         ([*RECORD, "--layout", "rows"], 1, "error: layout must be one of stream, documents, got 'rows'"),
         ([*RECORD, "--bos", "yes"], 1, "error: bos must be one of tokenizer, none, row, count, got 'yes'"),
         ([*RECORD, "--window", "0"], 1, "error: window must be a number of tokens from 1, or None, got 0"),

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..corpora import Corpus
 from ..models.hooked import HookedModel, HookFunction, Site, StopForward, fingerprint, model_name, run_trunk
+from ..models.native import native_pass
 from ..models.placed import check_whole
 from ..tokens import Reading
 
@@ -61,15 +62,18 @@ def read_with_graph(
     def hook_for(key: _Key) -> HookFunction:
         def hook(carried: Tensor, hook: object) -> Tensor:
             # A leaf of its own per layer would cut the graph: the gradient must flow on to the layers before.
-            kept[key] = carried if carried.requires_grad else carried.requires_grad_()
+            # Handed on is a view, since a native pass takes the very same tensor for one that nobody changed.
+            kept[key] = carried.view_as(carried) if carried.requires_grad else carried.detach().requires_grad_()
             return kept[key]
 
         return hook
 
-    hooks = [(name, hook_for(key)) for key, name in places.items()]
     check_whole(model)
-    logits = model.run_with_hooks(tokens.to(model.cfg.device), return_type="logits", fwd_hooks=hooks)
-    return logits, kept
+    tokens, hooks = tokens.to(model.cfg.device), [(name, hook_for(key)) for key, name in places.items()]
+    with native_pass(model, hooks) as native:
+        if native is not None:
+            return native(input_ids=tokens, use_cache=False).logits, kept
+    return model.run_with_hooks(tokens, return_type="logits", fwd_hooks=hooks), kept
 
 
 def check_finite(values: Float[Tensor, "*axes layer neuron"], described: Callable[[list[int]], str]) -> None:

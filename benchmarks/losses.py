@@ -1,0 +1,118 @@
+"""Losses under a condition: a cell of the perplexity matrix, and layers switched off one at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from generating import random_neurons, switched_off
+from jaxtyping import Float
+from subjects import DEFAULT, Subject
+from timing import Case
+from torch import Tensor
+
+from mi_multilingual import NeuronSet, Reading, ablate, applied, layer_sweep, with_controls
+from mi_multilingual.corpora import Corpus
+from mi_multilingual.evaluation.perplexity import corpus_rows, logit_batches, row_losses
+from mi_multilingual.models.hooked import HookedModel
+from mi_multilingual.patching.conditions import Condition
+from mi_multilingual.tokens import TokenRows
+
+_WINDOW = 128
+_OFF = 0.02
+_SAME = {torch.float32: 1e-4, torch.bfloat16: 2e-2}
+"""Largest relative difference of a loss; zeros written into weights round otherwise than zeros written by hooks."""
+_SWEEP = 0.15
+"""Of the usual work for each layer."""
+
+
+def matrix_cases(subject: Subject) -> Iterator[Case]:
+    text, reading = _text(subject, subject.n_rows(_WINDOW))
+    rows = {name: corpus_rows(model, text, reading)["en"] for name, model in subject.ours.items()}
+    neurons = random_neurons(subject, _OFF)
+    [condition] = with_controls(neurons, seeds=[])
+    plain = rows[DEFAULT]
+    with switched_off(subject, neurons):
+        expected = _plain_losses(subject, plain)
+    ways = {"transformers, intact": lambda: _plain_losses(subject, plain) is None or None}
+    for backend, model in subject.ours.items():
+        ways[f"intact, {backend}"] = lambda m=model, r=rows[backend]: row_losses(m, r) is None or None
+        ways[f"cell, {backend}"] = lambda m=model, r=rows[backend]: _cell(m, r, condition)
+    title = f"losses with {_OFF:.0%} of the neurons off"
+    yield Case(
+        title,
+        ways,
+        plain.tokens.numel(),
+        goals={f"cell, {DEFAULT}": 1.02},
+        expected=expected,
+        difference=_relative,
+        limit=_SAME[subject.dtype],
+    )
+
+
+def sweep_cases(subject: Subject) -> Iterator[Case]:
+    text, reading = _text(subject, subject.n_rows(_WINDOW, _SWEEP))
+    neurons = random_neurons(subject, _OFF)
+    rows = corpus_rows(subject.ours[DEFAULT], text, reading)["en"]
+    expected = torch.stack([_off_in(subject, neurons, rows, layer) for layer in range(subject.n_layers)])
+    ways = {}
+    for backend, model in subject.ours.items():
+        ways[f"a pass for each layer, {backend}"] = lambda m=model: _naive(m, neurons, rows)
+    for backend, model in subject.ours.items():
+        ways[f"layer_sweep, {backend}"] = lambda m=model: _swept(m, text, neurons, reading)
+    title = f"losses with {_OFF:.0%} of the neurons off, layer by layer"
+    yield Case(
+        title,
+        ways,
+        rows.tokens.numel() * subject.n_layers,
+        goals={f"layer_sweep, {DEFAULT}": 0.6},
+        expected=expected,
+        difference=_relative,
+        limit=_SAME[subject.dtype],
+    )
+
+
+def _relative(expected: Tensor, got: Tensor) -> float:
+    return float(((got - expected).abs() / expected).max())
+
+
+def _text(subject: Subject, n_rows: int) -> tuple[Corpus, Reading]:
+    n_tokens = n_rows * _WINDOW
+    return subject.text("en", n_tokens, "evaluate"), Reading(window=_WINDOW, bos="none", max_tokens=n_tokens)
+
+
+@torch.no_grad()
+def _plain_losses(subject: Subject, rows: TokenRows) -> Float[Tensor, " row"]:
+    """Sum of the losses of each row by the transformers model, the batches those of this package."""
+    found = []
+    for batch in logit_batches(subject.ours[DEFAULT], rows):
+        tokens = batch.tokens.to(subject.device)
+        logits = subject.hf(input_ids=tokens, use_cache=False).logits[:, :-1].float()
+        nll = torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten(), reduction="none")
+        found.append(nll.view(len(tokens), -1).cpu().double().sum(1))
+    return torch.cat(found)
+
+
+def _cell(model: HookedModel, rows: TokenRows, condition: Condition) -> Float[Tensor, " row"]:
+    with applied(model, condition):
+        return row_losses(model, rows).nll
+
+
+def _off_in(subject: Subject, neurons: NeuronSet, rows: TokenRows, layer: int) -> Float[Tensor, ""]:
+    """Loss per token with the neurons of one layer off."""
+    with switched_off(subject, neurons.in_layers([layer])):
+        return _plain_losses(subject, rows).sum() / rows.valid[:, 1:].sum()
+
+
+def _naive(model: HookedModel, neurons: NeuronSet, rows: TokenRows) -> Float[Tensor, " layer"]:
+    found = []
+    for layer in range(model.cfg.n_layers):
+        with ablate(model, neurons.in_layers([layer])):
+            losses = row_losses(model, rows)
+        found.append(losses.nll.sum() / losses.n_tokens.sum())
+    return torch.stack(found)
+
+
+def _swept(model: HookedModel, text: Corpus, neurons: NeuronSet, reading: Reading) -> Float[Tensor, " layer"]:
+    table = layer_sweep(model, text, neurons, seeds=[], reading=reading, progress=False)
+    return torch.tensor(table["nll"].to_numpy())

@@ -29,6 +29,11 @@ def hugging_face(
     if isinstance(source, PreTrainedModel):
         return _loaded(source, tokenizer, dtype, placing)
     place, options = _place_and_options(source)
+    if "revision" in placing and Path(place).exists():
+        raise ValueError(
+            f"revision must be left out for {str(source)!r}, which is a checkpoint on this machine, got "
+            f"{placing['revision']!r}; give a Hugging Face id"
+        )
     options |= {key: placing[key] for key in ("revision",) if key in placing}
     options["trust_remote_code"] = trust_remote_code
     try:
@@ -38,7 +43,8 @@ def hugging_face(
         model = with_offload_folder(lambda folder: read(offload_folder=folder)) if "device_map" in placing else read()
         if "gguf_file" in options:
             _forget_quantiser(model)
-        name = str(source) + (f"@{placing['revision']}" if "revision" in placing else "")
+        name = options["gguf_file"] if "gguf_file" in options and source != "smollm2" else str(source)
+        name += f"@{placing['revision']}" if "revision" in placing else ""
         return model, tokenizer or AutoTokenizer.from_pretrained(place, **options), name
     except (OSError, ValueError, ImportError) as error:
         reason = " ".join(str(error).split())

@@ -83,7 +83,7 @@ def load_model(
             raise ValueError(
                 "backend must be 'auto' or 'bridge' for a model that is spread over devices or quantised, got 'hooked'"
             )
-        backend, device = "bridge", first_device(hf_model)
+        backend, device, dtype = "bridge", first_device(hf_model), hf_model.dtype
     elif device_map is not None:
         device = first_device(hf_model)
     else:

@@ -3,6 +3,7 @@ import re
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from rich.console import Console
 
 import checkpoints
@@ -182,6 +183,7 @@ def test_evaluate_hands_on_what_it_is_told(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("mi_multilingual.evaluation.harness.harness_scores", scores)
     out = tmp_path / "scores.parquet"
     options = "--groups fr,ja --intervention scale --value 0.5 --site post --bos none --limit 4 --batch-size 2"
+    options += " --dtype bfloat16 --device cpu --revision step1000"
     assert main(["evaluate", "demo", "--tasks", "xcopa_id,xcopa_th", "--out", str(out), *options.split()]) == 0
     expected = {
         "groups": ("fr", "ja"),
@@ -191,11 +193,36 @@ def test_evaluate_hands_on_what_it_is_told(tmp_path, capsys, monkeypatch):
         "bos": "none",
         "limit": 4,
         "chat": False,
+        "dtype": "bfloat16",
+        "device": "cpu",
+        "revision": "step1000",
     }
     expected |= {"model": "demo", "tasks": ("xcopa_id", "xcopa_th"), "batch_size": 2}
     assert asked == {"neurons": None, "include_path": None, **expected}
     assert pd.read_parquet(out).value.tolist() == [0.5]
     assert "xcopa_id" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", ["record", "ablate", "compare"])
+def test_a_model_is_loaded_as_asked_for(command, tmp_path, monkeypatch):
+    asked = {}
+
+    def load_model(name, **options):
+        asked.update(options, name=name)
+        raise ValueError("enough")
+
+    monkeypatch.setattr("mi_multilingual.models.loading.load_model", load_model)
+    save(NeuronSet.of({"en": [(0, 1)]}, shape=(2, 24)), tmp_path / "n")
+    files = [str(tmp_path / "n")] if command == "ablate" else []
+    options = "--dtype float16 --revision step7 --device-map auto --config x --bos none --max-tokens 9"
+    assert main([command, "some/model", "demo", *files, "--out", str(tmp_path / "o"), *options.split()]) == 1
+    assert asked == {
+        "name": "some/model",
+        "device": None,
+        "dtype": torch.float16,
+        "revision": "step7",
+        "device_map": "auto",
+    }
 
 
 HARNESS_COLUMNS = ["task", "metric", "filter", "value", "stderr", "n"]
@@ -211,6 +238,13 @@ RECORD = ["record", "demo", "demo", "--out", "s"]
         ([*RECORD, "--bos", "yes"], 1, "error: bos must be one of tokenizer, none, row, count, got 'yes'"),
         ([*RECORD, "--window", "0"], 1, "error: window must be a number of tokens from 1, or None, got 0"),
         ([*RECORD, "--dtype", "int8"], 1, "error: --dtype must be one of float32, bfloat16, float16, got 'int8'"),
+        ([*RECORD, "--device", "cpu", "--device-map", "auto"], 1, "error: either device or device_map must be given"),
+        ([*RECORD, "--revision", "step1"], 1, "error: revision must be left out for 'demo'"),
+        (
+            ["evaluate", "demo", "--tasks", "t", "--out", "s", "--dtype", "int8"],
+            1,
+            "error: --dtype must be one of auto, float32, bfloat16, float16, got 'int8'",
+        ),
         ([*RECORD, "--evidence", "dreams"], 1, "error: --evidence must be one of activations, texts, "),
         ([*RECORD, "--evidence", "weight change"], 1, "error: --evidence must be one of activations, texts, "),
         ([*RECORD, "--evidence", "impact", "--site", "up"], 1, "error: --site must be left out for impact"),

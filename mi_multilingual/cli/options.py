@@ -13,9 +13,16 @@ if TYPE_CHECKING:
     from ..tokens import Reading
 
 _DTYPES = ("float32", "bfloat16", "float16")
+DTYPES_OR_STORED = ("auto", *_DTYPES)
 MODEL, _TEXT, _READING = "Model", "Text", "How text becomes rows of tokens"
 
 ModelName = Annotated[str, typer.Argument(help="Hugging Face id, a local checkpoint folder, or 'demo'")]
+Device = Annotated[
+    str | None, typer.Option(help="such as cpu or cuda:1; a GPU if there is one, by default", rich_help_panel=MODEL)
+]
+Revision = Annotated[
+    str | None, typer.Option(help="branch, tag or commit of a model on the hub", rich_help_panel=MODEL)
+]
 Bos = Annotated[
     str,
     typer.Option(
@@ -56,29 +63,36 @@ def taking(**groups: Callable[..., Any]) -> Callable[[Callable[..., None]], Call
 
 def model_asked_for(
     model: ModelName,
-    device: Annotated[
-        str | None, typer.Option(help="such as cpu or cuda:1; a GPU if there is one, by default", rich_help_panel=MODEL)
-    ] = None,
+    device: Device = None,
     dtype: Annotated[
         str, typer.Option(help=f"of the weights: {', '.join(_DTYPES)}", rich_help_panel=MODEL)
     ] = "float32",
+    revision: Revision = None,
+    device_map: Annotated[
+        str | None,
+        typer.Option(help="'auto' spreads it over GPUs, memory and disk, as accelerate does", rich_help_panel=MODEL),
+    ] = None,
 ) -> "Callable[[], HookedModel]":
     """What loads the model, so that mistakes in other options are told first.
 
     Raises:
         ValueError: an unknown dtype.
     """
-    if dtype not in _DTYPES:
-        raise ValueError(f"--dtype must be one of {', '.join(_DTYPES)}, got {dtype!r}")
+    check_dtype(dtype, _DTYPES)
 
     def load() -> "HookedModel":
         import torch
 
         from ..models.loading import load_model
 
-        return load_model(model, device=device, dtype=getattr(torch, dtype))
+        return load_model(model, device=device, dtype=getattr(torch, dtype), revision=revision, device_map=device_map)
 
     return load
+
+
+def check_dtype(dtype: str, allowed: Sequence[str]) -> None:
+    if dtype not in allowed:
+        raise ValueError(f"--dtype must be one of {', '.join(allowed)}, got {dtype!r}")
 
 
 def texts_asked_for(

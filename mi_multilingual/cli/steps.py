@@ -8,11 +8,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .options import (
+    DTYPES_OR_STORED,
+    MODEL,
     Bos,
+    Device,
     ModelName,
     Quiet,
+    Revision,
     Settings,
     Split,
+    check_dtype,
     model_asked_for,
     pairs,
     reading_asked_for,
@@ -230,10 +235,17 @@ def evaluate(
     batch_size: Annotated[int, typer.Option(min=1, help="texts per forward pass")] = 8,
     chat: Annotated[bool, typer.Option("--chat", help="ask in the tokenizer's chat template")] = False,
     bos: Bos = "tokenizer",
+    device: Device = None,
+    dtype: Annotated[
+        str, typer.Option(help=f"of the weights: {', '.join(DTYPES_OR_STORED)}, as stored", rich_help_panel=MODEL)
+    ] = "auto",
+    revision: Revision = None,
 ) -> None:
     """Run tasks of the lm-evaluation-harness, with neurons switched off or steered."""
+    check_dtype(dtype, DTYPES_OR_STORED)
     from ..evaluation.harness import harness_scores
 
+    asked = {"device": device, "dtype": dtype, "revision": revision}
     scores = harness_scores(
         model,
         split_names(tasks) or (),
@@ -247,6 +259,7 @@ def evaluate(
         include_path=include_path,
         limit=limit,
         batch_size=batch_size,
+        **{name: value for name, value in asked.items() if value is not None},
     )
     write(scores, out)
     rows = (

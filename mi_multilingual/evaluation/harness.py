@@ -84,7 +84,8 @@ class IntervenedLM(HFLM):
             groups: whose neurons, those of all groups by default; several as in fr+de.
             site: gate or post.
             bos: special tokens before every text (see `Reading`).
-            options: those of the harness' `hf` type, such as batch_size, device, max_length.
+            dtype: of the weights; "auto" as they are stored.
+            options: those of the harness' `hf` type, such as batch_size, device, max_length, revision.
 
         Raises:
             ValueError: before anything runs: as `Intervention`, an unknown group, an empty set, or neurons of another
@@ -205,6 +206,7 @@ def harness_scores(
     include_path: str | Path | None = None,
     limit: int | None = None,
     batch_size: int = 8,
+    **options: Any,
 ) -> pd.DataFrame:
     """What tasks of the lm-evaluation-harness give, under an intervention if neurons are given.
 
@@ -217,6 +219,7 @@ def harness_scores(
         bos: special tokens before every text (see `Reading`); a chat template writes them itself.
         include_path: folder with task definitions (YAML) of your own.
         limit: at most this many items per task, to try things out.
+        options: of `IntervenedLM`, such as dtype, revision and device.
 
     Returns:
         one row per task and metric: task, metric, filter (what the harness does to answers first), value, stderr (NaN
@@ -232,7 +235,7 @@ def harness_scores(
     for task in tasks:
         if not manager.match_tasks([task]):
             raise ValueError(f"the harness has no task {task!r}; see `lm_eval ls tasks`, or give include_path")
-    arguments: dict[str, Any] = {"pretrained": str(model)}
+    arguments: dict[str, Any] = {"pretrained": str(model), **options}
     arguments |= {"neurons": None if neurons is None else str(neurons), "groups": "+".join(groups) if groups else None}
     arguments |= {"intervention": intervention, "value": value, "site": site, "bos": bos}
     options: dict[str, Any] = {"batch_size": batch_size, "limit": limit, "task_manager": manager}

@@ -147,7 +147,7 @@ def cells_of(study: Study, inputs: Inputs) -> tuple[Cell, ...]:
         ValueError: the study names a group that there is not.
     """
     axes = itertools.product(
-        study.model, study.detector, study.rate, study.site, study.layers, study.part, study.intervention
+        study.models, study.detector, study.rate, study.site, study.layers, study.part, study.intervention
     )
     found = []
     for model, detector, rate, site, layers, part, intervention in axes:

@@ -290,6 +290,8 @@ class Study(Settings):
 
     name: _Plain = "study"
     model: Annotated[tuple[str, ...], *_Several] = ("demo",)
+    revision: Annotated[tuple[str, ...], BeforeValidator(listed), AfterValidator(_no_repeats)] = ()
+    """Branches, tags or commits of every model on the hub, such as steps of its training; none for the usual one."""
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     corpus: Annotated[CorpusSettings, _short_form("source")] = Field("demo", validate_default=True)
     detector: Annotated[tuple[Annotated[DetectorSettings, _short_form("name")], ...], *_Several] = Field(
@@ -313,6 +315,11 @@ class Study(Settings):
     generation: GenerationSettings = GenerationSettings()
     seeds: Annotated[tuple[int, ...], AfterValidator(_no_repeats)] = (0, 1, 2)
     """One draw each of the random neurons, as many per layer, that every effect is compared with."""
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """The models as tables name them: "name", or "name@revision" where revisions are given."""
+        return tuple(f"{name}@{r}" for name in self.model for r in self.revision) or self.model
 
     @model_validator(mode="after")
     def can_be_done(self) -> Study:

@@ -77,10 +77,12 @@ class Context:
         self.bases: Memory[Measurement, list[Observations]] = Memory()
 
     def model(self, name: str) -> HookedModel:
-        """The model, with nothing changed; one is in memory at a time."""
+        """The model, with nothing changed, by its name in `Study.models`; one is in memory at a time."""
         if name not in self.models.kept:
             self.forget_model()
-        return self.models.once(name, lambda: load_model(name, dtype=getattr(torch, self.study.dtype)))
+        place, _, revision = name.rpartition("@") if self.study.revision else (name, "", None)
+        dtype = getattr(torch, self.study.dtype)
+        return self.models.once(name, lambda: load_model(place, dtype=dtype, revision=revision))
 
     def fingerprints(self, name: str) -> tuple[str, str]:
         """Fingerprints of the model's weights and of its tokenizer."""
@@ -143,7 +145,7 @@ class Context:
         if "generation" in self.study.evaluate:
             check_known(evaluate.languages)
         models = {}
-        for name in self.study.model:
+        for name in self.study.models:
             models[name] = self.fingerprints(name)
             self.check_model(name)
         return replace(self.texts_read, models=models)

@@ -61,7 +61,7 @@ def plan(study: Study) -> Plan:
     context = Context(study)
     cells = cells_of(study, context.inputs())
     steps, basis, memory = [], [], 0
-    for name in study.model:
+    for name in study.models:
         own = [cell for cell in cells if cell.model == name]
         model = context.model(name)
         seconds = _seconds_per_token(model, study, context.corpus("evaluate"), _losses_of(model))

@@ -115,7 +115,7 @@ def results(folder: Path | str) -> pd.DataFrame:
 
     =============  ====================================================================================================
     cell           key of the cell, the name of its file in results/
-    model          as the study names it
+    model          as the study names it, and @revision where it gives revisions
     detector       and parameters (JSON), rate (NaN where the detector takes none), site, layers, part
     intervention   in words: zero, set -1.5, set mean, add 2 x mean-difference ...
     condition      "chosen": the group's own neurons are changed; "random": as many random ones per layer

@@ -29,6 +29,11 @@ def hugging_face(
     if isinstance(source, PreTrainedModel):
         return _loaded(source, tokenizer, dtype, placing)
     place, options = _place_and_options(source)
+    if "revision" in placing and Path(place).exists():
+        raise ValueError(
+            f"revision must be left out for {str(source)!r}, which is a checkpoint on this machine, got "
+            f"{placing['revision']!r}; give a Hugging Face id"
+        )
     options |= {key: placing[key] for key in ("revision",) if key in placing}
     options["trust_remote_code"] = trust_remote_code
     try:
@@ -38,7 +43,8 @@ def hugging_face(
         model = with_offload_folder(lambda folder: read(offload_folder=folder)) if "device_map" in placing else read()
         if "gguf_file" in options:
             _forget_quantiser(model)
-        name = str(source) + (f"@{placing['revision']}" if "revision" in placing else "")
+        name = options["gguf_file"] if "gguf_file" in options and source != "smollm2" else str(source)
+        name += f"@{placing['revision']}" if "revision" in placing else ""
         return model, tokenizer or AutoTokenizer.from_pretrained(place, **options), name
     except (OSError, ValueError, ImportError) as error:
         reason = " ".join(str(error).split())
@@ -67,7 +73,7 @@ def _loaded(
             f"{', '.join(placing)} must be given where a checkpoint is loaded, got a model that is loaded already; "
             "give them to from_pretrained, or give the checkpoint's name here"
         )
-    if dtype != "auto" and not is_placed(model):
+    if dtype not in ("auto", model.dtype) and not is_placed(model):
         model = model.to(dtype)
     return model, tokenizer, model.config.name_or_path or architecture(model)
 

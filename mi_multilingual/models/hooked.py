@@ -122,8 +122,10 @@ def on_cpu(model: HookedModel) -> bool:
 
 
 def model_name(model: HookedModel) -> str:
-    """The name the model was loaded by."""
-    return str(model.cfg.model_name)
+    """The name the model was loaded by, and what its weights are where they are not float32, as in "gpt2, bfloat16"."""
+    method = getattr(getattr(model, "original_model", None), "quantization_method", None)
+    kinds = [str(model.cfg.dtype).removeprefix("torch.")] if model.cfg.dtype != torch.float32 else []
+    return ", ".join([str(model.cfg.model_name), *kinds, *([getattr(method, "value", str(method))] if method else [])])
 
 
 def fingerprint(model: HookedModel) -> str:

@@ -87,7 +87,7 @@ def load_model(
                 "backend must be 'auto' or 'bridge' for a model that is spread over devices or quantised, "
                 f"got {backend!r}"
             )
-        backend, device = "bridge", first_device(hf_model)
+        backend, device, dtype = "bridge", first_device(hf_model), hf_model.dtype
     elif device_map is not None:
         device = first_device(hf_model)
     else:

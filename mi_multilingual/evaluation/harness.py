@@ -238,9 +238,9 @@ def harness_scores(
     arguments: dict[str, Any] = {"pretrained": str(model), **options}
     arguments |= {"neurons": None if neurons is None else str(neurons), "groups": "+".join(groups) if groups else None}
     arguments |= {"intervention": intervention, "value": value, "site": site, "bos": bos}
-    options: dict[str, Any] = {"batch_size": batch_size, "limit": limit, "task_manager": manager}
-    options |= {"apply_chat_template": chat, "log_samples": False}
-    results = simple_evaluate(_MODEL_TYPE, arguments, list(tasks), **options)
+    how: dict[str, Any] = {"batch_size": batch_size, "limit": limit, "task_manager": manager}
+    how |= {"apply_chat_template": chat, "log_samples": False}
+    results = simple_evaluate(_MODEL_TYPE, arguments, list(tasks), **how)
     if results is None:
         raise ValueError("the harness gave no results in this process; run it in one process")
     return pd.DataFrame(score_rows(results), columns=["task", "metric", "filter", "value", "stderr", "n"])

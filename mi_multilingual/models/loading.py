@@ -13,7 +13,7 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from .checkpoints import architecture, hugging_face
 from .hooked import HookedModel, is_bridge, run_trunk
 from .native import attach
-from .placed import as_one_piece, check_brought_singly, first_device, is_placed
+from .placed import as_one_piece, check_brought_singly, first_device, is_placed, lacking
 
 try:
     from transformer_lens import HookedTransformer, HookedTransformerConfig, loading_from_pretrained
@@ -196,9 +196,12 @@ def _to_bridge(hf_model: PreTrainedModel, folder: str, name: str, device: str, d
             f"TransformerLens cannot convert {architecture(hf_model)} ({error}); architectures such as Llama, Mistral, "
             "Qwen, Gemma, GPT-2, GPT-NeoX, BLOOM and OPT work"
         ) from error
-    attach(model.eval(), hf_model)
     model.cfg.model_name = name
+    if lacking(model.eval()):
+        attach(model, hf_model)
     model.cfg.d_mlp = _neurons_a_layer(model)
+    # Not before a first pass, in which a bridge installs hooks that it needs.
+    attach(model, hf_model)
     if hf_model.config.model_type == "bloom":
         model.cfg.act_fn = "gelu_fast"  # BLOOM's config does not name it, and a bridge then takes relu
     return model

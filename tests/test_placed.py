@@ -368,3 +368,18 @@ def test_a_real_model_in_less_memory_than_it_needs(tmp_path):
     stats = [mm.record(m, few, reading=READING, progress=False) for m in (whole, model)]
     torch.testing.assert_close(stats[0].total, stats[1].total, atol=1e-3, rtol=1e-4)
     assert torch.equal(stats[0].active, stats[1].active)
+
+
+def test_a_weight_that_cannot_be_read_is_seen_by_what_it_makes(folders, monkeypatch):
+    model = mm.load_model(folders("llama-grouped"), device="cpu", backend="bridge")
+    paths = [f"blocks.1.{path}" for path in ("mlp.W_gate", "mlp.W_in", "mlp.W_out", "attn.W_O")]
+    readable = [weight_of(model, path) for path in paths]
+
+    def packed(self):
+        raise NotImplementedError("packed")
+
+    for path in paths:
+        part, _, name = path.rpartition(".")
+        monkeypatch.setattr(type(model.get_submodule(part)), name, property(packed))
+    for path, weight in zip(paths, readable, strict=True):
+        torch.testing.assert_close(weight_of(model, path), weight, atol=1e-6, rtol=1e-5)

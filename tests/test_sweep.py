@@ -410,7 +410,7 @@ def test_a_text_that_changes_under_the_sweep_stops_its_cells(home, tmp_path):
     ("settings", "message"),
     [
         ({"ablated": ["en", "xx"]}, "ablated must be among en, fr, ja, for which lape finds neurons, got 'xx'"),
-        ({"model": "nowhere/"}, "no checkpoint folder"),
+        ({"model": "nowhere/"}, "no checkpoint: it has no config"),
         ({"evaluate": "facts", "corpus": {"source": "TEXTS", "languages": ["xx"]}}, "no file for 'xx'"),
     ],
 )

@@ -149,7 +149,22 @@ def weight_of(model: HookedModel, path: str) -> Tensor:
     parent, _, name = path.rpartition(".")
     module = model.get_submodule(parent)
     with at_hand(module):
-        return getattr(module, name).detach()
+        try:
+            return getattr(module, name).detach()
+        except NotImplementedError:  # packed by a quantisation, so that a bridge cannot read it
+            rows = _made_of_unit_vectors(getattr(module, _PACKED[name]).original_component, model)
+            return rows.unflatten(0, (model.cfg.n_heads, -1)) if name == "W_O" else rows
+
+
+_PACKED = {"W_gate": "gate", "W_in": "in", "W_out": "out", "W_O": "o"}
+"""What a bridge calls the linear map of a weight."""
+
+
+@torch.no_grad()
+def _made_of_unit_vectors(linear: Any, model: HookedModel) -> Float[Tensor, "given made"]:
+    """The weight of a linear map that can be run and not read."""
+    units = torch.eye(linear.in_features, dtype=model.cfg.dtype, device=model.cfg.device)
+    return linear(units) - linear(torch.zeros_like(units[:1]))
 
 
 class StopForward(Exception):

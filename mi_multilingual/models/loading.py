@@ -16,7 +16,7 @@ from .checkpoints import architecture, hugging_face
 from .families import activation_name, check_agreement, let_copies_be_copies, probe_logits
 from .hooked import HookedModel, is_bridge, run_trunk
 from .native import attach
-from .placed import as_one_piece, check_brought_singly, first_device, is_placed, waits_elsewhere
+from .placed import as_one_piece, check_brought_singly, first_device, is_placed, lacking, waits_elsewhere
 
 try:
     from transformer_lens import HookedTransformer, HookedTransformerConfig, loading_from_pretrained
@@ -209,9 +209,12 @@ def _to_bridge(
             "architectures such as Llama, Mistral, Qwen, Gemma, GPT-2, GPT-NeoX, BLOOM and OPT work, more in later "
             "versions (docs/models.md has a table)"
         ) from error
-    attach(model.eval(), hf_model)
     model.cfg.model_name = name
+    if lacking(model.eval()):
+        attach(model, hf_model)
     model.cfg.d_mlp = _neurons_a_layer(model)
+    # Not before a first pass, in which a bridge installs hooks that it needs.
+    attach(model, hf_model)
     model.cfg.act_fn = activation_name(hf_model) or model.cfg.act_fn
     return model
 

@@ -99,14 +99,21 @@ def with_offload_folder(load: Callable[[str], PreTrainedModel]) -> PreTrainedMod
     return hf_model
 
 
-def check_whole(model: Any) -> None:
-    """Raise where a bridge has weights of its own that were made of weights that wait elsewhere.
+def lacking(model: Any) -> str | None:
+    """The first part of a bridge whose own weights were made of some that wait elsewhere; None where it can run a pass.
 
     It splits matrices that hold queries, keys and values together, and only the transformers model can do without.
     """
     for name, part in model.named_modules():
         if not _hooks_of(part) and any(parameter.is_meta for parameter in part.parameters(recurse=False)):
-            raise ValueError(
-                f"a pass with hooks on the attention, with gradients or with hooks of your own must have {name!r} in "
-                "memory, and its weights wait elsewhere; load the model without offloading to the processor or the disk"
-            )
+            return name
+    return None
+
+
+def check_whole(model: Any) -> None:
+    """Raise where a bridge cannot run a pass."""
+    if (name := lacking(model)) is not None:
+        raise ValueError(
+            f"a pass with hooks on the attention, with gradients or with hooks of your own must have {name!r} in "
+            "memory, and its weights wait elsewhere; load the model without offloading to the processor or the disk"
+        )

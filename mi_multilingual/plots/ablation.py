@@ -4,7 +4,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from ..patching.conditions import CHOSEN, RANDOM
-from .style import COLOURS, RANDOM_NEURONS, change_heatmap, grid, named_axes
+from .style import COLOURS, RANDOM_NEURONS, change_heatmap, grid, layer_step, named_axes
 
 
 def perplexity_change(
@@ -61,7 +61,7 @@ def change_by_layer(sweep: pd.DataFrame, *, title: str = "What switching off one
             "<extra></extra>",
         )
     figure.update_layout(title=title, yaxis_title="change of the loss, nats per token")
-    return figure.update_xaxes(title="layer", dtick=1 if own.layer.max() < 16 else 4)
+    return figure.update_xaxes(title="layer", dtick=layer_step(int(own.layer.max()) + 1))
 
 
 def _random_row(matrix: pd.DataFrame) -> pd.DataFrame:

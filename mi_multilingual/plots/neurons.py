@@ -7,7 +7,7 @@ from ..detectors.lape import lape_entropy
 from ..evaluation.intervals import wilson_interval
 from ..evidence.activations import ActivationStats
 from ..neurons import NeuronSet
-from .style import COLOURS, asymmetric, overlap_heatmap
+from .style import COLOURS, asymmetric, layer_step, overlap_heatmap
 
 
 def layer_counts(neurons: NeuronSet, *, title: str = "Where the neurons sit") -> go.Figure:
@@ -25,7 +25,7 @@ def layer_counts(neurons: NeuronSet, *, title: str = "Where the neurons sit") ->
     figure = go.Figure(bars).update_layout(
         title=title, barmode="stack", xaxis_title="layer", yaxis_title="neurons", bargap=0.25
     )
-    return figure.update_xaxes(dtick=max(1, neurons.masks.shape[1] // 16))
+    return figure.update_xaxes(dtick=layer_step(neurons.masks.shape[1]))
 
 
 def overlap(neurons: NeuronSet, *, title: str = "Which languages share neurons") -> go.Figure:
@@ -103,5 +103,7 @@ def neuron_map(stats: ActivationStats, neurons: NeuronSet) -> go.Figure:
             ),
         )
     figure.update_layout(title="How specific the neurons are", xaxis_title="layer")
-    figure.update_xaxes(tickvals=list(range(neurons.masks.shape[1])), zeroline=False)
+    figure.update_xaxes(
+        tickvals=list(range(0, neurons.masks.shape[1], layer_step(neurons.masks.shape[1]))), zeroline=False
+    )
     return figure.update_layout(yaxis_title="entropy, nats")

@@ -3,7 +3,7 @@
 import pandas as pd
 import plotly.graph_objects as go
 
-from .style import COLOURS, overlap_heatmap
+from .style import COLOURS, layer_step, overlap_heatmap
 
 
 def sharing_by_layer(shares: pd.DataFrame, *, threshold: float = 0.0) -> go.Figure:
@@ -37,7 +37,7 @@ def sharing_by_layer(shares: pd.DataFrame, *, threshold: float = 0.0) -> go.Figu
             ),
         )
     figure.update_layout(title="How many languages use the same neuron", xaxis_title="layer")
-    figure.update_xaxes(dtick=max(1, part.layer.nunique() // 16))
+    figure.update_xaxes(dtick=layer_step(part.layer.nunique()))
     return figure.update_layout(yaxis_title="share of the layer's neurons").update_yaxes(tickformat=".0%")
 
 

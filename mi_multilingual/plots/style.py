@@ -20,6 +20,11 @@ CHANGE_UNITS = {"loss": "nats per token", "margin": "nats"}
 """Unit of the change of a measure; shares have none."""
 
 
+def layer_step(n_layers: int) -> int:
+    """Layers from one tick of an axis to the next, such that their numbers stand side by side."""
+    return -(-n_layers // 16)
+
+
 def overlap_heatmap(table: pd.DataFrame, hover: str, title: str, **options: Any) -> go.Figure:
     """Heatmap of a square table of Jaccard overlaps, its diagonal left blank."""
     values = table.to_numpy(copy=True)

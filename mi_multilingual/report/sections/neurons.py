@@ -62,7 +62,7 @@ SECTIONS = (
                 "map",
                 (STATS, NEURONS),
                 plots.neuron_map,
-                "Every point is a neuron of a language: the lower, the more of its activity is in one language. Click "
+                "Every point is a language neuron: the lower, the more of its activity is in one language. Click "
                 "one for its page.",
             ),
             Figure(

@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from . import steps, sweeps
+from . import steps, studies, sweeps
 
 HELP = """
 Find the neurons of a multilingual language model that belong to one language, switch them off, and look.
@@ -34,6 +34,12 @@ Other ways to find neurons, what each needs and can be asked for:
 
     mi-multilingual detectors
 
+A whole experiment of a paper, and the names of all of them:
+
+    mi-multilingual study representations demo --out runs/representations
+
+    mi-multilingual studies
+
 Hundreds of such measurements from one file, stopped and resumed at will:
 
     mi-multilingual plan study.yaml
@@ -53,6 +59,8 @@ COMMANDS = (
     steps.compare,
     steps.evaluate,
     steps.report,
+    studies.studies,
+    studies.study,
     sweeps.plan,
     sweeps.run,
     sweeps.resume,

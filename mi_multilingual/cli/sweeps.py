@@ -1,7 +1,7 @@
 """Commands on studies: many measurements from one file."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -26,13 +26,18 @@ def plan(study: _StudyFile, set_: Settings = None) -> None:
 
     made = plan_study(load_study(study, set_ or ()))
     rows = [
-        (row.model, row.work, f"{row.times:,}", f"{row.tokens:,}", f"{row.seconds:,.1f}")
+        (row.model, row.work, f"{row.times:,}", _number(row.tokens), f"{row.seconds:,.1f}")
         for row in made.steps.itertuples()
     ]
     print_rows(f"{len(made.cells):,} cells", ("model", "work", "times", "tokens", "seconds"), rows)
     console.print(f"about {made.seconds:,.0f} s in one process and {made.memory / 2**30:.2f} GiB ({made.basis})")
     for note in made.notes:
         console.print(f"note: {note}")
+
+
+def _number(n: Any) -> str:
+    """The number; a dash where it is not known."""
+    return "-" if n != n else f"{n:,.0f}"
 
 
 def run(
@@ -48,21 +53,21 @@ def run(
 
     settings = load_study(study, set_ or ())
     folder = out or Path("runs") / settings.name
-    _print_progress(folder, run_study(settings, folder, runner=_runner_on(ray), progress=not quiet))
+    print_progress(folder, run_study(settings, folder, runner=_runner_on(ray), progress=not quiet))
 
 
 def resume(folder: _Folder, ray: Ray = None, quiet: Quiet = False) -> None:
     """Go on with a sweep: cells without a result, and those whose inputs changed."""
     from ..experiments.sweep import resume as resume_study
 
-    _print_progress(folder, resume_study(folder, runner=_runner_on(ray), progress=not quiet))
+    print_progress(folder, resume_study(folder, runner=_runner_on(ray), progress=not quiet))
 
 
 def status(folder: _Folder) -> None:
     """How far a sweep is, and what failed."""
     from ..experiments.sweep import status as status_of
 
-    _print_progress(folder, status_of(folder))
+    print_progress(folder, status_of(folder))
 
 
 def _runner_on(ray: str | None) -> "Runner | None":
@@ -74,7 +79,7 @@ def _runner_on(ray: str | None) -> "Runner | None":
     return on_ray(ray)
 
 
-def _print_progress(folder: Path, progress: "Progress") -> None:
+def print_progress(folder: Path, progress: "Progress") -> None:
     """Say how far the sweep is; exit code 1 where cells failed."""
     console.print(f"{progress.done} of {progress.n_cells} cells done in {folder}, {progress.seconds:.0f} s of work")
     if progress.holder:

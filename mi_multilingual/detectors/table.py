@@ -40,7 +40,7 @@ class Setting:
     below: bool = False
     """Whether `high` itself is excluded."""
     choices: tuple[str, ...] = ()
-    """What a word can be; none for a number."""
+    """What a word can be; none for a number, or for any text where the default is one."""
     recorded: bool = False
     """Whether it belongs to the recording of the evidence rather than to the choice."""
     replaces_rate: bool = False
@@ -57,6 +57,10 @@ class Setting:
         if self.choices:
             if value not in self.choices:
                 raise ValueError(f"{name} must be one of {', '.join(self.choices)}, got {value!r}")
+            return value
+        if isinstance(self.default, str):
+            if not isinstance(value, str):
+                raise ValueError(f"{name} must be a text, got {value!r}")
             return value
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise ValueError(f"{name} must be a number, got {value!r}")

@@ -110,6 +110,14 @@ class Cell:
         how = (self.evaluation, self.evaluated_on, self.reading, self.questions, self.generation)
         return Measurement(self.model, *how, self.group if wanted else "")
 
+    @property
+    def words(self) -> str:
+        """The cell in a few words, for a list of failures."""
+        who = self.group if self.seed == NOT_RANDOM else f"{self.group} (random {self.seed})"
+        rate = "" if self.rate is None else f" {self.rate:g}"
+        what = f"{self.detector}{rate} at {self.site}, {self.intervention.words}"
+        return f"{self.model}, {what}, {who}, {self.evaluation}"
+
     def plain(self) -> dict[str, Any]:
         """The cell as JSON takes it."""
         return to_jsonable_python(self)

@@ -7,6 +7,7 @@ import time
 import traceback
 from collections.abc import Iterator, Sequence
 from functools import partial
+from typing import Any
 
 import pandas as pd
 import torch
@@ -31,6 +32,7 @@ from .context import Context
 from .execution import Attempt, Runner, run_cell
 from .measures import Observations
 from .recordings import Recording, needs
+from .whole import WholeCell, WholeContext, run_whole
 from .workers import Outcome, Pool, workers
 
 _Wanted = tuple[Recording, Cell]
@@ -51,17 +53,34 @@ def on_ray(address: str, *, n_workers: int | None = None) -> Runner:
         n_workers: at most so many; one per GPU by default, without GPUs one per core.
     """
 
-    def runner(cells: Sequence[Cell], context: Context) -> Iterator[Attempt | str]:
+    def runner(cells: Sequence[Any], context: Any) -> Iterator[Attempt | str]:
         # What this process loaded to plan the cells leaves the memory of the GPU to the workers.
         context.forget_model()
         gc.collect()
         torch.cuda.empty_cache()
-        with workers(address, partial(Context, context.study, context.folder), n_workers=n_workers) as pool:
+        with workers(address, partial(type(context), context.study, context.folder), n_workers=n_workers) as pool:
+            if isinstance(context, WholeContext):
+                yield from _run_whole_studies(pool, cells)
+                return
             # A model after another, so that each worker loads each model once.
             for name in dict.fromkeys(cell.model for cell in cells):
                 yield from record_and_run(pool, [cell for cell in cells if cell.model == name], context)
 
     return runner
+
+
+def _run_whole_studies(pool: Pool, cells: Sequence[WholeCell]) -> Iterator[Attempt]:
+    """Whole studies, one per worker at a time."""
+    for outcome in pool.run(_whole_rows, cells):
+        table, seconds = outcome.result or (None, 0.0)
+        yield Attempt(outcome.item, table, seconds, outcome.error, outcome.trace)
+
+
+def _whole_rows(context: WholeContext, cell: WholeCell) -> tuple[pd.DataFrame, float]:
+    """In a worker: the rows of a whole study, and the seconds they took."""
+    started = time.monotonic()
+    table = run_whole(cell, context)
+    return table, time.monotonic() - started
 
 
 def record_and_run(pool: Pool, cells: Sequence[Cell], context: Context) -> Iterator[Attempt | str]:

@@ -69,24 +69,24 @@ def choice(wrong: Any, allowed: Sequence[str]) -> str:
     return f"{meant}allowed: {', '.join(allowed)}"
 
 
-def _unfit(reason: str, key: str = "") -> PydanticCustomError:
+def unfit(reason: str, key: str = "") -> PydanticCustomError:
     """The error of a value, or with a `key` of that value in the mapping that is being read."""
     return PydanticCustomError("unfit", "{key} {reason}", {"key": key, "reason": reason})
 
 
-def _check_choice(value: Any, allowed: Sequence[str], key: str = "") -> Any:
+def check_choice(value: Any, allowed: Sequence[str], key: str = "") -> Any:
     """The value, if it is one of those allowed."""
     if value not in allowed:
-        raise _unfit(f"cannot be {value!r}; {choice(value, allowed)}", key)
+        raise unfit(f"cannot be {value!r}; {choice(value, allowed)}", key)
     return value
 
 
 def _one_of(allowed: Sequence[str]) -> AfterValidator:
-    return AfterValidator(lambda value: _check_choice(value, allowed))
+    return AfterValidator(lambda value: check_choice(value, allowed))
 
 
 _Plain = Annotated[str, AfterValidator(_file_name)]
-_Several = (BeforeValidator(listed), Field(min_length=1), AfterValidator(_no_repeats))
+SEVERAL = (BeforeValidator(listed), Field(min_length=1), AfterValidator(_no_repeats))
 
 
 _DEMO = {"identify": "identify", "evaluate": "evaluate", "layout": "documents", "evaluate_documents": 12}
@@ -152,7 +152,7 @@ class DetectorSettings(BaseModel):
         """All settings of the row: those given, checked, and the defaults of the others."""
         if not isinstance(given, Mapping) or "name" not in given:
             return given
-        rows = _study_settings(_check_choice(given["name"], usable_detectors(), "name"))
+        rows = _study_settings(check_choice(given["name"], usable_detectors(), "name"))
         for key in given:
             if key not in ("name", *rows):
                 raise PydanticCustomError(
@@ -192,13 +192,13 @@ def _checked_value(key: str, value: Any, row: Setting) -> Any:
     if value is None and row.default is None:
         return None
     if row.choices:
-        return _check_choice(value, row.choices, key)
+        return check_choice(value, row.choices, key)
     try:
         row.checked(key, value)
     except ValueError as error:
-        raise _unfit(str(error).removeprefix(f"{key} "), key) from error
+        raise unfit(str(error).removeprefix(f"{key} "), key) from error
     if not math.isfinite(value):
-        raise _unfit(f"must be a finite number, got {value}", key)
+        raise unfit(f"must be a finite number, got {value}", key)
     return value if isinstance(row.default, int) else float(value)
 
 
@@ -285,34 +285,15 @@ class TasksSettings(Settings):
         return {name: task for name in _TASKS if (task := getattr(self, name)) is not None}
 
 
-class Study(Settings):
-    """What a sweep measures; a list where one value could stand is an axis of the grid."""
+class Models(Settings):
+    """What every study file says: its models, its text, and the seeds of all that is random."""
 
     name: _Plain = "study"
-    model: Annotated[tuple[str, ...], *_Several] = ("demo",)
+    model: Annotated[tuple[str, ...], *SEVERAL] = ("demo",)
     revision: Annotated[tuple[str, ...], BeforeValidator(listed), AfterValidator(_no_repeats)] = ()
     """Branches, tags or commits of every model on the hub, such as steps of its training; none for the usual one."""
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     corpus: Annotated[CorpusSettings, _short_form("source")] = Field("demo", validate_default=True)
-    detector: Annotated[tuple[Annotated[DetectorSettings, _short_form("name")], ...], *_Several] = Field(
-        ("lape",), validate_default=True
-    )
-    rate: Annotated[tuple[Share, ...], *_Several] = (0.01,)
-    site: Annotated[tuple[_Site, ...], *_Several] = ("gate",)
-    layers: Annotated[tuple[_Layers, ...], *_Several] = ("all",)
-    part: Annotated[tuple[_Part, ...], *_Several] = ("mlp",)
-    """Other than "mlp" only with detectors that find attention columns, which have a setting `part`."""
-    intervention: Annotated[tuple[Annotated[InterventionSettings, _short_form("kind")], ...], *_Several] = (
-        InterventionSettings(),
-    )
-    ablated: Annotated[tuple[_Plain, ...], *_Several] = ("each",)
-    """Groups (languages, or the types of detector sharing) whose neurons are changed, or "each" of them."""
-    evaluate: Annotated[tuple[Measure, ...], *_Several] = ("language",)
-    """Loss of every language, answers to the demo's facts or to `tasks`, language of generated text."""
-    facts: _Count = 12
-    """Questions per language, spread over the countries and relations."""
-    tasks: TasksSettings = TasksSettings()
-    generation: GenerationSettings = GenerationSettings()
     seeds: Annotated[tuple[int, ...], AfterValidator(_no_repeats)] = (0, 1, 2)
     """One draw each of the random neurons, as many per layer, that every effect is compared with."""
 
@@ -320,6 +301,30 @@ class Study(Settings):
     def models(self) -> tuple[str, ...]:
         """The models as tables name them: "name", or "name@revision" where revisions are given."""
         return tuple(f"{name}@{r}" for name in self.model for r in self.revision) or self.model
+
+
+class Study(Models):
+    """What a sweep measures; a list where one value could stand is an axis of the grid."""
+
+    detector: Annotated[tuple[Annotated[DetectorSettings, _short_form("name")], ...], *SEVERAL] = Field(
+        ("lape",), validate_default=True
+    )
+    rate: Annotated[tuple[Share, ...], *SEVERAL] = (0.01,)
+    site: Annotated[tuple[_Site, ...], *SEVERAL] = ("gate",)
+    layers: Annotated[tuple[_Layers, ...], *SEVERAL] = ("all",)
+    part: Annotated[tuple[_Part, ...], *SEVERAL] = ("mlp",)
+    """Other than "mlp" only with detectors that find attention columns, which have a setting `part`."""
+    intervention: Annotated[tuple[Annotated[InterventionSettings, _short_form("kind")], ...], *SEVERAL] = (
+        InterventionSettings(),
+    )
+    ablated: Annotated[tuple[_Plain, ...], *SEVERAL] = ("each",)
+    """Groups (languages, or the types of detector sharing) whose neurons are changed, or "each" of them."""
+    evaluate: Annotated[tuple[Measure, ...], *SEVERAL] = ("language",)
+    """Loss of every language, answers to the demo's facts or to `tasks`, language of generated text."""
+    facts: _Count = 12
+    """Questions per language, spread over the countries and relations."""
+    tasks: TasksSettings = TasksSettings()
+    generation: GenerationSettings = GenerationSettings()
 
     @model_validator(mode="after")
     def can_be_done(self) -> Study:

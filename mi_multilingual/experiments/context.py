@@ -2,29 +2,25 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Hashable
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
-import torch
-
-from ..corpora import Corpus, load_corpus
 from ..evaluation.language_id import check_known
 from ..evaluation.readers import load_facts, load_mgsm, load_mpararel, load_xcopa
 from ..evaluation.tasks import Item, in_every_language
 from ..evidence.activations import ActivationStats
 from ..evidence.table import kind_of
-from ..models.hooked import HookedModel, site_of
-from ..models.loading import load_model
+from ..models.hooked import site_of
 from ..neurons import NeuronSet
 from ..storage import load, save
 from ..studies.deactivation import checked_questions
 from .cells import Cell, Inputs, Measurement, region
 from .config import BY_CHOICE, Study, TaskSettings
-from .fingerprints import hashed, tokenizer_fingerprint, weights_fingerprint
+from .fingerprints import hashed
+from .loaded import Loaded, Memory, check_same
 from .measures import Observations, Texts, drawn, observe
 from .recordings import Choice, Recording, chosen, collect
 
@@ -34,27 +30,10 @@ _READERS: dict[str, Callable[[TaskSettings], list[Item]]] = {
     "mgsm": lambda task: load_mgsm(task.folder, languages=task.languages),
     "mpararel": lambda task: load_mpararel(task.folder, languages=task.languages)[0],
 }
-_Key = TypeVar("_Key", bound=Hashable)
 _Value = TypeVar("_Value")
 
 
-@dataclass(eq=False)
-class Memory(Generic[_Key, _Value]):
-    """What was made, by all that decides it; the oldest goes where there is no room."""
-
-    room: int | None = None
-    kept: dict[_Key, _Value] = field(default_factory=dict)
-
-    def once(self, key: _Key, make: Callable[[], _Value]) -> _Value:
-        """What `make` returned the first time."""
-        if key not in self.kept:
-            while self.room is not None and len(self.kept) >= self.room:
-                del self.kept[next(iter(self.kept))]
-            self.kept[key] = make()
-        return self.kept[key]
-
-
-class Context:
+class Context(Loaded):
     """Everything a cell needs beside itself; every process of a sweep makes its own from study and folder."""
 
     def __init__(self, study: Study, folder: Path | None = None) -> None:
@@ -62,48 +41,16 @@ class Context:
         Args:
             folder: of the run; recordings and neuron sets are kept there for other processes. Without one, in memory.
         """
-        self.study = study
-        self.folder = folder
-        self.corpora: Memory[tuple[str | None, int | None], Corpus] = Memory()
         self.choices: Memory[Choice, NeuronSet] = Memory()
-        self.forget_model()
+        super().__init__(study, folder)
+        self.study: Study = study
 
     def forget_model(self) -> None:
         """Let go of the model in memory and of what was read off it."""
-        self.models: Memory[str, HookedModel] = Memory()
-        self.model_fingerprints: Memory[str, tuple[str, str]] = Memory()
+        super().forget_model()
         self.recordings: Memory[Recording, Any] = Memory(_RECORDINGS_KEPT)
         self.beginnings: Memory[Recording, ActivationStats] = Memory()
         self.bases: Memory[Measurement, list[Observations]] = Memory()
-
-    def model(self, name: str) -> HookedModel:
-        """The model, with nothing changed, by its name in `Study.models`; one is in memory at a time."""
-        if name not in self.models.kept:
-            self.forget_model()
-        place, _, revision = name.rpartition("@") if self.study.revision else (name, "", None)
-        dtype = getattr(torch, self.study.dtype)
-        return self.models.once(name, lambda: load_model(place, dtype=dtype, revision=revision))
-
-    def fingerprints(self, name: str) -> tuple[str, str]:
-        """Fingerprints of the model's weights and of its tokenizer."""
-        model = self.model(name)
-        return self.model_fingerprints.once(
-            name, lambda: (weights_fingerprint(model), tokenizer_fingerprint(model.tokenizer))
-        )
-
-    def corpus(self, part: str) -> Corpus:
-        """The text of "identify" or "evaluate"."""
-        c = self.study.corpus
-        split, most = getattr(c, part), getattr(c, f"{part}_documents")
-
-        def read() -> Corpus:
-            with warnings.catch_warnings():
-                warnings.simplefilter("once")
-                return load_corpus(
-                    c.source, languages=c.languages, split=split, config=c.config, column=c.column, max_documents=most
-                )
-
-        return self.corpora.once((split, most), read)
 
     @cached_property
     def texts(self) -> Texts:
@@ -139,9 +86,7 @@ class Context:
         Raises:
             ValueError: a model or text cannot be loaded, or a site or measure is not there for it.
         """
-        identify, evaluate = self.corpus("identify"), self.corpus("evaluate")
-        if apart := set(identify.languages) ^ set(evaluate.languages):
-            raise ValueError(f"{min(apart)!r} is in one of the two texts only; set corpus.languages to what both have")
+        _, evaluate = self.both_texts()
         if "generation" in self.study.evaluate:
             check_known(evaluate.languages)
         models = {}
@@ -168,18 +113,17 @@ class Context:
         """Raise where model or text are no longer those that the cell was planned for."""
         weights, tokenizer = self.fingerprints(cell.model)
         evaluated = self.texts_read.questions.get(cell.evaluation, self.texts_read.evaluate)
-        pairs = {
-            "weights of the model": (weights, cell.model_fingerprint),
-            "tokenizer": (tokenizer, cell.tokenizer_fingerprint),
-            "text that neurons are found on": (
-                evaluated if cell.by_input else self.texts_read.identify,
-                cell.identified_on,
-            ),
-            "text that is evaluated": (evaluated, cell.evaluated_on),
-        }
-        for name, (now, planned) in pairs.items():
-            if now != planned:
-                raise ValueError(f"the {name} changed while the sweep was running; start it again")
+        check_same(
+            {
+                "weights of the model": (weights, cell.model_fingerprint),
+                "tokenizer": (tokenizer, cell.tokenizer_fingerprint),
+                "text that neurons are found on": (
+                    evaluated if cell.by_input else self.texts_read.identify,
+                    cell.identified_on,
+                ),
+                "text that is evaluated": (evaluated, cell.evaluated_on),
+            }
+        )
 
     def recorded(self, recording: Recording, model: str) -> Any:
         """The evidence, from memory, from the folder, or recorded now."""

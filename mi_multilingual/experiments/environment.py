@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from .config import Study
+from .config import Models, Study
 from .store import Store
 
 _PACKAGES = ("mi_multilingual", "transformer-lens", "torch", "transformers", "numpy", "pandas", "pyarrow", "pydantic")
@@ -29,9 +29,10 @@ def earlier_starts(store: Store) -> list[dict[str, Any]]:
         return []
 
 
-def environment(study: Study) -> dict[str, Any]:
+def environment(study: Models) -> dict[str, Any]:
     """Versions, commit, hardware and seeds of this start."""
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    generation = {"generation": study.generation.seed} if isinstance(study, Study) else {}
     return {
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
@@ -41,7 +42,7 @@ def environment(study: Study) -> dict[str, Any]:
         "processors": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "gpus": gpus,
-        "seeds": {"random neurons": list(study.seeds), "generation": study.generation.seed, "bootstrap": 0},
+        "seeds": {"random neurons": list(study.seeds), **generation, "bootstrap": 0},
     }
 
 

@@ -23,6 +23,7 @@ from .context import Context
 from .measures import Observations, by_language, compared, observe
 from .recordings import VALUES_FROM, choices_of, recording_of
 from .store import Unwritable
+from .whole import WholeCell, WholeContext, run_whole
 
 Changing = Callable[[NeuronSet], tuple[Intervention, ...]]
 _ANOTHER_DRAW = 1_000_003  # between the seeds of parts: q and k columns drawn alike would undo each other's effect
@@ -39,7 +40,9 @@ class Attempt:
     trace: str = ""
 
 
-Runner = Callable[[Sequence[Cell], Context], Iterator[Attempt | str]]
+AnyCell = Cell | WholeCell
+AnyContext = Context | WholeContext
+Runner = Callable[[Sequence[AnyCell], AnyContext], Iterator[Attempt | str]]
 """Runs cells in any order and place, and yields an attempt for each as it ends; a cell's error must not end it.
 
 In between it may yield words on what it is doing, for the progress bar. The context has been used to plan; another
@@ -47,25 +50,34 @@ process makes its own: `Context(context.study, context.folder)`.
 """
 
 
-def serial(cells: Sequence[Cell], context: Context) -> Iterator[Attempt]:
+def serial(cells: Sequence[AnyCell], context: AnyContext) -> Iterator[Attempt]:
     """The cells one after another in this process."""
     for cell in cells:
         yield _attempted(cell, context)
 
 
-def _attempted(cell: Cell, context: Context) -> Attempt:
+def _attempted(cell: AnyCell, context: AnyContext) -> Attempt:
     """What becomes of the cell; an error is part of the answer, except that the folder cannot be written."""
     started, number = time.monotonic(), 0
     while True:
         number += 1
         try:
-            return Attempt(cell, run_cell(cell, context), time.monotonic() - started)
+            return Attempt(cell, _run_any(cell, context), time.monotonic() - started)
         except Unwritable:
             raise
         except Exception as error:
             if not tried_again(error, number):
                 seconds = time.monotonic() - started
                 return Attempt(cell, None, seconds, in_one_line(error), traceback.format_exc())
+
+
+def _run_any(cell: AnyCell, context: AnyContext) -> pd.DataFrame:
+    """The rows of a cell of either kind of study file."""
+    if isinstance(cell, WholeCell):
+        assert isinstance(context, WholeContext), "each kind of cell has a kind of context"
+        return run_whole(cell, context)
+    assert isinstance(context, Context), "each kind of cell has a kind of context"
+    return run_cell(cell, context)
 
 
 def run_cell(cell: Cell, context: Context) -> pd.DataFrame:

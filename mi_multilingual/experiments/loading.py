@@ -4,13 +4,15 @@ import re
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from .config import Study, choice
+from .config import Models, Study, choice
+from .whole import WholeStudies
 
+_Given = TypeVar("_Given", bound=Models)
 _KeyPath = tuple[str | int, ...]
 """Keys and list positions that lead to a value."""
 _QUOTED = re.compile(r"'([^']*)'")
@@ -24,7 +26,7 @@ def preset_names() -> tuple[str, ...]:
     return tuple(sorted(f.name.removesuffix(".yaml") for f in folder.iterdir() if f.name.endswith(".yaml")))
 
 
-def load_study(path: Path | str, overrides: Sequence[str] = ()) -> Study:
+def load_study(path: Path | str, overrides: Sequence[str] = ()) -> Study | WholeStudies:
     """The study of a YAML file: defaults, under the preset it names, under its own keys, under the overrides.
 
     Folders of models, texts and tasks are looked for beside the file, then in the working folder, and stand in the
@@ -48,11 +50,38 @@ def load_study(path: Path | str, overrides: Sequence[str] = ()) -> Study:
         where = _place_of(("preset",), root, str(path), places)
         raise ValueError(f"{where}: preset {preset!r} is unknown; {choice(str(preset), preset_names())}")
     base = {} if preset is None else _preset_for(preset, given.get("corpus", "demo"))
+    whole = merged(base, given)
     try:
-        return placed(Study.model_validate(merged(base, given)), path.parent)
+        return placed(_kind_of(whole).model_validate(whole), path.parent)
     except ValidationError as error:
-        first = min(error.errors(), key=lambda e: e["type"] not in _UNKNOWN_KEYS)
-        raise ValueError(f"{_place_of(steps(first), root, str(path), places)}: {_in_words(first)}") from error
+        first = _first(error)
+        where = _place_of(steps(first), root, str(path), places)
+        raise ValueError(f"{where}: {_in_words(first, _kind_of(whole))}") from error
+
+
+def checked_study(content: Mapping[str, Any], folder: Path = Path()) -> Study | WholeStudies:
+    """The study of a mapping such as a file holds, on a preset where it names one.
+
+    Raises:
+        ValueError: a key or value that cannot be.
+    """
+    given = dict(content)
+    preset = given.pop("preset", None)
+    whole = merged({} if preset is None else _preset_for(preset, given.get("corpus", "demo")), given)
+    try:
+        return placed(_kind_of(whole).model_validate(whole), folder)
+    except ValidationError as error:
+        raise ValueError(_in_words(_first(error), _kind_of(whole))) from error
+
+
+def _first(error: ValidationError) -> Any:
+    """The error to tell: unknown keys explain others."""
+    return min(error.errors(), key=lambda e: e["type"] not in _UNKNOWN_KEYS)
+
+
+def _kind_of(content: Mapping[str, Any]) -> type[Study] | type[WholeStudies]:
+    """What a file describes: studies that are run whole where it names one, else a sweep of effects."""
+    return WholeStudies if "study" in content else Study
 
 
 def _preset_for(name: str, corpus: Any) -> dict[str, Any]:
@@ -63,21 +92,22 @@ def _preset_for(name: str, corpus: Any) -> dict[str, Any]:
     return merged(base, small) if source == "demo" else base
 
 
-def placed(study: Study, folder: Path) -> Study:
+def placed(study: _Given, folder: Path) -> _Given:
     """The study with whole paths for the folders that are in `folder`, or else in the working folder."""
 
     def place(name: str) -> str:
         here = [p.resolve() for p in (folder / name, Path(name)) if name != "demo" and p.is_dir()]
         return str(here[0]) if here else name
 
-    tasks = {name: task.model_copy(update={"folder": place(task.folder)}) for name, task in study.tasks.given.items()}
-    return study.model_copy(
-        update={
-            "model": tuple(place(name) for name in study.model),
-            "corpus": study.corpus.model_copy(update={"source": place(study.corpus.source)}),
-            "tasks": study.tasks.model_copy(update=tasks),
-        }
-    )
+    found: dict[str, Any] = {
+        "model": tuple(place(name) for name in study.model),
+        "corpus": study.corpus.model_copy(update={"source": place(study.corpus.source)}),
+    }
+    if isinstance(study, Study):
+        given = study.tasks.given.items()
+        tasks = {name: task.model_copy(update={"folder": place(task.folder)}) for name, task in given}
+        found["tasks"] = study.tasks.model_copy(update=tasks)
+    return study.model_copy(update=found)
 
 
 def _read_yaml(path: Path) -> tuple[dict[str, Any], yaml.Node | None]:
@@ -176,12 +206,12 @@ def steps(error: Any) -> _KeyPath:
     return (*error["loc"], key) if key else error["loc"]
 
 
-def _in_words(error: Any) -> str:
+def _in_words(error: Any, kind: type[BaseModel] = Study) -> str:
     """One sentence: what is wrong and what is allowed."""
     name = ".".join(step for step in steps(error) if isinstance(step, str))
     given, told = error.get("input"), error.get("ctx", {})
     if error["type"] == "extra_forbidden":
-        return f"key {name!r} is unknown; {choice(error['loc'][-1], _allowed_keys(error['loc']))}"
+        return f"key {name!r} is unknown; {choice(error['loc'][-1], _allowed_keys(error['loc'], kind))}"
     if error["type"] == "unknown_key":
         return f"key {name!r} is unknown; {told['choice']}"
     if error["type"] == "unfit":
@@ -203,13 +233,13 @@ def sentence(name: str, reason: str, given: Any) -> str:
     return f"{name} {reason}" if reason.startswith("has ") else f"{name}: {reason}".removeprefix(": ")
 
 
-def _allowed_keys(place: _KeyPath) -> tuple[str, ...]:
+def _allowed_keys(place: _KeyPath, kind: type[BaseModel]) -> tuple[str, ...]:
     """The keys that may stand where the last step of `place` stands."""
-    model: type[BaseModel] = Study
+    model: type[BaseModel] = kind
     for step in place[:-1]:
         annotation = model.model_fields[step].annotation if step in model.model_fields else None
         model = next((m for m in _settings_in(annotation)), model)
-    return (("preset",) if model is Study else ()) + tuple(model.model_fields)
+    return (("preset",) if model is kind else ()) + tuple(model.model_fields)
 
 
 def _settings_in(annotation: Any) -> list[type[BaseModel]]:

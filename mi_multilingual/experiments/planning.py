@@ -23,12 +23,15 @@ from ..patching.conditions import NOT_RANDOM
 from ..studies.deactivation import checked_questions, margins
 from ..tokens import Reading, TokenRows, rows_per_batch
 from .cells import Cell, cells_of
-from .config import BY_CHOICE, Study
+from .config import BY_CHOICE, Models, Study
 from .context import Context
 from .measures import SUM_TOKENS, prompts_of
 from .recordings import Recording, needs
+from .whole import WholeCell, WholeContext, WholeStudies, run_whole, whole_cells
 
 _PROBED_TOKENS, _PROBED_STEPS, _PROBED_PROMPTS = 1024, 4, 8
+_STEP = ["model", "work", "times", "tokens", "seconds"]
+_STAND_IN = "demo"
 _ENOUGH = 10  # questions or texts per language
 
 
@@ -36,9 +39,10 @@ _ENOUGH = 10  # questions or texts per language
 class Plan:
     """The cells of a study and what they will take."""
 
-    cells: tuple[Cell, ...]
+    cells: tuple[Cell | WholeCell, ...]
     steps: pd.DataFrame
-    """One row per kind of work: model, work, times (that it is done), tokens (in all), seconds (in all)."""
+    """One row per kind of work: model, work, times (that it is done), tokens (in all; NaN for a whole
+    study), seconds (in all)."""
     memory: int
     """Bytes for the largest model: memory that planning took (on a GPU: the weights), logits of one batch, and the
     largest recording."""
@@ -52,27 +56,58 @@ class Plan:
         return float(self.steps.seconds.sum())
 
 
-def plan(study: Study) -> Plan:
+def plan(study: Models) -> Plan:
     """The study's cells, and an estimate of tokens, seconds and memory from a timed pass of every model.
 
     Raises:
         ValueError: a model or text cannot be loaded, as `run` would find.
     """
+    if isinstance(study, WholeStudies):
+        return _whole_plan(study)
+    assert isinstance(study, Study), "there are two kinds of study files"
     context = Context(study)
     cells = cells_of(study, context.inputs())
     steps, basis, memory = [], [], 0
     for name in study.models:
         own = [cell for cell in cells if cell.model == name]
         model = context.model(name)
-        seconds = _seconds_per_token(model, study, context.corpus("evaluate"), _losses_of(model))
+        seconds = _seconds_per_token(model, study, context.corpus("evaluate"), _losses_of)
         basis.append(f"{name}: {1 / seconds:,.0f} tokens per second in a timed pass")
         identify = context.corpus("identify")
-        to_record = _seconds_per_token(model, study, identify, _statistics_of(model, identify, study.corpus.reading))
+        to_record = _seconds_per_token(
+            model, study, identify, partial(_statistics_of, corpus=identify, reading=study.corpus.reading)
+        )
         steps += [{"model": name, **step} for step in _recording_steps(own, model, identify, to_record)]
         steps += [{"model": name, **step} for step in _measuring_steps(own, model, study, context, seconds)]
         memory = max(memory, _memory_of(model, own, identify))
-    table = pd.DataFrame(steps, columns=["model", "work", "times", "tokens", "seconds"])
+    table = pd.DataFrame(steps, columns=_STEP)
     return Plan(cells, table, memory, "; ".join(basis), _notes_of(study, cells, context))
+
+
+def _whole_plan(study: WholeStudies) -> Plan:
+    """A plan from the same studies of the embedded model, which are run, and a timed pass of every model."""
+    small = study.model_copy(update={"model": (_STAND_IN,), "revision": ()})
+    context = WholeContext(small)
+    few = whole_cells(small, context.inputs())
+    taken = {(cell.study, cell.settings): _seconds(partial(run_whole, cell, context)) for cell in few}
+    once = _seconds_per_token(context.model(_STAND_IN), study, context.corpus("evaluate"), _losses_of)
+    own = WholeContext(study)
+    cells = whole_cells(study, own.inputs())
+    basis, steps, memory = [], [], 0
+    for name in study.models:
+        times = _seconds_per_token(own.model(name), study, own.corpus("evaluate"), _losses_of) / once
+        basis.append(f"{name}: {times:,.1f} times as long per token as {_STAND_IN}, on which the studies were run")
+        mine = [cell for cell in cells if cell.model == name]
+        steps += [(name, c.study, 1, float("nan"), times * taken[c.study, c.settings]) for c in mine]
+        memory = max(memory, _weights_and_logits(own.model(name)))
+    table = pd.DataFrame(steps, columns=_STEP)
+    return Plan(cells, table, memory, "; ".join(basis), ())
+
+
+def _seconds(work: Callable[[], Any]) -> float:
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
 
 
 def _recording_steps(cells: list[Cell], model: HookedModel, corpus: Corpus, seconds: float) -> list[dict[str, Any]]:
@@ -145,13 +180,15 @@ def _generation_cost(model: HookedModel, study: Study, context: Context) -> tupl
     return len(prompts) * how.max_new_tokens, taken * how.max_new_tokens / steps
 
 
-def _seconds_per_token(model: HookedModel, study: Study, corpus: Corpus, work: Callable[[TokenRows], Any]) -> float:
+def _seconds_per_token(
+    model: HookedModel, study: Models, corpus: Corpus, make: Callable[[HookedModel], Callable[[TokenRows], Any]]
+) -> float:
     """Seconds of the work per token, by the faster of two goes over the first rows of the text."""
     rows = corpus_rows(model, corpus.take(corpus.languages[:1]), study.corpus.reading)
     whole = next(iter(rows.values()))
     first = len(whole) if whole.n_tokens <= _PROBED_TOKENS else max(1, _PROBED_TOKENS // whole.width)
     few = whole.pick(torch.arange(first))
-    taken = []
+    work, taken = make(model), []
     for _ in range(2):
         started = time.perf_counter()
         work(few)
@@ -179,12 +216,17 @@ def n_tokens(model: HookedModel, corpus: Corpus, reading: Reading) -> int:
 
 def _memory_of(model: HookedModel, cells: list[Cell], corpus: Corpus) -> int:
     """Bytes of process or weights, of one batch of logits (twice in float32), and of the largest recording."""
-    weights = sum(p.numel() * p.element_size() for p in model.parameters())
-    logits = 2 * 4 * rows_per_batch(model, 1, "logits") * int(model.cfg.d_vocab)
     neurons = model.cfg.n_layers * model.cfg.d_mlp
     kept = [_recording_bytes(recording, neurons, corpus) for cell in cells for recording in needs(cell)]
+    return _weights_and_logits(model) + max(kept, default=0)
+
+
+def _weights_and_logits(model: HookedModel) -> int:
+    """Bytes of process or weights, and of one batch of logits (twice in float32)."""
+    weights = sum(p.numel() * p.element_size() for p in model.parameters())
+    logits = 2 * 4 * rows_per_batch(model, 1, "logits") * int(model.cfg.d_vocab)
     held = weights if torch.device(model.cfg.device).type == "cuda" else max(weights, _used_so_far())
-    return held + logits + max(kept, default=0)
+    return held + logits
 
 
 def _used_so_far() -> int:

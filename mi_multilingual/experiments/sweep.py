@@ -13,15 +13,18 @@ import yaml
 from pydantic_core import to_jsonable_python
 from tqdm.auto import tqdm
 
-from ..patching.conditions import NOT_RANDOM
 from .cells import SCHEMA, Cell, cells_of
-from .config import Study
+from .config import Models, Study
 from .context import Context
 from .environment import earlier_starts, environment
-from .execution import Attempt, Runner, serial
+from .execution import AnyCell, AnyContext, Attempt, Runner, serial
 from .loading import load_study, placed
 from .store import Store, Unreadable, damaged
 from .summary import effects
+from .whole import SCHEMA as WHOLE_SCHEMA
+from .whole import WholeCell, WholeContext, WholeStudies, tables_of, whole_cells, write_tables
+
+_KINDS: dict[str | None, type[AnyCell]] = {SCHEMA: Cell, WHOLE_SCHEMA: WholeCell}
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,7 +49,7 @@ class Progress:
         return self.done == self.n_cells
 
 
-def run(study: Study, folder: Path | str, *, runner: Runner | None = None, progress: bool = True) -> Progress:
+def run(study: Models, folder: Path | str, *, runner: Runner | None = None, progress: bool = True) -> Progress:
     """Run the study's cells that have no result yet; interrupted at any moment, the same call goes on.
 
     Args:
@@ -67,13 +70,21 @@ def run(study: Study, folder: Path | str, *, runner: Runner | None = None, progr
         planned(store)
     with store.locked():
         store.sweep_up()
-        context = Context(study, store.folder)
-        inputs = context.inputs()
-        cells = cells_of(study, inputs)
+        context, inputs, cells = _begun(study, store.folder)
         _write_plan(store, study, cells, to_jsonable_python(inputs))
         complete(store, cells, lambda todo: (runner or serial)(todo, context), progress=progress)
         _write_tables(store, cells)
     return status(folder)
+
+
+def _begun(study: Models, folder: Path) -> tuple[AnyContext, Any, Sequence[AnyCell]]:
+    """The context of the study's cells, the fingerprints of what goes in, and the cells."""
+    if isinstance(study, WholeStudies):
+        whole = WholeContext(study, folder)
+        return whole, (inputs := whole.inputs()), whole_cells(study, inputs)
+    assert isinstance(study, Study), "there are two kinds of study files"
+    context = Context(study, folder)
+    return context, (inputs := context.inputs()), cells_of(study, inputs)
 
 
 def resume(folder: Path | str, *, runner: Runner | None = None, progress: bool = True) -> Progress:
@@ -81,7 +92,7 @@ def resume(folder: Path | str, *, runner: Runner | None = None, progress: bool =
     return run(read_study(folder), folder, runner=runner, progress=progress)
 
 
-def read_study(folder: Path | str) -> Study:
+def read_study(folder: Path | str) -> Models:
     """The study of a run folder."""
     path = Store(Path(folder)).path("study.yaml")
     if not path.exists():
@@ -96,9 +107,7 @@ def status(folder: Path | str) -> Progress:
     keys = [cell.key for cell in cells]
     whole, broken = store.check_results(keys)
     failures = store.failures()
-    failed = [
-        (c.key, _in_words(c), failures[c.key]["error"]) for c in cells if c.key in failures and c.key not in whole
-    ]
+    failed = [(c.key, c.words, failures[c.key]["error"]) for c in cells if c.key in failures and c.key not in whole]
     return Progress(
         len(cells),
         len(whole),
@@ -137,7 +146,27 @@ def results(folder: Path | str) -> pd.DataFrame:
     return store.table([cell.key for cell in planned(store)])
 
 
-def planned(store: Store) -> list[Cell]:
+def study_tables(folder: Path | str) -> dict[str, pd.DataFrame]:
+    """The tables of a run of whole studies, by name: columns model and settings (JSON), then those of the study.
+
+    Raises:
+        ValueError: a folder that is no run of whole studies, or one of another version of this package.
+    """
+    rows = Store(Path(folder)).table([cell.key for cell in planned(Store(Path(folder)))])
+    if "content" not in rows:
+        raise ValueError(f"folder must hold whole studies that have run, got {folder}; `results` reads sweeps")
+    found: dict[str, list[pd.DataFrame]] = {}
+    for _, own in rows.groupby("cell", sort=False):
+        labels = {"model": own.model.iloc[0], "settings": own.settings.iloc[0]}
+        for name, table in tables_of(own).items():
+            named = pd.DataFrame([labels] * len(table), index=table.index)
+            found.setdefault(name, []).append(
+                pd.concat([named, table.drop(columns=list(labels), errors="ignore")], axis=1)
+            )
+    return {name: pd.concat(parts, ignore_index=True) for name, parts in found.items()}
+
+
+def planned(store: Store) -> list[AnyCell]:
     """The cells of the folder's study.
 
     Raises:
@@ -145,37 +174,34 @@ def planned(store: Store) -> list[Cell]:
         ValueError: another version of this package wrote them.
     """
     content = store.read_json("cells.json")
-    if not isinstance(content, dict) or content.get("schema") != SCHEMA:
+    kind = _KINDS.get(content.get("schema")) if isinstance(content, dict) else None
+    if kind is None:
         raise ValueError(
             f"{store.folder} was written by another version of mi_multilingual, whose numbers are not added to; begin "
             f"anew with `mi-multilingual run {store.folder}/study.yaml --out ANOTHER_FOLDER`"
         )
     try:
-        return [Cell.of(cell) for cell in content["cells"]]
+        return [kind.of(cell) for cell in content["cells"]]
     except (KeyError, ValueError) as error:
         raise damaged(store.path("cells.json"), "other fields") from error
 
 
-def _in_words(cell: Cell) -> str:
-    """The cell in a few words, for a list of failures."""
-    who = cell.group if cell.seed == NOT_RANDOM else f"{cell.group} (random {cell.seed})"
-    rate = "" if cell.rate is None else f" {cell.rate:g}"
-    what = f"{cell.detector}{rate} at {cell.site}, {cell.intervention.words}"
-    return f"{cell.model}, {what}, {who}, {cell.evaluation}"
-
-
-def _write_plan(store: Store, study: Study, cells: Sequence[Cell], inputs: dict[str, Any]) -> None:
+def _write_plan(store: Store, study: Models, cells: Sequence[AnyCell], inputs: dict[str, Any]) -> None:
     """Everything of the folder that is known before the first cell runs."""
     settings = yaml.safe_dump(study.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
     store.write(store.path("study.yaml"), settings.encode())
     store.write_json("fingerprints.json", inputs)
     store.write_json("environment.json", [*earlier_starts(store), environment(study)])
-    store.write_json("cells.json", {"schema": SCHEMA, "cells": [cell.plain() for cell in cells]})
+    schema = WHOLE_SCHEMA if isinstance(study, WholeStudies) else SCHEMA
+    store.write_json("cells.json", {"schema": schema, "cells": [cell.plain() for cell in cells]})
 
 
-def _write_tables(store: Store, cells: Sequence[Cell]) -> None:
+def _write_tables(store: Store, cells: Sequence[AnyCell]) -> None:
     """The results in one table, and what they say of each setting; both can be made again from results/."""
     table = store.table([cell.key for cell in cells])
+    if "content" in table:
+        write_tables(table, store.folder)
+        return
     made = {} if table.empty else {"sweep.parquet": table, "sweep_effects.parquet": effects(table)}
     for name in ("sweep.parquet", "sweep_effects.parquet"):
         if name in made:

@@ -21,7 +21,7 @@ REAL_CORPUS := $(if $(wildcard ../shared/data/text/en.train.*),--corpus ../share
 TL4_LEFT_OUT := $(patsubst %,--ignore tests/test_%.py,demo real cluster workers store corpora large_corpora plots language_id judge)
 EXECUTED := $(patsubst %,build/%,$(wildcard notebooks/*.ipynb))
 
-.PHONY: help demo real test check stub pytest notebooks docs audit bench test-tl4
+.PHONY: help demo real reproduction test check stub pytest notebooks docs audit bench test-tl4
 
 help: ## this list
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -31,6 +31,9 @@ demo: $(INSTALLED) ## the main job on the embedded model and corpus -> runs/demo
 
 real: $(REAL) ## the same on a real model, SmolLM2-135M-Instruct -> runs/real/report.html
 	$(THREADS) $(BIN)/mi-multilingual real --out runs/real $(REAL_CORPUS)
+
+reproduction: $(REAL) ## every claim of the papers measured on two models -> docs/reproduction.md, half an hour each
+	$(THREADS) $(BIN)/python docs/generate/reproduction.py
 
 test: check pytest docs ## every check of the project, in an environment made for it
 

@@ -25,9 +25,11 @@ from ..report import files
 from ..report.page import write_report
 from ..storage import save
 from ..studies.ablation import perplexity_matrix
+from ..studies.given import Given
 from ..studies.leaderboard import leaderboard, ranking_stability, rankings
 from ..studies.steering import steering_matrix, strength_curve
 from ..studies.steering_tables import best_strength, steering_quality, steering_shares
+from ..studies.table import STUDIES, study_settings
 from ..tokens import Reading
 
 _SEEDS = (0, 1, 2)
@@ -227,6 +229,28 @@ def write_steering(running: Running) -> None:
     outputs = steering_matrix(model, prompts, neurons, running.stats, seeds=(0,), **options)
     steering_shares(outputs, ["source", "target", "condition"]).to_parquet(out / files.STEERING)
     _write_json(steering_examples(outputs), out / files.STEERING_EXAMPLES)
+
+
+def study_step(name: str, settings: Mapping[str, Any] = {}) -> Step:
+    """The step that runs a study whole, on the job's texts, and writes its tables."""
+
+    def write(running: Running) -> None:
+        job = running.job
+        given = Given(
+            model=job.model,
+            identify=job.identify.corpus,
+            evaluate=job.evaluate.corpus,
+            reading=job.evaluate.reading,
+            settings=study_settings(name, settings),
+            seeds=_SEEDS[:1],
+            lape=job.lape,
+            recorded=lambda: running.stats,
+            progress=running.progress,
+        )
+        for table, content in STUDIES[name].run(given).items():
+            content.to_parquet(running.out / f"{table}.parquet")
+
+    return write
 
 
 def steering_examples(outputs: pd.DataFrame) -> list[dict[str, Any]]:

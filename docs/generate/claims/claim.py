@@ -42,6 +42,8 @@ class Claim:
 
 def verdict(claim: Claim, effect: Effect) -> str:
     """Whether the claim holds: the interval is on its side of 0; does not: on the other, or within delta of 0."""
+    if effect.low != effect.low or effect.high != effect.high:
+        return OPEN
     low, high = sorted((claim.direction * effect.low, claim.direction * effect.high))
     if low > 0:
         return HOLDS

@@ -50,6 +50,7 @@ FURTHER = {
     "evidence.distributed": ["record_distributed"],
     "evidence.impact": ["Impact"],
     "evidence.relevance": ["Relevance"],
+    "evidence.representations": ["Representations", "record_representations"],
     "evidence.sharing": ["TYPES", "Sharing", "categories"],
     "evidence.texts": ["TextActivations"],
     "evidence.weight_change": ["WeightChange", "record_weight_change"],
@@ -83,6 +84,17 @@ FURTHER = {
     "studies.deactivation": ["deactivation_effects"],
     "studies.leaderboard": ["ranking_stability"],
     "studies.planted": ["planted_model", "planted_text"],
+    "studies.representations": [
+        "cka",
+        "dominance",
+        "layer_means",
+        "mexa",
+        "middle_and_ends",
+        "representation_effects",
+        "representation_study",
+        "retrieval",
+        "sentence_similarity",
+    ],
     "studies.steering": [
         "fallback_study",
         "language_forcing",
@@ -91,6 +103,7 @@ FURTHER = {
         "unconditional_study",
     ],
     "studies.steering_tables": ["best_strength", "found_shares", "steering_quality", "steering_shares"],
+    "studies.u_shape": ["u_shape"],
     "demo.job": ["run_demo"],
 }
 """Module -> further names that can be had here, too."""

@@ -80,6 +80,8 @@ from .evidence.impact import Impact as Impact
 from .evidence.impact import record_impact as record_impact
 from .evidence.relevance import Relevance as Relevance
 from .evidence.relevance import record_relevance as record_relevance
+from .evidence.representations import Representations as Representations
+from .evidence.representations import record_representations as record_representations
 from .evidence.sharing import TYPES as TYPES
 from .evidence.sharing import Sharing as Sharing
 from .evidence.sharing import categories as categories
@@ -118,6 +120,15 @@ from .studies.leaderboard import ranking_stability as ranking_stability
 from .studies.leaderboard import rankings as rankings
 from .studies.planted import planted_model as planted_model
 from .studies.planted import planted_text as planted_text
+from .studies.representations import cka as cka
+from .studies.representations import dominance as dominance
+from .studies.representations import layer_means as layer_means
+from .studies.representations import mexa as mexa
+from .studies.representations import middle_and_ends as middle_and_ends
+from .studies.representations import representation_effects as representation_effects
+from .studies.representations import representation_study as representation_study
+from .studies.representations import retrieval as retrieval
+from .studies.representations import sentence_similarity as sentence_similarity
 from .studies.steering import fallback_study as fallback_study
 from .studies.steering import language_forcing as language_forcing
 from .studies.steering import rate_curve as rate_curve
@@ -128,6 +139,7 @@ from .studies.steering_tables import best_strength as best_strength
 from .studies.steering_tables import found_shares as found_shares
 from .studies.steering_tables import steering_quality as steering_quality
 from .studies.steering_tables import steering_shares as steering_shares
+from .studies.u_shape import u_shape as u_shape
 from .tokens import Reading as Reading
 from .tokens import token_counts as token_counts
 from .tokens import token_rows as token_rows

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from ..analysis.similarity import (
@@ -37,7 +37,7 @@ _LABELS = ("condition", "group", "seed", "n_neurons")
 _RECORDED = ("similarity", "floor", "retrieval", "mexa", "cka")
 MEASURES = ("similarity", "floor", "corrected", "retrieval", "mexa", "cka")
 """What is measured of representations: corrected is similarity less floor."""
-_PerSentence = Mapping[str, Float[Tensor, " sentence"]]
+_PerSentence = Mapping[str, Shaped[Tensor, " sentence"]]
 _Cell = dict[str, Any]
 
 

@@ -2,6 +2,7 @@
 
 from itertools import combinations
 from math import comb
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -52,9 +53,9 @@ def thirds(n_layers: int) -> np.ndarray:
     return (6 * np.arange(n_layers) + 3) // (2 * n_layers)
 
 
-def _at_ends(counts: np.ndarray, seed: int) -> dict[str, float]:
+def _at_ends(counts: np.ndarray, seed: int) -> dict[str, Any]:
     """The row of one group, from its number of neurons in every layer."""
-    third, total = thirds(len(counts)), counts.sum()
+    third, total = thirds(len(counts)), int(counts.sum())
     first, last = (counts[third == i].sum() / total for i in (0, 2))
     outer = int((third != 1).sum())
     low, high = wilson_interval(first + last, total)
@@ -63,7 +64,7 @@ def _at_ends(counts: np.ndarray, seed: int) -> dict[str, float]:
     complete = comb(len(counts), outer) <= _ENUMERATED
     tried = len(by_chance) + (not complete)
     return {
-        "n_neurons": int(total),
+        "n_neurons": total,
         "first": first,
         "last": last,
         "share": first + last,

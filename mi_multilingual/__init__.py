@@ -82,6 +82,15 @@ FURTHER = {
     "evaluation.tasks": ["Item", "accuracy_by_language", "in_every_language", "parallel_items", "written_accuracy"],
     "studies.ablation": ["layer_sweep"],
     "studies.deactivation": ["deactivation_effects"],
+    "studies.lape_tables": [
+        "ablation_comparison",
+        "ablation_curve",
+        "ablation_matrix",
+        "ablation_study",
+        "as_many",
+        "curve_table",
+        "tang_methods",
+    ],
     "studies.leaderboard": ["ranking_stability"],
     "studies.planted": ["planted_model", "planted_text"],
     "studies.representations": [

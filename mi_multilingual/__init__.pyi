@@ -115,6 +115,13 @@ from .studies.ablation import layer_sweep as layer_sweep
 from .studies.ablation import perplexity_matrix as perplexity_matrix
 from .studies.deactivation import deactivation_effects as deactivation_effects
 from .studies.deactivation import deactivation_study as deactivation_study
+from .studies.lape_tables import ablation_comparison as ablation_comparison
+from .studies.lape_tables import ablation_curve as ablation_curve
+from .studies.lape_tables import ablation_matrix as ablation_matrix
+from .studies.lape_tables import ablation_study as ablation_study
+from .studies.lape_tables import as_many as as_many
+from .studies.lape_tables import curve_table as curve_table
+from .studies.lape_tables import tang_methods as tang_methods
 from .studies.leaderboard import leaderboard as leaderboard
 from .studies.leaderboard import ranking_stability as ranking_stability
 from .studies.leaderboard import rankings as rankings

@@ -408,7 +408,10 @@ def linear_cka(one, other, unbiased):
         )
 
     def kernel(x):
-        return [[0.0 if i == j else math.fsum(a * b for a, b in zip(x[i], x[j], strict=True)) for j in range(n)] for i in range(n)]
+        return [
+            [0.0 if i == j else math.fsum(a * b for a, b in zip(x[i], x[j], strict=True)) for j in range(n)]
+            for i in range(n)
+        ]
 
     def hsic(x, y):
         k, m = kernel(x), kernel(y)

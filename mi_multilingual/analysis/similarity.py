@@ -85,7 +85,9 @@ def centred_alignment(
     """
 
     def alignment(weights: _PerSentence) -> Float[Tensor, ""]:
-        cross, own, others = (_dependence(weights, *pair, unbiased) for pair in ((one, other), (one, one), (other, other)))
+        cross, own, others = (
+            _dependence(weights, *pair, unbiased) for pair in ((one, other), (one, one), (other, other))
+        )
         # Sentences without any difference are like nothing: 0, not 0 / 0.
         return cross / (own * others).clamp(min=_SMALLEST).sqrt()
 

@@ -112,7 +112,10 @@ _ENTROPY = {
     "filter_rate": Setting(0.95, "quantile of all values that a neuron must exceed at all", 0.0, 1.0, above=True),
     "activation_bar_ratio": Setting(0.95, "quantile it must exceed to belong to a language", 0.0, 1.0, above=True),
 }
-_LAVE = {**_ENTROPY, "means": Setting("clipped", "how a mean below zero counts: as zero, or by its size", choices=MEANS)}
+_LAVE = {
+    **_ENTROPY,
+    "means": Setting("clipped", "how a mean below zero counts: as zero, or by its size", choices=MEANS),
+}
 _LAP_THRESHOLD = Setting(
     None, "instead of a rate, the probability to exceed (0.95 in the paper)", 0.0, 1.0, below=True, replaces_rate=True
 )

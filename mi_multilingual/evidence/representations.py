@@ -163,7 +163,9 @@ def _residual_places(model: HookedModel) -> dict[int, str]:
 def pooling_weights(rows: TokenRows, picked: Int[Tensor, " row"], pooling: str) -> Float[Tensor, "row pos"]:
     """The weight of every token of these rows in its sentence's vector; those of a sentence add up to 1."""
     document, n_used = rows.document, rows.n_used()
-    length, n_counted = (n.new_zeros(int(document.max()) + 1).index_add_(0, document, n) for n in (n_used, rows.n_counted()))
+    length, n_counted = (
+        n.new_zeros(int(document.max()) + 1).index_add_(0, document, n) for n in (n_used, rows.n_counted())
+    )
     # Positions of the sentence before the row: all before it, less those before its sentence.
     before = n_used.cumsum(0) - n_used - (length.cumsum(0) - length)[document]
     here, of = torch.arange(1, int(n_used[picked].max()) + 1), document[picked]

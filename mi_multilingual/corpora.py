@@ -1,5 +1,6 @@
 """Text in several languages."""
 
+import csv
 import gzip
 import hashlib
 import json
@@ -21,6 +22,7 @@ from .documents import blocks_of, kept
 from .storage import is_like_a_path
 
 _ENDINGS = (".txt", ".txt.gz", ".jsonl", ".parquet")
+_TABLES = (".tsv", ".tsv.gz")
 
 WITHOUT_SPACES = ("ja", "km", "lo", "my", "th", "zh")
 """Languages whose words are not separated by spaces."""
@@ -88,8 +90,10 @@ def load_corpus(
     Args:
         source: "demo" (aligned sentences, splits "identify" and "evaluate"); a folder with one file per language,
             `<language>.txt`, `.txt.gz` (a document a line that is not empty), `.jsonl` or `.parquet`, or, with
-            `split`, `<language>.<split>.txt` and so on; or the id of a Hugging Face data set.
-        languages: which, in this order; all of a folder, in alphabetical order, by default.
+            `split`, `<language>.<split>.txt` and so on; a file `.tsv` or `.tsv.gz` of translations, whose first line
+            names the columns, one of numbers or names of the lines and then one for each language; or the id of a
+            Hugging Face data set.
+        languages: which, in this order; by default all of a folder, in alphabetical order, or of a file.
         split: of a data set, "train" by default.
         config: a data set's configuration for a language, with `{language}` for its code, e.g. "20231101.{language}".
         column: of jsonl, parquet and data sets: where the text is.
@@ -103,6 +107,8 @@ def load_corpus(
     """
     if source == "demo":
         documents = _demo_documents(languages or DEMO_LANGUAGES, split)
+    elif Path(source).name.endswith(_TABLES) and Path(source).is_file():
+        documents = _table_documents(Path(source), languages)
     elif Path(source).is_dir() and config is None:
         documents = _folder_documents(Path(source), languages, split, column)
     elif config is None and is_like_a_path(source) and not Path(source).exists():
@@ -112,7 +118,10 @@ def load_corpus(
     elif config is not None or not Path(source).exists():
         documents = _hub_documents(str(source), languages, split or "train", config, column, max_documents)
     else:
-        raise ValueError(f"source must be a folder with <language>.txt files, got the file {str(source)!r}")
+        raise ValueError(
+            f"source must be a folder with <language>.txt files or a file of translations ({', '.join(_TABLES)}), got "
+            f"the file {str(source)!r}"
+        )
     corpus = Corpus(kept({k: islice(texts, max_documents) for k, texts in documents.items()}), str(source))
     _warn_of_shared_documents(corpus)
     return corpus
@@ -155,6 +164,46 @@ def _folder_documents(
     return {k: _file_documents(found[k], column) for k in languages or found}
 
 
+def _table_documents(path: Path, languages: Sequence[str] | None) -> dict[str, tuple[str, ...]]:
+    """The columns of a table of translations; a cell that holds quotes may be quoted, as in CSV."""
+    with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as file:
+        lines = (_decoded(raw, path, number) for number, raw in enumerate(_lines_of(file, path), start=1))
+        reader = csv.reader(lines, delimiter="\t", strict=True)
+        # The first column is known by its place: "id" is Indonesian, too.
+        _, *known = next(reader, [""])
+        if missing := [k for k in languages or () if k not in known]:
+            raise ValueError(f"{path} has no column {missing[0]!r}; it has {', '.join(known)}")
+        rows = []
+        for _, *cells in _read_rows(reader, path):
+            if len(cells) != len(known) or not all(map(str.strip, cells)):
+                raise ValueError(
+                    f"{path}, line {reader.line_num}: must have a text in each of {', '.join(known)}; complete or "
+                    "remove the line"
+                )
+            rows.append(dict(zip(known, cells, strict=True)))
+    return {k: tuple(row[k] for row in rows) for k in languages or known}
+
+
+def _read_rows(reader: Iterator[list[str]], path: Path) -> Iterator[list[str]]:
+    """The rows of a table.
+
+    Raises:
+        ValueError: a quote that does not end.
+    """
+    try:
+        yield from reader
+    except csv.Error as error:
+        raise ValueError(f"{path}: not a table of tab-separated columns ({error}); mend the file") from error
+
+
+def _decoded(raw: bytes, path: Path, number: int) -> str:
+    """One line of a file as text."""
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}, line {number}: not UTF-8 ({error.reason}); convert the file") from error
+
+
 def _file_documents(path: Path, column: str) -> Iterator[str]:
     """The documents of one file."""
     if path.stat().st_size == 0:
@@ -165,10 +214,7 @@ def _file_documents(path: Path, column: str) -> Iterator[str]:
     opener = gzip.open if path.suffix == ".gz" else open
     with opener(path, "rb") as file:
         for number, raw in enumerate(_lines_of(file, path), start=1):
-            try:
-                line = raw.decode("utf-8").rstrip("\r\n")
-            except UnicodeDecodeError as error:
-                raise ValueError(f"{path}, line {number}: not UTF-8 ({error.reason}); convert the file") from error
+            line = _decoded(raw, path, number).rstrip("\r\n")
             if line.strip():
                 yield _json_text(line, column, f"{path}, line {number}") if path.suffix == ".jsonl" else line
 

@@ -21,6 +21,7 @@ HOMES = {
     "NeuronSet": "neurons",
     "Reading": "tokens",
     "Relevance": "evidence.relevance",
+    "Representations": "evidence.representations",
     "Sharing": "evidence.sharing",
     "TextActivations": "evidence.texts",
     "WeightChange": "evidence.weight_change",

@@ -1,5 +1,6 @@
 """Brute-force versions of every published number, written from its description: plain loops, one neuron at a time."""
 
+import itertools
 import math
 
 import torch
@@ -365,3 +366,70 @@ def sweep_means(rows):
         cells.setdefault(key, {}).setdefault(unit, []).append(row["change"])
     means = {key: [math.fsum(c) / len(c) for c in units.values()] for key, units in cells.items()}
     return {key: (len(m), math.fsum(m) / len(m)) for key, m in means.items()}
+
+
+def cosine(one, other):
+    """Cosine of two lists of numbers; 0 where one is all zeros."""
+    dot, sizes = math.fsum(a * b for a, b in zip(one, other, strict=True)), []
+    for vector in (one, other):
+        sizes.append(math.sqrt(math.fsum(a * a for a in vector)))
+    return dot / (sizes[0] * sizes[1]) if all(sizes) else 0.0
+
+
+def similarity_and_floor(one, other):
+    """Mean cosine of translations, and of all ordered pairs of sentences i != j."""
+    n = len(one)
+    own = [cosine(one[i], other[i]) for i in range(n)]
+    apart = [cosine(one[i], other[j]) for i in range(n) for j in range(n) if i != j]
+    return math.fsum(own) / n, math.fsum(apart) / len(apart)
+
+
+def retrieved(one, other):
+    """Of every sentence, whether its translation is nearer than all others, up to rounding."""
+    n = len(one)
+    return [
+        all(cosine(one[i], other[i]) > cosine(one[i], other[j]) + 1e-12 for j in range(n) if j != i) for i in range(n)
+    ]
+
+
+def linear_cka(one, other, unbiased):
+    """Linear CKA from centred columns, |Y^T X|_F^2 / (|X^T X|_F |Y^T Y|_F), or with the unbiased HSIC entry by entry."""
+    n = len(one)
+
+    def centred(vectors):
+        means = [math.fsum(column) / n for column in zip(*vectors, strict=True)]
+        return [[x - m for x, m in zip(row, means, strict=True)] for row in vectors]
+
+    def columns(x, y):
+        return math.fsum(
+            math.fsum(a[i] * b[j] for a, b in zip(x, y, strict=True)) ** 2
+            for i in range(len(x[0]))
+            for j in range(len(y[0]))
+        )
+
+    def kernel(x):
+        return [
+            [0.0 if i == j else math.fsum(a * b for a, b in zip(x[i], x[j], strict=True)) for j in range(n)]
+            for i in range(n)
+        ]
+
+    def hsic(x, y):
+        k, m = kernel(x), kernel(y)
+        places = [(i, j) for i in range(n) for j in range(n)]
+        trace = math.fsum(k[i][j] * m[j][i] for i, j in places)
+        sums = math.fsum(k[i][j] for i, j in places) * math.fsum(m[i][j] for i, j in places)
+        crossed = math.fsum(k[i][j] * m[j][q] for i, j in places for q in range(n))
+        return (trace + sums / ((n - 1) * (n - 2)) - 2 * crossed / (n - 2)) / (n * (n - 3))
+
+    x, y = centred(one), centred(other)
+    measure = hsic if unbiased else columns
+    return measure(x, y) / math.sqrt(measure(x, x) * measure(y, y))
+
+
+def share_at_ends(counts):
+    """(share in the outer thirds, share of all ways to deal the counts out to the layers that reach it)."""
+    n = len(counts)
+    outer = [layer for layer in range(n) if not 1 / 3 <= (layer + 0.5) / n <= 2 / 3]
+    found = sum(counts[layer] for layer in outer)
+    ways = [sum(dealt[layer] for layer in outer) for dealt in itertools.permutations(counts)]
+    return found / sum(counts), sum(way >= found for way in ways) / len(ways)

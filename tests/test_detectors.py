@@ -74,17 +74,23 @@ def test_lap_takes_every_probability_above_the_threshold(stats, threshold):
         assert mine == {k for k, p in enumerate(table[cell]) if p > bar}
 
 
-@given(statistics(), st.sampled_from([0.5, 1.0]), st.sampled_from([0.5, 0.8, 1.0]), st.sampled_from([0.5, 0.9]))
-def test_lave_is_lape_on_means_clipped_at_zero(stats, rate, filter_rate, bar_ratio):
+@pytest.mark.parametrize(("means", "weight"), [("clipped", lambda mean: max(0.0, mean)), ("absolute", abs)])
+@given(
+    stats=statistics(),
+    rate=st.sampled_from([0.5, 1.0]),
+    filter_rate=st.sampled_from([0.5, 0.8, 1.0]),
+    bar_ratio=st.sampled_from([0.5, 0.9]),
+)
+def test_lave_is_lape_on_means_that_are_not_negative(stats, rate, filter_rate, bar_ratio, means, weight):
     n = stats.total[..., 0].numel()
     if min(round(rate * n), round(filter_rate * stats.total.numel()), round(bar_ratio * stats.total.numel())) < 1:
         return
     rates = {"rate": rate, "filter_rate": filter_rate, "activation_bar_ratio": bar_ratio}
     mean = stats.total / stats.n_tokens
     weights = {
-        (i, j): [max(0.0, x) for x in mean[i, j].tolist()] for i in range(mean.shape[0]) for j in range(mean.shape[1])
+        (i, j): [weight(x) for x in mean[i, j].tolist()] for i in range(mean.shape[0]) for j in range(mean.shape[1])
     }
-    agrees_up_to_ties(lave(stats, **rates), weights, **rates)
+    agrees_up_to_ties(lave(stats, **rates, means=means), weights, **rates)
 
 
 @given(statistics(), st.sampled_from([0.5, 0.1, 0.02]))
@@ -214,6 +220,8 @@ def test_rates_and_thresholds_out_of_range_are_refused():
         activation_percentile(stats, rate=0.0)
     with pytest.raises(ValueError, match=r"rate must be a share above 0 and up to 1, got 2\.0"):
         lave(stats, rate=2.0)
+    with pytest.raises(ValueError, match="means must be one of clipped, absolute, got 'raw'"):
+        lave(stats, means="raw")
     with pytest.raises(ValueError, match="rate must be at least 1/4 to choose one of 4 values, got 0.01"):
         lave(stats, rate=0.01)
     with pytest.raises(ValueError, match="lap takes a rate or a threshold"):

@@ -18,7 +18,7 @@ from .activation_percentile import activation_percentile, activation_percentile_
 from .average_precision import average_precision, average_precision_scores
 from .lap import lap, lap_scores
 from .lape import lape, lape_scores
-from .lave import lave, lave_scores
+from .lave import MEANS, lave, lave_scores
 from .parameter_variation import parameter_variation, parameter_variation_scores
 from .plnd import plnd, plnd_scores
 from .relevance import relevance, relevance_scores
@@ -116,6 +116,10 @@ _ENTROPY = {
     "filter_rate": Setting(0.95, "quantile of all values that a neuron must exceed at all", 0.0, 1.0, above=True),
     "activation_bar_ratio": Setting(0.95, "quantile it must exceed to belong to a language", 0.0, 1.0, above=True),
 }
+_LAVE = {
+    **_ENTROPY,
+    "means": Setting("clipped", "how a mean below zero counts: as zero, or by its size", choices=MEANS),
+}
 _LAP_THRESHOLD = Setting(
     None, "instead of a rate, the probability to exceed (0.95 in the paper)", 0.0, 1.0, below=True, replaces_rate=True
 )
@@ -123,7 +127,7 @@ _TANG = "Tang et al. 2024, arXiv:2402.16438"
 DETECTORS: dict[str, Detector] = {
     "lape": Detector("activations", lape_scores, lape, 0.01, _ENTROPY, tuple(_ENTROPY), source=_TANG),
     "lap": Detector("activations", lap_scores, lap, 0.01, {"threshold": _LAP_THRESHOLD}, source=_TANG),
-    "lave": Detector("activations", lave_scores, lave, 0.01, _ENTROPY, tuple(_ENTROPY), source=_TANG),
+    "lave": Detector("activations", lave_scores, lave, 0.01, _LAVE, tuple(_LAVE), source=_TANG),
     "activation_percentile": Detector(
         "activations",
         activation_percentile_scores,

@@ -12,6 +12,7 @@ from ..tokens import Reading
 from .activations import ActivationStats, record
 from .impact import Impact, record_impact
 from .relevance import Relevance, record_relevance
+from .representations import Representations, record_representations
 from .sharing import Sharing, sharing_categories
 from .texts import TextActivations, record_texts
 from .weight_change import WeightChange
@@ -64,6 +65,14 @@ EVIDENCE: dict[str, Kind] = {
         in_one_row=True,
         numbers=5,
         options={"threshold": 0.0, "tokens": "last"},
+    ),
+    "representations": Kind(
+        Representations,
+        record_representations,
+        by_document=True,
+        in_one_row=True,
+        per_text=True,
+        options={"pooling": "mean"},
     ),
     "weight change": Kind(WeightChange, None),
 }

@@ -48,6 +48,7 @@ def find_places(
             number = next((i for i, part in enumerate(parts) if part.isdecimal()), None)
             if number is not None:
                 blocks.append(hf_model.get_submodule(".".join(parts[: number + 1])))
+                found["hook_resid_pre"] = Place(blocks[-1], at_input=True)
                 found["hook_resid_post"] = Place(blocks[-1], at_input=False)
         places |= {f"blocks.{layer}.{name}": place for name, place in found.items()}
     return places, blocks if len(blocks) == len(hooked_blocks) else []

@@ -17,6 +17,9 @@ from .analysis.attribution import contribution_scores as contribution_scores
 from .analysis.attribution import effective_scores as effective_scores
 from .analysis.examples import logit_effects as logit_effects
 from .analysis.examples import top_examples as top_examples
+from .analysis.layer_languages import TokenLanguages as TokenLanguages
+from .analysis.layer_languages import layer_languages as layer_languages
+from .analysis.layer_words import layer_words as layer_words
 from .analysis.significance import half_agreement as half_agreement
 from .analysis.significance import lape_membership as lape_membership
 from .analysis.significance import lape_of_texts as lape_of_texts
@@ -73,6 +76,7 @@ from .evaluation.tasks import choice_accuracy as choice_accuracy
 from .evaluation.tasks import in_every_language as in_every_language
 from .evaluation.tasks import parallel_items as parallel_items
 from .evaluation.tasks import written_accuracy as written_accuracy
+from .evaluation.token_languages import token_languages as token_languages
 from .evidence.activations import ActivationStats as ActivationStats
 from .evidence.activations import record as record
 from .evidence.distributed import record_distributed as record_distributed
@@ -113,11 +117,17 @@ from .studies.ablation import layer_sweep as layer_sweep
 from .studies.ablation import perplexity_matrix as perplexity_matrix
 from .studies.deactivation import deactivation_effects as deactivation_effects
 from .studies.deactivation import deactivation_study as deactivation_study
+from .studies.layer_languages import layer_language_shares as layer_language_shares
+from .studies.layer_languages import layer_language_study as layer_language_study
+from .studies.layer_languages import layer_word_means as layer_word_means
 from .studies.leaderboard import leaderboard as leaderboard
 from .studies.leaderboard import ranking_stability as ranking_stability
 from .studies.leaderboard import rankings as rankings
 from .studies.planted import planted_model as planted_model
 from .studies.planted import planted_text as planted_text
+from .studies.regions import region_effects as region_effects
+from .studies.regions import region_study as region_study
+from .studies.regions import regions as regions
 from .studies.steering import fallback_study as fallback_study
 from .studies.steering import language_forcing as language_forcing
 from .studies.steering import rate_curve as rate_curve
@@ -157,6 +167,7 @@ __all__ = [
     "lap",
     "lape",
     "lave",
+    "layer_languages",
     "leaderboard",
     "load",
     "load_corpus",

@@ -6,11 +6,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import AutoModelForCausalLM, OPTConfig, OPTForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM
 
 import checkpoints
 import mi_multilingual as mm
 import oracles
+import speaker
 from mi_multilingual.analysis.layer_languages import NONE, SHARED
 from mi_multilingual.analysis.layer_words import _tokens_by_bytes, first_tokens
 from mi_multilingual.evidence.reading import read
@@ -18,66 +19,22 @@ from mi_multilingual.models.hooked import all_logits, unembedded
 from mi_multilingual.studies.layer_languages import pivot_of
 from mi_multilingual.studies.regions import model_regions
 
-WIDTH, WORDS = 32, 20
-SPEAKS = {0: "own", 1: "own", 2: "pivot", 3: "pivot", 4: "pivot", 5: "own"}
-"""What the planted model says after each block."""
-
-
-@torch.no_grad()
-def speaker():
-    """A model without attention that says words of the prompt's language after its first two blocks and its last, and
-    words of l0 in between: block 2 adds the direction of l0 and block 5 takes it away again."""
-    from tokenizers import Tokenizer
-    from tokenizers.models import WordLevel
-    from tokenizers.pre_tokenizers import WhitespaceSplit
-
-    words = [f"l{k}w{i}" for k in range(3) for i in range(WORDS)]
-    words_of = Tokenizer(WordLevel({w: i for i, w in enumerate(["<pad>", *words])}, unk_token="<pad>"))
-    words_of.pre_tokenizer = WhitespaceSplit()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words_of, eos_token="<pad>", pad_token="<pad>")
-    config = OPTConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=WIDTH,
-        word_embed_proj_dim=WIDTH,
-        num_hidden_layers=len(SPEAKS),
-        num_attention_heads=2,
-        ffn_dim=4,
-        max_position_embeddings=16,
-        pad_token_id=0,
-        eos_token_id=0,
-        tie_word_embeddings=False,
-    )
-    model = OPTForCausalLM(config).eval()
-    for name, parameter in model.named_parameters():
-        parameter.fill_(1.0 if "layer_norm.weight" in name else 0.0)
-    random = torch.Generator().manual_seed(0)
-    directions = torch.linalg.qr(torch.randn(WIDTH, WIDTH, generator=random))[0]
-    directions = directions - directions.mean(dim=1, keepdim=True)
-    own = directions[:3].repeat_interleave(WORDS, dim=0)
-    scattered = 0.1 * torch.randn(len(words), WIDTH, generator=random)
-    model.get_input_embeddings().weight[1:] = 5 * own
-    model.lm_head.weight[1:] = own + scattered
-    for block, factor in ((2, 10.0), (5, -10.0)):
-        model.model.decoder.layers[block].fc2.bias.copy_(factor * directions[0])
-    return mm.load_model(model, tokenizer=tokenizer, device="cpu")
-
 
 @pytest.fixture(scope="module")
 def planted():
-    texts = {k: tuple(" ".join(f"{k}w{(3 * i + j) % WORDS}" for j in range(5)) for i in range(12)) for k in SPOKEN}
-    return speaker(), mm.Corpus(texts, "planted")
-
-
-SPOKEN = ("l0", "l1", "l2")
+    return speaker.model(), speaker.TEXT
 
 
 def test_the_languages_and_regions_of_a_planted_model_are_found(planted):
     model, corpus = planted
     tokens = mm.token_languages(model, corpus)
-    assert [tokens.names[i] for i in tokens.index] == [NONE, *(f"l{i // WORDS}" for i in range(3 * WORDS))]
+    assert [tokens.names[i] for i in tokens.index] == [
+        NONE,
+        *(f"l{i // speaker.WORDS}" for i in range(3 * speaker.WORDS)),
+    ]
     shares = mm.layer_language_shares(mm.layer_languages(model, corpus, tokens, at="every", progress=False))
     for row in shares.itertuples():
-        said = row.language if SPEAKS[row.layer] == "own" else "l0"
+        said = row.language if speaker.SPEAKS[row.layer] == "own" else "l0"
         assert row.share == row.low == row.high == float(row.decoded == said), row
     assert pivot_of(shares) == "l0"
     found = model_regions(model, corpus).set_index(["language", "region"])
@@ -89,9 +46,9 @@ def test_the_languages_and_regions_of_a_planted_model_are_found(planted):
 def test_an_intervention_wraps_the_call_and_generated_tokens_are_read(planted):
     model, corpus = planted
     tokens = mm.token_languages(model, corpus)
-    off = mm.NeuronSet.of({"l1": [(2, 0)]}, shape=(len(SPEAKS), 4))
+    off = mm.NeuronSet.of({"l1": [(2, 0)]}, shape=(len(speaker.SPEAKS), 4))
     raised = mm.Intervention("set", off, 3.0, "post")
-    outside = torch.zeros(WIDTH)
+    outside = torch.zeros(speaker.WIDTH)
     with torch.no_grad():
         model.blocks[2].mlp.W_out[0] = -10 * model.blocks[2].mlp.b_out / 30
     with mm.steer(model, raised):

@@ -9,6 +9,7 @@ from transformers import OPTConfig, OPTForCausalLM, PreTrainedTokenizerFast
 import mi_multilingual as mm
 
 WIDTH, WORDS = 32, 20
+LANGUAGES = ("l0", "l1", "l2")
 SPEAKS = {0: "own", 1: "own", 2: "pivot", 3: "pivot", 4: "pivot", 5: "own"}
 """What the planted model says after each block."""
 
@@ -54,8 +55,5 @@ def model():
     return mm.load_model(found, tokenizer=tokenizer, device="cpu")
 
 
-LANGUAGES = ("l0", "l1", "l2")
-TEXT = mm.Corpus(
-    {k: tuple(" ".join(f"{k}w{(3 * i + j) % WORDS}" for j in range(5)) for i in range(12)) for k in LANGUAGES},
-    "planted",
-)
+DOCUMENTS = {k: tuple(" ".join(f"{k}w{(3 * i + j) % WORDS}" for j in range(5)) for i in range(12)) for k in LANGUAGES}
+TEXT = mm.Corpus(DOCUMENTS, "planted")

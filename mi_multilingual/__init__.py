@@ -32,6 +32,7 @@ MOST_USED = {
     "patching.weights": ["bake", "baked"],
     "analysis.attribution": ["attribution"],
     "analysis.examples": ["top_examples"],
+    "analysis.layer_languages": ["layer_languages"],
     "evaluation.generation": ["generate"],
     "evaluation.language_id": ["identify_language"],
     "evaluation.perplexity": ["perplexity"],
@@ -67,6 +68,8 @@ FURTHER = {
     "patching.conditions": ["layer_matched_random", "uniform_random"],
     "analysis.attribution": ["answer_token", "contribution_scores", "effective_scores"],
     "analysis.examples": ["logit_effects"],
+    "analysis.layer_languages": ["TokenLanguages"],
+    "analysis.layer_words": ["layer_words"],
     "analysis.significance": ["half_agreement", "lape_membership", "lape_of_texts", "permutation_test"],
     "evaluation.judge": ["Endpoint", "judge"],
     "evaluation.numbers": ["last_number"],
@@ -80,6 +83,7 @@ FURTHER = {
     ],
     "evaluation.readers": ["load_belebele", "load_facts", "load_mgsm", "load_mpararel", "load_xcopa", "load_xnli"],
     "evaluation.tasks": ["Item", "accuracy_by_language", "in_every_language", "parallel_items", "written_accuracy"],
+    "evaluation.token_languages": ["token_languages"],
     "studies.ablation": ["layer_sweep"],
     "studies.deactivation": ["deactivation_effects"],
     "studies.lape_tables": [
@@ -92,6 +96,7 @@ FURTHER = {
         "tang_methods",
     ],
     "studies.leaderboard": ["ranking_stability"],
+    "studies.layer_languages": ["layer_language_shares", "layer_language_study", "layer_word_means"],
     "studies.planted": ["planted_model", "planted_text"],
     "studies.representations": [
         "cka",
@@ -104,6 +109,7 @@ FURTHER = {
         "retrieval",
         "sentence_similarity",
     ],
+    "studies.regions": ["region_effects", "region_study", "regions"],
     "studies.steering": [
         "fallback_study",
         "language_forcing",

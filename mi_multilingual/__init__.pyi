@@ -17,6 +17,9 @@ from .analysis.attribution import contribution_scores as contribution_scores
 from .analysis.attribution import effective_scores as effective_scores
 from .analysis.examples import logit_effects as logit_effects
 from .analysis.examples import top_examples as top_examples
+from .analysis.layer_languages import TokenLanguages as TokenLanguages
+from .analysis.layer_languages import layer_languages as layer_languages
+from .analysis.layer_words import layer_words as layer_words
 from .analysis.significance import half_agreement as half_agreement
 from .analysis.significance import lape_membership as lape_membership
 from .analysis.significance import lape_of_texts as lape_of_texts
@@ -73,6 +76,7 @@ from .evaluation.tasks import choice_accuracy as choice_accuracy
 from .evaluation.tasks import in_every_language as in_every_language
 from .evaluation.tasks import parallel_items as parallel_items
 from .evaluation.tasks import written_accuracy as written_accuracy
+from .evaluation.token_languages import token_languages as token_languages
 from .evidence.activations import ActivationStats as ActivationStats
 from .evidence.activations import record as record
 from .evidence.distributed import record_distributed as record_distributed
@@ -122,6 +126,9 @@ from .studies.lape_tables import ablation_study as ablation_study
 from .studies.lape_tables import as_many as as_many
 from .studies.lape_tables import curve_table as curve_table
 from .studies.lape_tables import tang_methods as tang_methods
+from .studies.layer_languages import layer_language_shares as layer_language_shares
+from .studies.layer_languages import layer_language_study as layer_language_study
+from .studies.layer_languages import layer_word_means as layer_word_means
 from .studies.leaderboard import leaderboard as leaderboard
 from .studies.leaderboard import ranking_stability as ranking_stability
 from .studies.leaderboard import rankings as rankings
@@ -136,6 +143,9 @@ from .studies.representations import representation_effects as representation_ef
 from .studies.representations import representation_study as representation_study
 from .studies.representations import retrieval as retrieval
 from .studies.representations import sentence_similarity as sentence_similarity
+from .studies.regions import region_effects as region_effects
+from .studies.regions import region_study as region_study
+from .studies.regions import regions as regions
 from .studies.steering import fallback_study as fallback_study
 from .studies.steering import language_forcing as language_forcing
 from .studies.steering import rate_curve as rate_curve
@@ -176,6 +186,7 @@ __all__ = [
     "lap",
     "lape",
     "lave",
+    "layer_languages",
     "leaderboard",
     "load",
     "load_corpus",

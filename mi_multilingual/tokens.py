@@ -214,6 +214,11 @@ def pad_right(rows: Sequence[Sequence[int]]) -> tuple[Int[Tensor, "row pos"], In
     return torch.tensor([[*row, *[row[-1]] * (longest - len(row))] for row in rows]), lengths
 
 
+def common_prefix(left: Sequence[int], right: Sequence[int]) -> int:
+    """Number of leading ids that both have."""
+    return next((i for i, (a, b) in enumerate(zip(left, right, strict=False)) if a != b), min(len(left), len(right)))
+
+
 TOKENS_PER_BATCH = {
     "statistics": 4096,  # reduced layer by layer
     "patterns": 2048,  # kept for all layers, with attention patterns

@@ -433,3 +433,58 @@ def share_at_ends(counts):
     found = sum(counts[layer] for layer in outer)
     ways = [sum(dealt[layer] for layer in outer) for dealt in itertools.permutations(counts)]
     return found / sum(counts), sum(way >= found for way in ways) / len(ways)
+def language_of_token(counts, share):
+    """The language (index) that has at least `share` of a token, "shared", or None for one never seen.
+
+    counts: (times the token is in the text, tokens of the text), one pair per language.
+    """
+    rates = [n / total for n, total in counts]
+    if not sum(rates):
+        return None
+    best = max(range(len(rates)), key=lambda k: rates[k])
+    return best if rates[best] / sum(rates) >= share else "shared"
+
+
+def decoded_tokens(hf_model, ids, layer, top, *, norm=True):
+    """For every position of one row, the ids of the `top` highest logits read off the output of a block."""
+    base = hf_model.get_decoder() if hf_model.config.model_type == "opt" else hf_model.model
+    base = getattr(base, "decoder", base)
+    seen = {}
+
+    def keep(module, given, output):
+        seen["x"] = output[0] if isinstance(output, tuple) else output
+
+    handle = base.layers[layer].register_forward_hook(keep)
+    with torch.no_grad():
+        hf_model(input_ids=torch.tensor([ids]))
+        handle.remove()
+        last_norm = base.final_layer_norm if hasattr(base, "final_layer_norm") else base.norm
+        logits = hf_model.lm_head(last_norm(seen["x"]) if norm else seen["x"])[0]
+    return [sorted(range(len(row)), key=lambda t: -row[t])[:top] for row in logits.tolist()]
+
+
+def word_beginnings(word, vocabulary):
+    """Tokens whose bytes are the beginning of the word or of the word after a space, but for a lone space."""
+    found = []
+    for token, written in vocabulary.items():
+        if written not in (b"", b" ") and any(form.encode().startswith(written) for form in (word, " " + word)):
+            found.append(token)
+    return sorted(found)
+
+
+def three_regions(own, pivot):
+    """Blocks that understand, reason and generate, walked through one by one; None where one of them is empty."""
+    n = len(own)
+    understanding = []
+    for block in range(n):
+        if own[block] < pivot[block]:
+            break
+        understanding.append(block)
+    generation = []
+    for block in reversed(range(n)):
+        if own[block] < pivot[block]:
+            break
+        generation.insert(0, block)
+    reasoning = [b for b in range(n) if b not in understanding and b not in generation]
+    parts = (understanding, reasoning, generation)
+    return parts if all(parts) and len(understanding) + len(generation) < n else None

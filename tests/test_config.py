@@ -91,7 +91,7 @@ def test_overrides_stand_over_the_file_and_the_file_over_its_preset(study):
     assert made.rate == (0.1,)
     assert (made.generation.n, made.generation.top_p, made.generation.temperature) == (3, 0.5, 0.8)
     assert made.corpus.languages == ("en", "fr")
-    assert study("model: gpt2", "preset=mwork").layers == ("all", "first", "middle", "last")
+    assert study("model: gpt2", "preset=mwork").layers == ("all", "understanding", "reasoning", "generation")
 
 
 def test_merging_goes_into_mappings_and_replaces_the_rest():

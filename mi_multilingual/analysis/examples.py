@@ -193,7 +193,7 @@ def text_reader(tokenizer: PreTrainedTokenizerBase) -> Callable[[Sequence[int]],
 
     A character that is split over several tokens stands with the first of them, the others are "".
     """
-    single = cache(partial(_single_text, tokenizer))
+    single = cache(partial(single_text, tokenizer))
 
     def texts_of(ids: Sequence[int]) -> list[str]:
         texts, start = [single(token) for token in ids], 0
@@ -211,7 +211,7 @@ def text_reader(tokenizer: PreTrainedTokenizerBase) -> Callable[[Sequence[int]],
     return texts_of
 
 
-def _single_text(tokenizer: PreTrainedTokenizerBase, token: int) -> str:
+def single_text(tokenizer: PreTrainedTokenizerBase, token: int) -> str:
     """The text one token adds after another: decoders drop the space before the first token of a text."""
     once = tokenizer.decode([token])
     return tokenizer.decode([token, token]).removeprefix(once)
@@ -260,7 +260,7 @@ def logit_effects(model: HookedModel, neurons: NeuronSet, *, n: int = 10) -> pd.
 
 def vocabulary_text(tokenizer: PreTrainedTokenizerBase, token: int) -> str:
     """The text of a token; of one that is no whole character its name in the vocabulary."""
-    text = _single_text(tokenizer, token)
+    text = single_text(tokenizer, token)
     if text and BROKEN not in text:
         return text
     return str(tokenizer.convert_ids_to_tokens(token) or f"token {token}")

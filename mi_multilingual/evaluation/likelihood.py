@@ -10,7 +10,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..models.hooked import HookedModel, logits_at, max_window
-from ..tokens import pad_right, prefix_ids, prompt_ids, rows_per_batch, start_ids
+from ..tokens import common_prefix, pad_right, prefix_ids, prompt_ids, rows_per_batch, start_ids
 
 
 @dataclass(frozen=True)
@@ -64,12 +64,7 @@ def _joined(model: HookedModel, prompt: str, texts: Sequence[str], prefix: Seque
                 f"a prompt with its continuation must fit the model: {prompt[:40]!r} with {text[:40]!r} has {len(ids)} "
                 f"tokens, the model takes {max_window(model)}; shorten it"
             )
-    return [Continuation(ids, _common_prefix(alone, ids)) for ids in whole]
-
-
-def _common_prefix(left: Sequence[int], right: Sequence[int]) -> int:
-    """Number of leading ids that both have."""
-    return next((i for i, (a, b) in enumerate(zip(left, right, strict=False)) if a != b), min(len(left), len(right)))
+    return [Continuation(ids, common_prefix(alone, ids)) for ids in whole]
 
 
 def log_likelihoods(

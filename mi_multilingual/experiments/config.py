@@ -14,12 +14,13 @@ from pydantic_core import PydanticCustomError
 from ..detectors.table import DETECTORS, Setting, detector_of
 from ..evidence.table import kind_of
 from ..neurons import PARTS
+from ..studies.regions import REGIONS
 from ..tokens import BOS_RULES, LAYOUTS, Reading
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 _Site = Literal["gate", "post", "up"]
-_Layers = Literal["all", "first", "middle", "last"]
-"""All layers, or a third of them: in MWork's words understanding, reasoning and generation."""
+_Layers = Literal["all", "first", "middle", "last", "understanding", "reasoning", "generation"]
+"""All layers, a third of them, or a region of the model for the group's language (`mi_multilingual.regions`)."""
 _Part = Literal["mlp", "attention", "all"]
 """Neurons of the MLP, columns of W_Q, W_K and W_V together, or all of them."""
 PARTS_OF = {"mlp": ("mlp",), "attention": ("q", "k", "v"), "all": PARTS}
@@ -335,6 +336,7 @@ class Study(Models):
             raise ValueError(f"{min(unlike)} has to be named by both or neither of evaluate and tasks")
         self.values_can_be_written()
         self.parts_can_be_changed()
+        self.regions_are_of_languages()
         self.questions_can_have_their_own()
         return self
 
@@ -361,6 +363,15 @@ class Study(Models):
         writes = [i.kind for i in self.intervention if i.kind not in ("zero", "scale")]
         if self.part != ("mlp",) and writes:
             raise ValueError(f"attention columns can be zero or scaled, and intervention has {writes[0]}")
+
+    def regions_are_of_languages(self) -> None:
+        """Raise where regions are asked for, and a group is no language."""
+        others = [d.name for d in self.detector if not detector_of(d.name).by_language]
+        if others and (asked := set(REGIONS) & set(self.layers)):
+            raise ValueError(
+                f"the types of detector {others[0]} are no languages, so they have no layers of {min(asked)}; "
+                "use first, middle and last"
+            )
 
     def questions_can_have_their_own(self) -> None:
         """Raise where every question is to lose neurons of its own, and no such cell could run."""

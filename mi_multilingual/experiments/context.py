@@ -7,6 +7,9 @@ from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
+from uuid import uuid4
+
+import pandas as pd
 
 from ..evaluation.language_id import check_known
 from ..evaluation.readers import load_facts, load_mgsm, load_mpararel, load_xcopa
@@ -17,7 +20,8 @@ from ..models.hooked import site_of
 from ..neurons import NeuronSet
 from ..storage import load, save
 from ..studies.deactivation import checked_questions
-from .cells import Cell, Inputs, Measurement, region
+from ..studies.regions import REGIONS, model_regions
+from .cells import SCHEMA, Cell, Inputs, Measurement, region
 from .config import BY_CHOICE, Study, TaskSettings
 from .fingerprints import hashed
 from .loaded import Loaded, Memory, check_same
@@ -51,6 +55,7 @@ class Context(Loaded):
         self.recordings: Memory[Recording, Any] = Memory(_RECORDINGS_KEPT)
         self.beginnings: Memory[Recording, ActivationStats] = Memory()
         self.bases: Memory[Measurement, list[Observations]] = Memory()
+        self.regions: Memory[str, pd.DataFrame] = Memory()
 
     @cached_property
     def texts(self) -> Texts:
@@ -101,7 +106,7 @@ class Context(Loaded):
         for site in self.study.site:
             site_of(model, site)
         for layers in self.study.layers:
-            if not region(layers, model.cfg.n_layers):
+            if len(REGIONS) > model.cfg.n_layers if layers in REGIONS else not region(layers, model.cfg.n_layers):
                 raise ValueError(f"{name!r} has {model.cfg.n_layers} layers, none of them {layers}; take other layers")
         for measure in set(BY_CHOICE) & set(questions):
             languages = {question.item.language for question in checked_questions(model, questions[measure], bos)[0]}
@@ -142,6 +147,28 @@ class Context(Loaded):
             return chosen(choice, self.recorded(choice.recording, model))
 
         return self.choices.once(choice, lambda: kept(self.cached(choice), NeuronSet, make))
+
+    def layers(self, cell: Cell) -> range:
+        """The layers in which the cell's neurons are changed."""
+        if cell.layers not in REGIONS:
+            return region(cell.layers, self.model(cell.model).cfg.n_layers)
+        table = self.regions.once(cell.model, lambda: self.found_regions(cell))
+        [row] = table[(table.language == cell.group) & (table.region == cell.layers)].itertuples()
+        return range(row.first, row.end)
+
+    def found_regions(self, cell: Cell) -> pd.DataFrame:
+        """The regions of the cell's model, from the folder, or found now by the text that neurons are found on."""
+        key = hashed([SCHEMA, "regions", cell.model_fingerprint, cell.tokenizer_fingerprint, cell.dtype])
+        path = self.folder and self.folder / "cache" / f"regions-{key}-{cell.identified_on}.parquet"
+        if path and path.exists():
+            return pd.read_parquet(path)
+        found = model_regions(self.model(cell.model), self.corpus("identify"))
+        if path:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            unfinished = path.with_name(f"{path.name}.{uuid4().hex}")
+            found.to_parquet(unfinished)
+            unfinished.replace(path)
+        return found
 
     def base(self, cell: Cell) -> list[Observations]:
         """The cell's measure of the model as it is."""

@@ -18,7 +18,7 @@ from ..patching.changes import Intervention, add_mean, add_mean_difference, set_
 from ..patching.conditions import NOT_RANDOM, Condition, applied, beside_random, condition_of, labelled, zero
 from ..studies.deactivation import checked_questions, margins, question_types
 from .attempts import in_one_line, tried_again
-from .cells import Cell, region
+from .cells import Cell
 from .context import Context
 from .measures import Observations, by_language, compared, observe
 from .recordings import VALUES_FROM, choices_of, recording_of
@@ -115,7 +115,7 @@ def _under_own_conditions(cell: Cell, context: Context) -> tuple[Mapping[str, An
     for number, (same, types) in enumerate(
         question_types(model, questions, float(dict(cell.settings)["threshold"]), bos)
     ):
-        condition = _condition_in(cell, types, number=number, n_sets=len(questions))
+        condition = _condition_in(cell, types, context.layers(cell), number=number, n_sets=len(questions))
         with applied(model, condition):
             scores += margins(model, same)
         conditions.append(condition)
@@ -130,21 +130,22 @@ def condition_for(cell: Cell, context: Context) -> Condition:
     for choice in choices_of(cell):
         change = partial(_interventions_of, cell, context)
         draw = _ANOTHER_DRAW * PARTS.index(choice.part)
-        parts.append(_condition_in(cell, context.neurons(choice, cell.model), change, number=draw))
+        found = context.neurons(choice, cell.model)
+        parts.append(_condition_in(cell, found, context.layers(cell), change, number=draw))
     n_neurons = sum(condition.labels["n_neurons"] for condition in parts)
     interventions = tuple(i for condition in parts for i in condition.interventions)
     return Condition({**parts[0].labels, "n_neurons": n_neurons}, interventions)
 
 
 def _condition_in(
-    cell: Cell, found: NeuronSet, change: Changing = zero, *, number: int = 0, n_sets: int = 1
+    cell: Cell, found: NeuronSet, layers: range, change: Changing = zero, *, number: int = 0, n_sets: int = 1
 ) -> Condition:
-    """The cell's group of these neurons changed in the cell's layers, or as many random ones per layer.
+    """The cell's group of these neurons changed in these layers, or as many random ones per layer.
 
     Args:
         number, n_sets: as of `with_controls`.
     """
-    neurons = found.in_layers(region(cell.layers, found.masks.shape[1]))
+    neurons = found.in_layers(layers)
     seeds = [] if cell.seed == NOT_RANDOM else [cell.seed]
     name, seed, drawn = beside_random(neurons, seeds, number=number, n_sets=n_sets)[-1]
     return condition_of(name, drawn[cell.group], change, seed)

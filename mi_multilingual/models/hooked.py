@@ -224,10 +224,29 @@ def logits_at(
             return _native_logits_at(native, tokens, (rows, positions), in_parts=runs_in_parts(model))
     if is_bridge(model):
         return model(tokens, return_type="logits")[rows, positions]
-    residual = model(tokens, stop_at_layer=model.cfg.n_layers)[rows, positions][None]
-    logits = model.unembed(residual if model.cfg.normalization_type is None else model.ln_final(residual))[0]
-    cap = model.cfg.output_logits_soft_cap or 0
+    return unembedded(model, model(tokens, stop_at_layer=model.cfg.n_layers)[rows, positions])
+
+
+def unembedded(
+    model: HookedModel, residual: Float[Tensor, "place d_model"], *, norm: bool = True
+) -> Float[Tensor, "place vocab"]:
+    """Logits of the model if the residual stream were this after its last block.
+
+    Args:
+        norm: without it the final norm is left out.
+    """
+    norms = norm and model.cfg.normalization_type is not None
+    with at_hand(model.unembed):
+        logits = model.unembed(_final_norm(model, residual) if norms else residual[None])[0]
+    config = model.original_model.config.get_text_config() if is_bridge(model) else None
+    logits = logits * (getattr(config, "logit_scale", None) or 1) / (getattr(config, "logits_scaling", None) or 1)
+    cap = getattr(config, "final_logit_softcapping", None) or getattr(model.cfg, "output_logits_soft_cap", None) or 0
     return cap * (logits / cap).tanh() if cap > 0 else logits
+
+
+def _final_norm(model: HookedModel, residual: Float[Tensor, "place d_model"]) -> Float[Tensor, "1 place d_model"]:
+    with at_hand(model.ln_final):
+        return model.ln_final(residual[None])
 
 
 def _native_logits_at(

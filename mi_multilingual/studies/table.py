@@ -11,6 +11,7 @@ from typing import Any
 import pandas as pd
 
 from ..detectors.table import Setting
+from . import layer_languages, regions
 from .given import Given
 
 Tables = Mapping[str, pd.DataFrame]
@@ -29,7 +30,20 @@ class StudyRow:
     source: str = ""
 
 
-STUDIES: dict[str, StudyRow] = {}
+STUDIES: dict[str, StudyRow] = {
+    "layer_languages": StudyRow(
+        layer_languages.run,
+        ("layer_languages", "layer_language_shares", "layer_words", "layer_word_means"),
+        layer_languages.SETTINGS,
+        "Zhao et al. 2024, arXiv:2402.18815",
+    ),
+    "regions": StudyRow(
+        regions.run,
+        ("regions", "region_outputs", "region_effects"),
+        regions.REGION_SETTINGS,
+        "Zhao et al. 2024, arXiv:2402.18815",
+    ),
+}
 """Name -> the study. The name is that of its file, or of what it is about where a file holds two."""
 
 

@@ -64,6 +64,8 @@ FURTHER = {
     "detectors.sharing": ["sharing_scores"],
     "detectors.table": ["DETECTORS", "Detector", "Setting"],
     "patching.conditions": ["layer_matched_random", "uniform_random"],
+    "training": ["Training"],
+    "tuning": ["Tuning", "export_tuned", "tune", "tuned", "tuned_copy"],
     "analysis.attribution": ["answer_token", "contribution_scores", "effective_scores"],
     "analysis.examples": ["logit_effects"],
     "analysis.significance": ["half_agreement", "lape_membership", "lape_of_texts", "permutation_test"],

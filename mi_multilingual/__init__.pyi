@@ -131,6 +131,12 @@ from .studies.steering_tables import steering_shares as steering_shares
 from .tokens import Reading as Reading
 from .tokens import token_counts as token_counts
 from .tokens import token_rows as token_rows
+from .training import Training as Training
+from .tuning import Tuning as Tuning
+from .tuning import export_tuned as export_tuned
+from .tuning import tune as tune
+from .tuning import tuned as tuned
+from .tuning import tuned_copy as tuned_copy
 
 __all__ = [
     "ActivationStats",

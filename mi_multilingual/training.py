@@ -172,6 +172,7 @@ def train(
             )
         if checkpoint is not None and (len(losses) % _SAVED_EVERY == 0 or len(losses) == training.steps):
             _keep(checkpoint, trained, optimizer, losses, kept)
+    _forget_graph(model)
     return torch.tensor(losses, dtype=torch.float64)
 
 
@@ -189,6 +190,12 @@ def _step(model: HookedModel, batch: TokenRows, optimizer: torch.optim.Optimizer
         loss.backward()
     optimizer.step()
     return loss.item()
+
+
+@torch.no_grad()
+def _forget_graph(model: HookedModel) -> None:
+    """A bridge keeps the attention pattern of its last pass, with the graph behind it, which cannot be copied."""
+    model(torch.zeros(1, 1, dtype=torch.int64, device=model.cfg.device), return_type="logits")
 
 
 def _keep(
@@ -243,8 +250,7 @@ def _weights_once(model: HookedModel) -> dict[str, Tensor]:
 
     The others' gradients are added to the first one's, whose place in memory they share.
     """
-    native = native_of(model)
-    its = {p.untyped_storage().data_ptr() for p in native.hf_model.parameters()} if native else set()
+    its = _checkpoint_storage(model)
     first: dict[tuple[int, int], tuple[str, Tensor]] = {}
     for name, p in model.named_parameters():  # type: ignore[attr-defined]
         # Biases that TransformerLens adds to a checkpoint without them are zeros of their own.
@@ -256,3 +262,12 @@ def _weights_once(model: HookedModel) -> dict[str, Tensor]:
             p.grad = same.grad.as_strided(p.shape, p.stride())
         p.requires_grad_(True)
     return dict(first.values())
+
+
+def _checkpoint_storage(model: HookedModel) -> set[int]:
+    """Where the parameters of the checkpoint are in memory, without the bias that a bridge gives its unembedding."""
+    native = native_of(model)
+    if native is None:
+        return set()
+    bias = getattr(native.hf_model.get_output_embeddings(), "bias", None)
+    return {p.untyped_storage().data_ptr() for p in native.hf_model.parameters() if p is not bias}

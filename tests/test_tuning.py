@@ -220,13 +220,15 @@ def test_full_tuning_trains_tied_weights_once_and_no_bias_that_is_not_there(eith
     assert torch.equal(logits(either), before)
 
 
-def test_an_exported_checkpoint_is_the_tuned_model(model, corpus, tmp_path):
-    kind = "llama-grouped" if is_gated(model) else "opt"
+@pytest.mark.parametrize("kind", ["opt", "llama-grouped", "gpt2", "phi3"])
+def test_an_exported_checkpoint_is_the_tuned_model(kind, corpus, tmp_path):
+    """Also where queries, keys and values, or gate and up, are parts of one matrix."""
     folder = checkpoints.checkpoint(kind, tmp_path / "plain")
+    model = load_model(folder, backend="bridge", device="cpu")
     tuning = tune(model, corpus, *every_part(model), training=SHORT, gate=True, reading=READING, progress=False)
     save(tuning, tmp_path / "tuning.safetensors")
     read = load(tmp_path / "tuning.safetensors")
-    assert (read.training, read.groups, read.reading) == (tuning.training, ("fr",), READING)
+    assert (read.training, read.groups, read.reading) == (tuning.training, ("fr",), tuning.reading)
     out = export_tuned(folder, read, folder=tmp_path / "tuned")
     found = AutoModelForCausalLM.from_pretrained(out)(torch.arange(40).view(2, 20) + 5).logits
     torch.testing.assert_close(found.detach(), logits(tuned_copy(model, tuning)), atol=2e-4, rtol=1e-3)
@@ -234,11 +236,11 @@ def test_an_exported_checkpoint_is_the_tuned_model(model, corpus, tmp_path):
         export_tuned(folder, read, folder=tmp_path / "tuned")
 
 
-def test_a_fused_matrix_cannot_be_exported_but_tuned(tmp_path, corpus):
-    folder = checkpoints.checkpoint("gpt2", tmp_path / "plain")
+def test_weights_that_a_checkpoint_holds_otherwise_are_not_exported(tmp_path, corpus):
+    folder = checkpoints.checkpoint("bloom", tmp_path / "plain")
     model = load_model(folder, device="cpu")
-    tuning = tune(model, corpus, some(model, "q"), training=SHORT, reading=READING, progress=False)
-    with pytest.raises(ValueError, match=r"no matrix of its own for blocks.0.attn.W_Q"):
+    tuning = tune(model, corpus, *every_part(model), training=SHORT, reading=READING, progress=False)
+    with pytest.raises(ValueError, match=r"no matrix of its own for blocks.0.attn.W_K"):
         export_tuned(folder, tuning, folder=tmp_path / "tuned")
     assert not (tmp_path / "tuned").exists()
 
@@ -258,8 +260,8 @@ def test_mistakes_are_told_before_anything_runs(model, corpus):
     asked = {"reading": READING, "progress": False}
     with pytest.raises(ValueError, match="steps must be a whole number from 1, got 0"):
         Training(steps=0)
-    with pytest.raises(ValueError, match="learning_rate must be a number above 0, got -1"):
-        Training(learning_rate=-1)
+    with pytest.raises(ValueError, match="learning_rate must be a number above 0, got -1.0"):
+        Training(learning_rate=-1.0)
     with pytest.raises(ValueError, match="optimizer must be one of adam, sgd, got 'lion'"):
         Training(optimizer="lion")
     with pytest.raises(ValueError, match="neurons must have some to train"):

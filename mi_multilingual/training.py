@@ -28,6 +28,10 @@ _MOMENTS = ("exp_avg", "exp_avg_sq")
 """What Adam keeps for every number, by its names."""
 
 
+class DivergedError(ValueError):
+    """A loss that is not finite: the steps were too large."""
+
+
 @dataclass(frozen=True)
 class Training:
     """How many steps of which size, on which rows: part of the protocol of everything that is tuned.
@@ -155,7 +159,7 @@ def train(
         protocol: what else decides the result, such as which text; a checkpoint of another one is refused.
 
     Raises:
-        ValueError: a checkpoint of another training, or a loss that is not finite.
+        ValueError: a checkpoint of another training, or (`DivergedError`) a loss that is not finite.
     """
     training = batches.training
     kept = {**asdict(training), **(protocol or {})}
@@ -166,7 +170,7 @@ def train(
     for batch in bar:
         losses.append(_step(model, batch, optimizer))
         if not isfinite(losses[-1]):
-            raise ValueError(
+            raise DivergedError(
                 f"the loss must stay finite, got {losses[-1]} at step {len(losses)}; give a smaller learning_rate than "
                 f"{training.learning_rate:g}"
             )

@@ -82,6 +82,7 @@ FURTHER = {
     "evaluation.readers": ["load_belebele", "load_facts", "load_mgsm", "load_mpararel", "load_xcopa", "load_xnli"],
     "evaluation.tasks": ["Item", "accuracy_by_language", "in_every_language", "parallel_items", "written_accuracy"],
     "studies.ablation": ["layer_sweep"],
+    "studies.alignment_tuning": ["alignment_effects", "alignment_study"],
     "studies.deactivation": ["deactivation_effects"],
     "studies.leaderboard": ["ranking_stability"],
     "studies.planted": ["planted_model", "planted_text"],
@@ -93,6 +94,7 @@ FURTHER = {
         "unconditional_study",
     ],
     "studies.steering_tables": ["best_strength", "found_shares", "steering_quality", "steering_shares"],
+    "studies.tuning": ["tuning_effects", "tuning_study", "tuning_summary"],
     "demo.job": ["run_demo"],
 }
 """Module -> further names that can be had here, too."""

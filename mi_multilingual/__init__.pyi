@@ -111,6 +111,8 @@ from .storage import load as load
 from .storage import save as save
 from .studies.ablation import layer_sweep as layer_sweep
 from .studies.ablation import perplexity_matrix as perplexity_matrix
+from .studies.alignment_tuning import alignment_effects as alignment_effects
+from .studies.alignment_tuning import alignment_study as alignment_study
 from .studies.deactivation import deactivation_effects as deactivation_effects
 from .studies.deactivation import deactivation_study as deactivation_study
 from .studies.leaderboard import leaderboard as leaderboard
@@ -128,6 +130,9 @@ from .studies.steering_tables import best_strength as best_strength
 from .studies.steering_tables import found_shares as found_shares
 from .studies.steering_tables import steering_quality as steering_quality
 from .studies.steering_tables import steering_shares as steering_shares
+from .studies.tuning import tuning_effects as tuning_effects
+from .studies.tuning import tuning_study as tuning_study
+from .studies.tuning import tuning_summary as tuning_summary
 from .tokens import Reading as Reading
 from .tokens import token_counts as token_counts
 from .tokens import token_rows as token_rows

@@ -7,12 +7,10 @@ many neurons per language as the truth has on average.
 """
 
 import argparse
-import copy
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import torch
 from plotly.subplots import make_subplots
 from tqdm.auto import tqdm
 
@@ -21,17 +19,12 @@ from mi_multilingual import (
     Reading,
     lape,
     layer_matched_random,
-    parameter_variation_scores,
     planted_model,
     planted_text,
     plots,
     rankings,
     record,
-    record_weight_change,
 )
-from mi_multilingual.corpora import Corpus
-from mi_multilingual.studies.planted import Planted
-from mi_multilingual.tokens import token_rows
 
 EFFECT, NOISE, TOKENS = 2.0, 0.4, 1000
 SWEEPS = {
@@ -39,23 +32,9 @@ SWEEPS = {
     "tokens": [{"tokens": n} for n in (40, 100, 300, 3000)],
     "noise": [{"noise": s} for s in (0.0, 0.2, 0.6, 0.8, 1.0)],
 }
-TUNING_STEPS, TUNING_RATE = 20, 1e-3
+LARGEST = {"mark": "largest", "optimizer": "sgd", "learning_rate": 0.1}
+"""The reading of parameter variation that finds something (see variation.py)."""
 READING = Reading(layout="documents")
-
-
-def tuned(planted: Planted, text: Corpus, language: str):
-    """A copy of the model after a few steps of Adam on one language."""
-    model = copy.deepcopy(planted.model)
-    rows = token_rows(text, language, model.tokenizer, READING.for_model(model))
-    batch = next(rows.batches(64))
-    optimizer = torch.optim.Adam(model.parameters(), lr=TUNING_RATE)
-    for _ in range(TUNING_STEPS):
-        logits = model(batch.tokens, return_type="logits")[:, :-1]
-        nll = torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch.tokens[:, 1:].flatten(), reduction="none")
-        optimizer.zero_grad()
-        nll[batch.valid[:, 1:].flatten()].mean().backward()
-        optimizer.step()
-    return model
 
 
 def score(found: NeuronSet, truth: NeuronSet) -> dict[str, float]:
@@ -72,8 +51,9 @@ def run(seed: int, *, effect: float = EFFECT, noise: float = NOISE, tokens: int 
     planted = planted_model(effect=effect, noise=noise, seed=seed)
     text = planted_text(planted, tokens, seed=seed)
     ranked = rankings(planted.model, text, progress=False)
-    change = record_weight_change(planted.model, {k: tuned(planted, text, k) for k in text.languages})
-    ranked["parameter_variation"] = parameter_variation_scores(change)
+    name, tuned = "parameter_variation", {"detectors": ["parameter_variation"], "progress": False}
+    ranked |= rankings(planted.model, text, **tuned)
+    ranked[f"{name}, largest"] = rankings(planted.model, text, settings={name: LARGEST}, **tuned)[name]
     rows = []
     for name, truth in (("causal", planted.causal), ("correlational", planted.correlational)):
         n = round(truth.sizes().mean())

@@ -66,6 +66,8 @@ FURTHER = {
     "detectors.sharing": ["sharing_scores"],
     "detectors.table": ["DETECTORS", "Detector", "Setting"],
     "patching.conditions": ["layer_matched_random", "uniform_random"],
+    "training": ["Training"],
+    "tuning": ["Tuning", "export_tuned", "tune", "tuned", "tuned_copy"],
     "analysis.attribution": ["answer_token", "contribution_scores", "effective_scores"],
     "analysis.examples": ["logit_effects"],
     "analysis.layer_languages": ["TokenLanguages"],
@@ -85,6 +87,7 @@ FURTHER = {
     "evaluation.tasks": ["Item", "accuracy_by_language", "in_every_language", "parallel_items", "written_accuracy"],
     "evaluation.token_languages": ["token_languages"],
     "studies.ablation": ["layer_sweep"],
+    "studies.alignment_tuning": ["alignment_effects", "alignment_study"],
     "studies.deactivation": ["deactivation_effects"],
     "studies.lape_tables": [
         "ablation_comparison",
@@ -119,6 +122,7 @@ FURTHER = {
     ],
     "studies.steering_tables": ["best_strength", "found_shares", "steering_quality", "steering_shares"],
     "studies.u_shape": ["u_shape"],
+    "studies.tuning": ["tuning_effects", "tuning_study", "tuning_summary"],
     "demo.job": ["run_demo"],
 }
 """Module -> further names that can be had here, too."""

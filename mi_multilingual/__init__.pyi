@@ -117,6 +117,8 @@ from .storage import load as load
 from .storage import save as save
 from .studies.ablation import layer_sweep as layer_sweep
 from .studies.ablation import perplexity_matrix as perplexity_matrix
+from .studies.alignment_tuning import alignment_effects as alignment_effects
+from .studies.alignment_tuning import alignment_study as alignment_study
 from .studies.deactivation import deactivation_effects as deactivation_effects
 from .studies.deactivation import deactivation_study as deactivation_study
 from .studies.lape_tables import ablation_comparison as ablation_comparison
@@ -157,9 +159,18 @@ from .studies.steering_tables import found_shares as found_shares
 from .studies.steering_tables import steering_quality as steering_quality
 from .studies.steering_tables import steering_shares as steering_shares
 from .studies.u_shape import u_shape as u_shape
+from .studies.tuning import tuning_effects as tuning_effects
+from .studies.tuning import tuning_study as tuning_study
+from .studies.tuning import tuning_summary as tuning_summary
 from .tokens import Reading as Reading
 from .tokens import token_counts as token_counts
 from .tokens import token_rows as token_rows
+from .training import Training as Training
+from .tuning import Tuning as Tuning
+from .tuning import export_tuned as export_tuned
+from .tuning import tune as tune
+from .tuning import tuned as tuned
+from .tuning import tuned_copy as tuned_copy
 
 __all__ = [
     "ActivationStats",

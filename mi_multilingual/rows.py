@@ -9,6 +9,7 @@ from functools import cached_property
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
+from torch.nn.functional import pad
 from tqdm.auto import tqdm
 
 from .token_store import TextTokens
@@ -76,6 +77,17 @@ class TokenRows:
     def n_counted(self) -> Int[Tensor, " row"]:
         """Valid tokens of each row."""
         return self.valid.sum(dim=1)
+
+
+def joined(parts: Sequence[TokenRows]) -> TokenRows:
+    """Rows of several languages one after another, padded to the widest."""
+    width = max(part.width for part in parts)
+
+    def together(name: str) -> Tensor:
+        return torch.cat([pad(getattr(part, name), (0, width - part.width)) for part in parts])
+
+    document = torch.cat([part.document for part in parts])
+    return TokenRows("", together("tokens"), together("valid"), together("n_bytes"), document)
 
 
 def rows_bar(rows: Sequence[TokenRows], title: str, progress: bool) -> tqdm:

@@ -24,6 +24,8 @@ HOMES = {
     "Representations": "evidence.representations",
     "Sharing": "evidence.sharing",
     "TextActivations": "evidence.texts",
+    "Training": "training",
+    "Tuning": "tuning",
     "WeightChange": "evidence.weight_change",
 }
 """The module of every noun that can be in a file: a file names a noun, never a module."""

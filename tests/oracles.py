@@ -488,3 +488,30 @@ def three_regions(own, pivot):
     reasoning = [b for b in range(n) if b not in understanding and b not in generation]
     parts = (understanding, reasoning, generation)
     return parts if all(parts) and len(understanding) + len(generation) < n else None
+def masked_tuning(model, batches, chosen: dict, *, steps: int, learning_rate: float) -> dict:
+    """Adam by hand on whole weights whose gradient is set to zero but for the chosen neurons: name -> change.
+
+    `chosen`: name of a weight -> function from the weight to a mask of its shape.
+    """
+    weights = {name: p for name, p in model.named_parameters() if name in chosen}
+    masks = {name: chosen[name](p) for name, p in weights.items()}
+    first = {name: p.detach().clone() for name, p in weights.items()}
+    mean, square = ({name: torch.zeros_like(p) for name, p in weights.items()} for _ in range(2))
+    for step, batch in zip(range(1, steps + 1), batches, strict=True):
+        logits = model(batch.tokens, return_type="logits").log_softmax(-1)
+        total = n = 0
+        for row in range(len(batch.tokens)):
+            for pos in range(1, batch.tokens.shape[1]):
+                if batch.valid[row, pos]:
+                    total, n = total - logits[row, pos - 1, batch.tokens[row, pos]], n + 1
+        for p in weights.values():
+            p.requires_grad_(True)
+            p.grad = None
+        (total / n).backward()
+        for name, p in weights.items():
+            gradient = torch.where(masks[name], p.grad, 0.0)
+            mean[name] = 0.9 * mean[name] + 0.1 * gradient
+            square[name] = 0.999 * square[name] + 0.001 * gradient**2
+            move = mean[name] / (1 - 0.9**step) / ((square[name] / (1 - 0.999**step)).sqrt() + 1e-8)
+            p.data -= learning_rate * torch.where(masks[name], move, 0.0)
+    return {name: p.detach() - first[name] for name, p in weights.items()}

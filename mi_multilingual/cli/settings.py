@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..detectors.table import DETECTORS, Setting, checked_settings, detector_of, recordable
+from ..detectors.table import DETECTORS, Setting, checked_settings, detector_of, recordable, recordable_by_passes
 from ..evidence.table import EVIDENCE
 
 
@@ -35,11 +35,10 @@ def recording_options(
     """What the recording of a kind of evidence takes of what was asked for.
 
     Raises:
-        ValueError: no kind that text is enough for, or an option that it does not have.
+        ValueError: no such kind, or an option that it does not have.
     """
-    kinds = [name for name, row in EVIDENCE.items() if row.record is not None]
-    if kind not in kinds:
-        raise ValueError(f"--evidence must be one of {', '.join(kinds)}, got {kind!r}")
+    if kind not in EVIDENCE:
+        raise ValueError(f"--evidence must be one of {', '.join(EVIDENCE)}, got {kind!r}")
     row, settings = EVIDENCE[kind], _recorded_settings(kind)
     if unknown := [key for key in given if key not in settings]:
         raise ValueError(f"settings of {kind} must be among {', '.join(settings) or 'none'}, got {unknown[0]!r}")
@@ -68,7 +67,7 @@ def compared_settings(names: Sequence[str] | None, given: Mapping[str, str]) -> 
         ValueError: a detector that cannot be compared, or a setting of none of those that are.
     """
     possible = recordable()
-    names = list(names or possible)
+    names = list(names or recordable_by_passes())
     if others := [name for name in names if name not in possible]:
         raise ValueError(f"--detector must be one of {', '.join(possible)} to be compared, got {others[0]!r}")
     words: dict[str, dict[str, str]] = {name: {} for name in names}
@@ -83,12 +82,10 @@ def compared_settings(names: Sequence[str] | None, given: Mapping[str, str]) -> 
 def described(name: str) -> tuple[str, list[tuple[str, str, str]]]:
     """A heading, and what a detector can be asked for: name, default and what it is."""
     row = DETECTORS[name]
-    kind = EVIDENCE[row.evidence]
-    needs = row.evidence if kind.record is not None else f"{row.evidence} (recorded from Python, of tuned models)"
     source = f"; {row.source}" if row.source else ""
     rate = [] if row.rate is None else [("--rate", f"{row.rate:g}", "share of neurons that are chosen")]
     settings = [(key, "none" if s.default is None else str(s.default), about(s)) for key, s in row.settings.items()]
-    return f"{name}: from {needs}{source}", rate + settings
+    return f"{name}: from {row.evidence}{source}", rate + settings
 
 
 def about(setting: Setting) -> str:

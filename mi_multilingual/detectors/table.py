@@ -12,14 +12,16 @@ from typing import Any
 
 from ..evidence.impact import IMPACT_PARTS, SCORES
 from ..evidence.sharing import TYPES
-from ..evidence.table import EVIDENCE, kind_in, kind_of
+from ..evidence.table import kind_in, kind_of
+from ..evidence.weight_change import WEIGHTS
 from ..neurons import NeuronScores, NeuronSet
+from ..training import OPTIMIZERS
 from .activation_percentile import activation_percentile, activation_percentile_scores
 from .average_precision import average_precision, average_precision_scores
 from .lap import lap, lap_scores
 from .lape import lape, lape_scores
 from .lave import MEANS, lave, lave_scores
-from .parameter_variation import parameter_variation, parameter_variation_scores
+from .parameter_variation import MARKS, parameter_variation, parameter_variation_scores
 from .plnd import plnd, plnd_scores
 from .relevance import relevance, relevance_scores
 from .sharing import sharing, sharing_scores
@@ -123,6 +125,13 @@ _LAVE = {
 _LAP_THRESHOLD = Setting(
     None, "instead of a rate, the probability to exceed (0.95 in the paper)", 0.0, 1.0, below=True, replaces_rate=True
 )
+_TUNED = {
+    "mark": Setting("smallest", "which change of its weights marks a language", choices=MARKS),
+    "steps": Setting(20, "steps of tuning on each language", 1, recorded=True),
+    "learning_rate": Setting(1e-3, "size of a step", 0.0, above=True, recorded=True),
+    "optimizer": Setting("adam", "Adam, or plain gradient descent", choices=OPTIMIZERS, recorded=True),
+    "weights": Setting("all", "all weights of a neuron, or those it reads with", choices=WEIGHTS, recorded=True),
+}
 _TANG = "Tang et al. 2024, arXiv:2402.16438"
 DETECTORS: dict[str, Detector] = {
     "lape": Detector("activations", lape_scores, lape, 0.01, _ENTROPY, tuple(_ENTROPY), source=_TANG),
@@ -155,7 +164,13 @@ DETECTORS: dict[str, Detector] = {
         "relevance", relevance_scores, relevance, 0.01, _ENTROPY, source="after CRANE 2026, arXiv:2601.04664"
     ),
     "parameter_variation": Detector(
-        "weight change", parameter_variation_scores, parameter_variation, 0.01, _ENTROPY, tuple(_ENTROPY), source=_TANG
+        "weight change",
+        parameter_variation_scores,
+        parameter_variation,
+        0.01,
+        _ENTROPY | _TUNED,
+        (*_ENTROPY, "mark"),
+        source=_TANG,
     ),
     "sharing": Detector(
         "sharing",
@@ -271,5 +286,10 @@ def _check_evidence(name: str, evidence: Any) -> None:
 
 
 def recordable() -> list[str]:
-    """Detectors of language neurons whose evidence needs nothing but a model and text."""
-    return [name for name, row in DETECTORS.items() if row.by_language and EVIDENCE[row.evidence].record is not None]
+    """Detectors of language neurons, which need nothing but a model and text."""
+    return [name for name, row in DETECTORS.items() if row.by_language]
+
+
+def recordable_by_passes() -> list[str]:
+    """Those of them that need no training, only passes over the text."""
+    return [name for name in recordable() if not kind_of(DETECTORS[name].evidence).copies]

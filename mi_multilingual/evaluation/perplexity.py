@@ -2,18 +2,18 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pandas as pd
 import torch
 from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.nn.functional import pad
 from tqdm.auto import tqdm
 
 from ..corpora import Corpus
 from ..models.hooked import HookedModel, all_logits
+from ..rows import joined
 from ..tokens import Reading, TokenRows, language_rows, rows_per_batch
 from .intervals import ratio_interval
 
@@ -112,15 +112,10 @@ def joined_losses(parts: Sequence[RowLosses]) -> RowLosses:
 
 def corpus_losses(model: HookedModel, rows: Mapping[str, TokenRows]) -> dict[str, RowLosses]:
     """`row_losses` of every language, rows in their order; batches hold rows of several languages."""
-    width = max(r.tokens.shape[1] for r in rows.values())
-
-    def together(name: str) -> Tensor:
-        return torch.cat([pad(getattr(r, name), (0, width - r.tokens.shape[1])) for r in rows.values()])
-
-    n_rows = [len(r.tokens) for r in rows.values()]
+    n_rows = [len(r) for r in rows.values()]
     number = torch.arange(sum(n_rows))
-    merged = TokenRows("", together("tokens"), together("valid"), together("n_bytes"), number)
-    size = rows_per_batch(model, width, "logits")
+    merged = replace(joined(list(rows.values())), document=number)
+    size = rows_per_batch(model, merged.width, "logits")
     order = torch.cat([batch.document for batch in merged.batches(size)])
     loss = row_losses(model, merged)
     back = torch.empty_like(order).scatter_(0, order, number)

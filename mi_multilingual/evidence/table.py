@@ -9,13 +9,14 @@ from typing import Any
 from ..corpora import Corpus
 from ..models.hooked import HookedModel
 from ..tokens import Reading
+from ..training import Training
 from .activations import ActivationStats, record
 from .impact import Impact, record_impact
 from .relevance import Relevance, record_relevance
 from .representations import Representations, record_representations
 from .sharing import Sharing, sharing_categories
 from .texts import TextActivations, record_texts
-from .weight_change import WeightChange
+from .weight_change import WeightChange, record_tuned_change
 
 
 @dataclass(frozen=True)
@@ -23,8 +24,8 @@ class Kind:
     """A kind of evidence."""
 
     noun: type
-    record: Callable[..., Any] | None
-    """From model and corpus, with reading, progress and what else it takes; None where a corpus is not enough."""
+    record: Callable[..., Any]
+    """From model and corpus, with reading, progress and what else it takes."""
     site: str = ""
     """Where it is read unless another site is asked for; "" for a kind that leaves no choice."""
     by_document: bool = False
@@ -36,6 +37,8 @@ class Kind:
     numbers: int = 1
     """64-bit numbers kept for every neuron and language (for every neuron and text, half of one: `per_text`)."""
     per_text: bool = False
+    copies: int = 0
+    """Further numbers of the size of all weights while it is recorded."""
     options: Mapping[str, Any] = field(default_factory=dict)
     """What else `record` takes, as it is where nothing is said: part of the protocol, so of the key of what is kept."""
 
@@ -48,6 +51,14 @@ def _record_mean_texts(model: HookedModel, corpus: Corpus, **options: Any) -> Te
 def _record_sharing(model: HookedModel, corpus: Corpus, *, threshold: float, **options: Any) -> Sharing:
     """Sharing categories at one threshold."""
     return sharing_categories(model, corpus, thresholds=[threshold], **options)
+
+
+def _record_weight_change(
+    model: HookedModel, corpus: Corpus, *, steps: int, learning_rate: float, optimizer: str, weights: str, **options: Any
+) -> WeightChange:
+    """Change by tuning a copy on each language."""
+    training = Training(steps=int(steps), learning_rate=float(learning_rate), optimizer=optimizer)
+    return record_tuned_change(model, corpus, training=training, weights=weights, **options)
 
 
 EVIDENCE: dict[str, Kind] = {
@@ -74,7 +85,13 @@ EVIDENCE: dict[str, Kind] = {
         per_text=True,
         options={"pooling": "mean"},
     ),
-    "weight change": Kind(WeightChange, None),
+    "weight change": Kind(
+        WeightChange,
+        _record_weight_change,
+        passes=4.0,  # as if every row were seen once, whatever the number of steps
+        copies=4,  # the tuned copy, its gradient, and two moments
+        options={"steps": 20, "learning_rate": 1e-3, "optimizer": "adam", "weights": "all"},
+    ),
 }
 """Every kind of evidence. A new one is a file beside this one and a row here."""
 
@@ -97,11 +114,9 @@ def record_evidence(
         options: of that kind, such as `threshold` of sharing.
 
     Raises:
-        ValueError: an unknown kind, one that needs more than model and corpus, or as its own function.
+        ValueError: an unknown kind, or as its own function.
     """
     row = kind_of(kind)
-    if row.record is None:
-        raise ValueError(f"{kind} cannot be recorded from a model and a corpus; it needs tuned models")
     where: Mapping[str, Any] = {"site": site or row.site} if row.site else {}
     options = {**row.options, **options}
     return row.record(model, corpus, reading=reading_for(kind, reading), progress=progress, **where, **options)

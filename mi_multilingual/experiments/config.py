@@ -12,7 +12,6 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from pydantic_core import PydanticCustomError
 
 from ..detectors.table import DETECTORS, Setting, detector_of
-from ..evidence.table import kind_of
 from ..neurons import PARTS
 from ..studies.regions import REGIONS
 from ..tokens import BOS_RULES, LAYOUTS, Reading
@@ -153,7 +152,7 @@ class DetectorSettings(BaseModel):
         """All settings of the row: those given, checked, and the defaults of the others."""
         if not isinstance(given, Mapping) or "name" not in given:
             return given
-        rows = _study_settings(check_choice(given["name"], usable_detectors(), "name"))
+        rows = _study_settings(check_choice(given["name"], tuple(DETECTORS), "name"))
         for key in given:
             if key not in ("name", *rows):
                 raise PydanticCustomError(
@@ -175,11 +174,6 @@ class DetectorSettings(BaseModel):
         if "scope" not in given:
             return None
         return given["scope"] or ("input" if measure in BY_CHOICE else "corpus")
-
-
-def usable_detectors() -> list[str]:
-    """The detectors whose evidence a model and text are enough for."""
-    return [name for name, row in DETECTORS.items() if kind_of(row.evidence).record is not None]
 
 
 def _study_settings(name: str) -> dict[str, Setting]:
@@ -356,7 +350,7 @@ class Study(Models):
         """Raise where attention columns are asked for, and no such cell could run."""
         apart = [(d.name, p) for d in self.detector for p in self.part if not finds(d.name, p)]
         if apart:
-            able = ", ".join(name for name in usable_detectors() if finds(name, apart[0][1]))
+            able = ", ".join(name for name in tuple(DETECTORS) if finds(name, apart[0][1]))
             raise ValueError(
                 f"detector {apart[0][0]} finds neurons of the MLP only, so no part {apart[0][1]}; use {able}"
             )

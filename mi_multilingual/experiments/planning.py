@@ -217,7 +217,9 @@ def n_tokens(model: HookedModel, corpus: Corpus, reading: Reading) -> int:
 def _memory_of(model: HookedModel, cells: list[Cell], corpus: Corpus) -> int:
     """Bytes of process or weights, of one batch of logits (twice in float32), and of the largest recording."""
     neurons = model.cfg.n_layers * model.cfg.d_mlp
-    kept = [_recording_bytes(recording, neurons, corpus) for cell in cells for recording in needs(cell)]
+    weights = sum(p.numel() * p.element_size() for p in model.parameters())
+    recordings = [recording for cell in cells for recording in needs(cell)]
+    kept = [_recording_bytes(r, neurons, corpus) + kind_of(r.kind).copies * weights for r in recordings]
     return _weights_and_logits(model) + max(kept, default=0)
 
 

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 from transformers.pytorch_utils import Conv1D
 
 from ..models.checkpoints import architecture, hugging_face
-from ..models.hooked import is_gated
+from ..models.hooked import HookedModel, is_gated
 from ..models.loading import load_model
 from .changes import Change, Intervention, changes, check_applicable
 from .weights import (
@@ -50,12 +50,18 @@ def export(model_name: str | Path, *interventions: Intervention, folder: str | P
         ValueError: as `bake`, a folder that holds something, set and add where the architecture has neither an
             output bias nor an option for one, or columns of W_Q, W_K or W_V where one matrix holds all three.
     """
+    folder = check_new_folder(folder)
+    hf_model, tokenizer, _ = hugging_face(model_name, None, "auto")
+    edit_checkpoint(hf_model, tokenizer, interventions)
+    save_whole(hf_model, tokenizer, folder)
+    return folder
+
+
+def check_new_folder(folder: str | Path) -> Path:
+    """The folder, unless it holds something."""
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{str(folder)!r} is there already and not empty; give a new folder")
-    hf_model, tokenizer, _ = hugging_face(model_name, None, "auto")
-    edit_checkpoint(hf_model, tokenizer, interventions)
-    _save_whole(hf_model, tokenizer, folder)
     return folder
 
 
@@ -76,22 +82,26 @@ def edit_checkpoint(
 def _check_checkpoint(
     hf_model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, interventions: Sequence[Intervention]
 ) -> bool:
-    """Raise unless the interventions can be written into this checkpoint; whether its MLPs are gated.
+    """Raise unless the interventions can be written into this checkpoint; whether its MLPs are gated."""
+    model = bridged(hf_model, tokenizer)
+    check_applicable(model, interventions)
+    check_writable(model, interventions)
+    return is_gated(model)
 
-    TransformerLens looks at the model through copies of its modules that share the weights, so nothing is stored
-    twice and the model stays a plain one.
+
+def bridged(hf_model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> HookedModel:
+    """The checkpoint as a TransformerBridge, through copies of its modules that share the weights.
+
+    So nothing is stored twice, and the model stays a plain one.
     """
     shared = {id(t): t for t in (*hf_model.parameters(), *hf_model.buffers())}
-    model = load_model(
+    return load_model(
         copy.deepcopy(hf_model, shared),
         tokenizer=copy.deepcopy(tokenizer),
         backend="bridge",
         device=str(hf_model.device),
         dtype=hf_model.dtype,
     )
-    check_applicable(model, interventions)
-    check_writable(model, interventions)
-    return is_gated(model)
 
 
 def _checkpoint_columns(hf_model: PreTrainedModel, step: Change) -> Iterator[tuple[Projection, RowsChange]]:
@@ -149,7 +159,7 @@ def _turn_biases_on(hf_model: PreTrainedModel, mlps: Sequence[str]) -> None:
         )
 
 
-def _save_whole(hf_model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+def save_whole(hf_model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     """Write the checkpoint all or nothing: a reader never sees half a folder."""
     partial = folder.with_name(f".{folder.name}.{os.getpid()}")
     try:

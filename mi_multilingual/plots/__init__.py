@@ -7,9 +7,11 @@ from .neurons import entropy_histogram, layer_counts, neuron_map, neuron_profile
 from .sharing import activity_overlap, sharing_by_layer, type_contributions
 from .steering import fallback, steering_curve, steering_matrix
 from .sweeps import sweep_effects
+from .tuning import alignment_bars, tuning_bars, tuning_matrix
 
 __all__ = [
     "activity_overlap",
+    "alignment_bars",
     "change_by_layer",
     "deactivation_bars",
     "deactivation_matrix",
@@ -28,5 +30,7 @@ __all__ = [
     "steering_curve",
     "steering_matrix",
     "sweep_effects",
+    "tuning_bars",
+    "tuning_matrix",
     "type_contributions",
 ]

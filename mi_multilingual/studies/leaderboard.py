@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from ..corpora import Corpus
-from ..detectors.table import checked_settings, detector_of, recordable, recording_settings, scored
+from ..detectors.table import checked_settings, detector_of, recordable_by_passes, recording_settings, scored
 from ..evaluation.intervals import RESAMPLES, resampled
 from ..evaluation.perplexity import corpus_losses, corpus_rows
 from ..evidence.table import record_evidence
@@ -145,18 +145,18 @@ def rankings(
 ) -> dict[str, NeuronScores]:
     """MLP neurons of every language by every detector that needs nothing but the model and text.
 
-    `scores.top(n)` of each makes sets of equal size, which can be compared. Parameter variation is not among them: it
-    needs tuned checkpoints.
+    `scores.top(n)` of each makes sets of equal size, which can be compared. Parameter variation tunes a copy of the
+    model on every language, a few steps, so it is among them only where it is named.
 
     Args:
-        detectors: names in `DETECTORS`; all that can be had by default.
+        detectors: names in `DETECTORS`; by default all that need passes only.
         settings: name of a detector -> what it is asked for, e.g. {"lape": {"filter_rate": 0.985}}.
         reading: how text becomes rows; detectors that look at single documents take one per row in any case.
 
     Raises:
         ValueError: an unknown detector or setting, or one whose evidence cannot be recorded from text.
     """
-    names = recordable() if detectors is None else list(detectors)
+    names = recordable_by_passes() if detectors is None else list(detectors)
     if others := [name for name in settings or {} if name not in names]:
         raise ValueError(f"settings must be of the detectors {', '.join(names)}, got some of {others[0]!r}")
     asked = {name: checked_settings(name, (settings or {}).get(name, {})) for name in names}

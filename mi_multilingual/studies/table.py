@@ -12,6 +12,7 @@ import pandas as pd
 
 from ..detectors.table import Setting
 from . import layer_languages, regions
+from . import alignment_tuning, tuning
 from .given import Given
 
 Tables = Mapping[str, pd.DataFrame]
@@ -42,6 +43,31 @@ STUDIES: dict[str, StudyRow] = {
         ("regions", "region_outputs", "region_effects"),
         regions.REGION_SETTINGS,
         "Zhao et al. 2024, arXiv:2402.18815",
+_STEPS = Setting(20, "steps of every tuning", 1)
+_ROWS = Setting(8, "rows of text per step", 1)
+STUDIES: dict[str, StudyRow] = {
+    "tuning": StudyRow(
+        tuning.run,
+        ("tuning_rows", "tuning", "tuning_summary"),
+        {
+            "languages": Setting(3, "languages that are tuned on, the first that have neurons", 1),
+            "steps": _STEPS,
+            "learning_rate": Setting(1e-3, "tried beside a tenth of it and ten times as much", 0.0, above=True),
+            "batch_rows": _ROWS,
+        },
+        "Zhao et al. 2024, arXiv:2402.18815; Mondal et al. 2025, arXiv:2503.17456",
+    ),
+    "alignment_tuning": StudyRow(
+        alignment_tuning.run,
+        ("alignment_rows", "alignment_tuning"),
+        {
+            "languages": Setting(4, "languages that are aligned and asked in, the first ones", 2),
+            "questions": Setting(30, "questions about facts, about", 2),
+            "steps": _STEPS,
+            "learning_rate": Setting(1e-4, "size of a step", 0.0, above=True),
+            "batch_rows": _ROWS,
+        },
+        "Wang et al. 2024, arXiv:2406.09265, version 1",
     ),
 }
 """Name -> the study. The name is that of its file, or of what it is about where a file holds two."""

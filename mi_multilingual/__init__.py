@@ -67,6 +67,7 @@ FURTHER = {
     "analysis.attribution": ["answer_token", "contribution_scores", "effective_scores"],
     "analysis.examples": ["logit_effects"],
     "analysis.significance": ["half_agreement", "lape_membership", "lape_of_texts", "permutation_test"],
+    "evaluation.edits": ["EditRecord", "editing_prompts", "in_context", "load_edits", "load_fact_edits", "load_mzsre"],
     "evaluation.judge": ["Endpoint", "judge"],
     "evaluation.numbers": ["last_number"],
     "evaluation.prompts": ["equal_openings"],
@@ -83,6 +84,7 @@ FURTHER = {
     "studies.deactivation": ["deactivation_effects"],
     "studies.leaderboard": ["ranking_stability"],
     "studies.planted": ["planted_model", "planted_text"],
+    "studies.rank_one": ["Keys", "RankOne", "edit", "rank_one", "rank_one_edits", "record_keys"],
     "studies.steering": [
         "fallback_study",
         "language_forcing",

@@ -131,7 +131,7 @@ def _rewrites(model: HookedModel, interventions: Sequence[Intervention]) -> Iter
     mlp_steps = [step for step in steps if step.part == "mlp"]
     for layer in range(model.cfg.n_layers):
         for row in layer_changes(mlp_steps, layer):
-            yield _out_projection(model, layer), row
+            yield out_projection(model, layer), row
     for step in steps:
         for layer in range(model.cfg.n_layers if step.part != "mlp" else 0):
             for row in layer_changes([step], layer):
@@ -146,7 +146,8 @@ def layer_changes(steps: Sequence[Change], layer: int) -> Iterator[RowsChange]:
             yield RowsChange(index, step.factor[layer, index], step.offset[layer, index])
 
 
-def _out_projection(model: HookedModel, layer: int) -> Projection:
+def out_projection(model: HookedModel, layer: int) -> Projection:
+    """The output weights of a layer's MLP, one row per neuron."""
     mlp = model.blocks[layer].mlp
     if is_bridge(model):
         return hugging_face_projection(mlp.out.original_component)

@@ -82,6 +82,8 @@ FURTHER = {
     "evaluation.tasks": ["Item", "accuracy_by_language", "in_every_language", "parallel_items", "written_accuracy"],
     "studies.ablation": ["layer_sweep"],
     "studies.deactivation": ["deactivation_effects"],
+    "studies.editing": ["editing_neurons", "editing_study"],
+    "studies.editing_tables": ["editing_effects", "editing_neuron_effects", "editing_transfer"],
     "studies.leaderboard": ["ranking_stability"],
     "studies.planted": ["planted_model", "planted_text"],
     "studies.rank_one": ["Keys", "RankOne", "edit", "rank_one", "rank_one_edits", "record_keys"],

@@ -181,6 +181,11 @@ def rank_one(model: HookedModel, record: EditRecord, keys: Keys, *, bos: str = "
     weights = out_projection(model, keys.layer)
     bias = 0.0 if weights.bias is None else weights.bias.detach().double().cpu()
     written = own[0] @ weights.rows.double().cpu() + bias
+    if not own[0].any():
+        raise ValueError(
+            f"some neuron must be active where {record.subject!r} ends, got none in layer {keys.layer} for record "
+            f"{record.id!r} ({record.language}); edit another layer"
+        )
     aim = _aim(model, places, record.target, found, Named(f"{record.subject} is a", len(record.subject)), bos)
     value = written + _shift(model, aim, keys.layer, written)
     return RankOne(keys.layer, own[0], keys.solved(own.mean(dim=0)), written, value)
@@ -269,7 +274,7 @@ def _shift(model: HookedModel, aim: _Aim, layer: int, written: Float[Tensor, " d
         missed, after = _missed(model, aim, layer, shift)
         before = after.detach() if before is None else before
         divergence = (after.exp() * (after - before)).sum()
-        loss = missed + _DIVERGENCE * divergence + _DECAY * shift.square().sum() / size**2
+        loss = missed + _DIVERGENCE * divergence + _DECAY * shift.norm() / size**2
         if loss < _ENOUGH:
             break
         [shift.grad] = torch.autograd.grad(loss, [shift])

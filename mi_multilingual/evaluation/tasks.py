@@ -85,8 +85,8 @@ def parallel_items(items: Iterable[_Asked]) -> dict[str, dict[str, _Asked]]:
     return {name: {k: same[k] for k in languages} for name, same in by_id.items()}
 
 
-def in_every_language(items: Iterable[Item]) -> list[Item]:
-    """The items whose id is there in all languages of the items.
+def in_every_language(items: Iterable[_Asked]) -> list[_Asked]:
+    """The items, or records of edits, whose id is there in all languages of the items.
 
     Raises:
         ValueError: no such id.

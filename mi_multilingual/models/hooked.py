@@ -275,7 +275,7 @@ def all_logits(model: HookedModel, tokens: Int[Tensor, "batch pos"]) -> Float[Te
 def logits_with_output(
     model: HookedModel, tokens: Int[Tensor, "batch pos"], layer: int, change: Callable[[Tensor], Tensor]
 ) -> Float[Tensor, "batch pos vocab"]:
-    """Logits of a pass in which what an MLP writes is changed: its output, the bias included, before any norm behind it.
+    """Logits of a pass in which what an MLP writes is changed: its bias included, before any norm behind it.
 
     Gradients flow through `change` where they are enabled.
     """

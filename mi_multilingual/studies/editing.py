@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -13,19 +15,24 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..evaluation.edits import EditRecord, demonstrations, in_context
+from ..corpora import Corpus
+from ..detectors.table import Setting
+from ..evaluation.edits import EditRecord, demonstrations, in_context, load_edits, load_fact_edits, load_mzsre
 from ..evaluation.likelihood import Continuation, Forced, continuations, teacher_forced
 from ..evaluation.readers import known
-from ..evaluation.tasks import parallel_items
+from ..evaluation.tasks import in_every_language, parallel_items
 from ..evidence.sharing import TYPES, categories, parallel_activations
 from ..models.hooked import HookedModel, site_of
 from ..patching.conditions import CHOSEN, INTACT, NOT_RANDOM, RANDOM, check_seeds
 from ..tokens import prompt_ids
-from .editing_tables import MEASURES
-from .rank_one import RankOne, edit, subject_in, subject_keys
+from .editing_tables import MEASURES, editing_effects, editing_neuron_effects, editing_transfer
+from .given import Given
+from .rank_one import RankOne, edit, rank_one_edits, record_keys, subject_in, subject_keys
 
 IN_CONTEXT, RANK_ONE = "in context", "rank one"
 _COLUMNS = ("id", "edited", "asked", "editor", "condition", "seed", "known", *MEASURES, "gain", "fired")
+
+_READERS = {"jsonl": load_edits, "mzsre": load_mzsre}
 
 Updates = Mapping[tuple[str, str], RankOne]
 """Id and language of a record -> its update, as `rank_one_edits` gives them."""
@@ -154,9 +161,7 @@ def _checked_languages(parallel: Sequence[_Same], edited_in: Sequence[str] | Non
     return known(languages if edited_in is None else edited_in, languages, "the records have no language")
 
 
-def _check(
-    parallel: Sequence[_Same], edited_in: Sequence[str], updates: Updates | None, seeds: Sequence[int]
-) -> None:
+def _check(parallel: Sequence[_Same], edited_in: Sequence[str], updates: Updates | None, seeds: Sequence[int]) -> None:
     check_seeds(seeds)
     if not seeds:
         raise ValueError("seeds must hold at least one number, got none; other edits are what these are held against")
@@ -222,9 +227,7 @@ def _subject_keys(
     if not updates:
         return []
     layer = next(iter(updates.values())).layer
-    return [
-        subject_keys(model, [subject_in(record) for record in same.values()], layer, bos=bos) for same in parallel
-    ]
+    return [subject_keys(model, [subject_in(record) for record in same.values()], layer, bos=bos) for same in parallel]
 
 
 def _measured(before: list[tuple[bool, Forced]], after: list[tuple[bool, Forced]]) -> dict[str, Any]:
@@ -288,3 +291,60 @@ def _carried(kind: Int[Tensor, " neuron"], direction: Float[Tensor, " neuron"]) 
     for i, name in enumerate(TYPES):
         share, carried = float((kind == i).double().mean()), float(weight[kind == i].sum())
         yield {"type": name, "share": share, "carried": carried, "beyond": carried - share}
+
+
+TABLES = ("editing", "editing_effects", "editing_transfer", "editing_neurons", "editing_neuron_effects")
+SETTINGS = {
+    "records": Setting("demo", "whose facts to change: the demo's, or those of a file", choices=("demo", *_READERS)),
+    "file": Setting("", "that file"),
+    "n_records": Setting(10, "facts to change, those known in most languages", 2),
+    "n_edited": Setting(2, "languages to edit in, the first ones of the text", 1),
+    "depth": Setting(0.2, "of the edited layer: 0 for the first, 1 for the last", 0.0, 1.0),
+    "n_documents": Setting(40, "documents of each language that keys are recorded on", 1),
+    "shots": Setting(0, "demonstrations before an edit in context", 0),
+}
+"""Of `run`. Of 4 layers the default depth means the first, of 32 the seventh."""
+
+
+def run(given: Given) -> dict[str, pd.DataFrame]:
+    """Facts changed in the first languages and asked for in all, the two editors beside each other."""
+    model, settings, bos = given.model, given.settings, given.reading.bos
+    records = _best_known(model, _records(given), settings["n_records"], bos)
+    languages = list(dict.fromkeys(record.language for record in records))
+    texts = {k: tuple(islice(given.identify.documents[k], settings["n_documents"])) for k in languages}
+    layer = min(int(settings["depth"] * model.cfg.n_layers), model.cfg.n_layers - 1)
+    shown: dict[str, Any] = {"bos": bos, "progress": given.progress}
+    keys = record_keys(
+        model, Corpus(texts, given.identify.source), layer=layer, reading=given.reading, progress=given.progress
+    )
+    edited = languages[: settings["n_edited"]]
+    updates = rank_one_edits(model, records, keys, edited_in=edited, **shown)
+    answers = editing_study(
+        model, records, updates, edited_in=edited, shots=settings["shots"], seeds=given.seeds, **shown
+    )
+    neurons = editing_neurons(model, records, updates, bos=bos)
+    tables = (answers, editing_effects(answers), editing_transfer(answers), neurons, editing_neuron_effects(neurons))
+    return dict(zip(TABLES, tables, strict=True))
+
+
+def _records(given: Given) -> list[EditRecord]:
+    """The records asked for, in the languages that the text has too."""
+    name, file = given.settings["records"], given.settings["file"]
+    if (name == "demo") != (not file):
+        raise ValueError(f"file must be given where records are not the demo's, got {file!r} with records={name!r}")
+    found = load_fact_edits() if name == "demo" else _READERS[name](file)
+    kept = [record for record in found if record.language in given.identify.languages]
+    kept.sort(key=lambda record: given.identify.languages.index(record.language))
+    if len({record.language for record in kept}) < 2:
+        raise ValueError(
+            f"records must be in at least two of the text's languages, {', '.join(given.identify.languages)}; give "
+            "other text or records"
+        )
+    return in_every_language(kept)
+
+
+def _best_known(model: HookedModel, records: Sequence[EditRecord], n: int, bos: str) -> list[EditRecord]:
+    """The records of the n ids whose right answer the model gives in most languages."""
+    right = Counter(name for name, _ in _known(model, records, bos))
+    ids = sorted(dict.fromkeys(record.id for record in records), key=lambda name: -right[name])[:n]
+    return [record for record in records if record.id in set(ids)]

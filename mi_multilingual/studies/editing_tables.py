@@ -23,13 +23,7 @@ def editing_effects(answers: pd.DataFrame) -> pd.DataFrame:
     Raises:
         ValueError: no row of an edit, or of its control.
     """
-    part = _counted(answers)
-    rows = []
-    for (editor, edited, asked), cell in part.groupby(["editor", "edited", "asked"], sort=False):
-        for measure in MEASURES:
-            labels = {"editor": editor, "edited": edited, "asked": asked, "measure": measure}
-            rows.append({**labels, **_effect(cell, measure)})
-    return pd.DataFrame(rows)
+    return _effects(_counted(answers), ["editor", "edited", "asked"])
 
 
 def editing_transfer(answers: pd.DataFrame) -> pd.DataFrame:
@@ -46,16 +40,19 @@ def editing_transfer(answers: pd.DataFrame) -> pd.DataFrame:
     """
     part = _counted(answers)
     part = part.assign(scope=np.where(part.edited == part.asked, OWN, OTHERS))
-    rows = []
-    for (editor, scope), cell in part.groupby(["editor", "scope"], sort=False):
-        for measure in MEASURES:
-            rows.append({"editor": editor, "scope": scope, "measure": measure, **_effect(cell, measure)})
+    return _effects(part, ["editor", "scope"])
+
+
+def _effects(part: pd.DataFrame, by: list[str]) -> pd.DataFrame:
+    """The effect on every measure of each group of rows."""
+    cells = [cell for _, cell in part.groupby(by, sort=False)]
+    rows = [{**cell.iloc[0][by], "measure": name, **_effect(cell, name)} for cell in cells for name in MEASURES]
     return pd.DataFrame(rows)
 
 
 def _counted(answers: pd.DataFrame) -> pd.DataFrame:
     """The rows of edits of facts that were known."""
-    part = answers[answers.known & (answers.condition != INTACT)]
+    part = answers.loc[answers.known & (answers.condition != INTACT)]
     if missing := {CHOSEN, RANDOM} - set(part.condition):
         raise ValueError(
             f"answers must hold edits of known facts and their controls, got none that is {min(missing)!r}; give whole "
@@ -89,9 +86,9 @@ def editing_neuron_effects(neurons: pd.DataFrame) -> pd.DataFrame:
         one row per token and type: n_records, share, carried, low, high (of carried), beyond, beyond_low, beyond_high.
     """
     rows = []
-    for (token, kind), cell in neurons.groupby(["token", "type"], sort=False):
+    for _, cell in neurons.groupby(["token", "type"], sort=False):
         means = cell.groupby("id")[["share", "carried", "beyond"]].mean()
         (low, high), (beyond_low, beyond_high) = (mean_interval(means[c].to_numpy()) for c in ("carried", "beyond"))
-        row = {"token": token, "type": kind, "n_records": len(means), **means.mean().to_dict(), "low": low}
+        row = {**cell.iloc[0][["token", "type"]], "n_records": len(means), **means.mean().to_dict(), "low": low}
         rows.append({**row, "high": high, "beyond_low": beyond_low, "beyond_high": beyond_high})
     return pd.DataFrame(rows)

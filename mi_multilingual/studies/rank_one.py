@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from typing import NamedTuple
 
 import torch
@@ -77,7 +78,7 @@ def record_keys(
 
 def _openings(corpus: Corpus, language: str, n: int) -> tuple[str, ...]:
     end = "。" if language in WITHOUT_SPACES else ". "
-    return tuple(first_words(document, language) + end for document, _ in zip(corpus.documents[language], range(n)))
+    return tuple(first_words(document, language) + end for document in islice(corpus.documents[language], n))
 
 
 def _keys_at(
@@ -111,7 +112,7 @@ class RankOne:
         """What is added to the output weights, float64."""
         return torch.outer(self.direction, self.value - self.written) / (self.key @ self.direction)
 
-    def fired(self, key: Float[Tensor, "... neuron"]) -> Float[Tensor, "..."]:
+    def fired(self, key: Float[Tensor, "*axes neuron"]) -> Float[Tensor, "*axes"]:
         """How much of the change another key brings about: 1 for the prompt's own, 0 where nothing changes."""
         return key @ self.direction / (self.key @ self.direction)
 
@@ -229,8 +230,8 @@ def _token_at(model: HookedModel, place: Named, bos: str) -> int:
     tokenizer = model.tokenizer
     if not tokenizer.is_fast:
         raise ValueError(
-            f"the tokenizer must say where its tokens stand in a text, got {type(tokenizer).__name__}; load a fast one, "
-            "or edit in context alone"
+            f"the tokenizer must say where its tokens stand in a text, got {type(tokenizer).__name__}; load a fast "
+            "one, or edit in context alone"
         )
     spans = tokenizer(place.text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
     at = max(i for i, (start, end) in enumerate(spans) if start < place.end <= end)

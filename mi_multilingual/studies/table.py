@@ -11,6 +11,7 @@ from typing import Any
 import pandas as pd
 
 from ..detectors.table import Setting
+from . import editing
 from .given import Given
 
 Tables = Mapping[str, pd.DataFrame]
@@ -29,7 +30,14 @@ class StudyRow:
     source: str = ""
 
 
-STUDIES: dict[str, StudyRow] = {}
+STUDIES: dict[str, StudyRow] = {
+    "editing": StudyRow(
+        editing.run,
+        editing.TABLES,
+        editing.SETTINGS,
+        "Wang et al. 2024, arXiv:2406.09265; Meng et al. 2022, arXiv:2202.05262",
+    ),
+}
 """Name -> the study. The name is that of its file, or of what it is about where a file holds two."""
 
 

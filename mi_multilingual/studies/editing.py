@@ -30,7 +30,7 @@ from .given import Given
 from .rank_one import RankOne, edit, rank_one_edits, record_keys, subject_in, subject_keys
 
 IN_CONTEXT, RANK_ONE = "in context", "rank one"
-_COLUMNS = ("id", "edited", "asked", "editor", "condition", "seed", "known", *MEASURES, "gain", "fired")
+_COLUMNS = ("id", "edited", "asked", "editor", "condition", "seed", "known", "known_asked", *MEASURES, "gain", "fired")
 
 _READERS = {"jsonl": load_edits, "mzsre": load_mzsre}
 
@@ -65,8 +65,9 @@ def editing_study(
 
     Returns:
         one row per record, language edited in, language asked in, editor and condition: id, edited and editor ("" for
-        the intact model), asked, condition, seed (-1 unless random), known (bool: the right answer was the likeliest in
-        both languages before; true where the record has none), success (bool: with what stands before it given, every
+        the intact model), asked, condition, seed (-1 unless random), known (bool: the right answer was the likeliest
+        before in the language edited in; true where the record has none), known_asked (the same in the language asked
+        in), success (bool: with what stands before it given, every
         token of the target is the likeliest), generality (bool: the same behind the rephrase), locality (share of the
         other facts whose likeliest tokens are what they were), gain (of the target's log-likelihood, nats), fired (how
         much of the update the key of the prompt asked brings about, 1 for the prompt edited; NaN in context).
@@ -100,9 +101,9 @@ def editing_study(
             after = _answers(model, one.questions or plain[one.record])
         fired = [np.nan] * len(same) if one.update is None else one.update.fired(keys[one.record]).tolist()
         for (k, record), share in zip(same.items(), fired, strict=True):
-            known_before = {(record.id, k), (record.id, one.labels["edited"])} <= right
+            told = {"known": (record.id, one.labels["edited"]) in right, "known_asked": (record.id, k) in right}
             found = _measured(said[k], after[k])
-            rows.append({**one.labels, "id": record.id, "asked": k, "known": known_before, **found, "fired": share})
+            rows.append({**one.labels, "id": record.id, "asked": k, **told, **found, "fired": share})
     return pd.DataFrame(rows, columns=list(_COLUMNS))
 
 
@@ -241,7 +242,8 @@ def _measured(before: list[tuple[bool, Forced]], after: list[tuple[bool, Forced]
 def _intact_rows(same: _Same, said: _Answers, right: set[tuple[str, str]]) -> Iterator[dict[str, Any]]:
     for k, record in same.items():
         labels = {"id": record.id, "edited": "", "asked": k, "editor": "", "condition": INTACT, "seed": NOT_RANDOM}
-        yield {**labels, "known": (record.id, k) in right, **_measured(said[k], said[k]), "fired": np.nan}
+        told = (record.id, k) in right
+        yield {**labels, "known": told, "known_asked": told, **_measured(said[k], said[k]), "fired": np.nan}
 
 
 def editing_neurons(

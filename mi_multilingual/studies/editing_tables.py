@@ -13,7 +13,7 @@ OWN, OTHERS = "own language", "other languages"
 def editing_effects(answers: pd.DataFrame) -> pd.DataFrame:
     """How often an edit in one language is followed in another, from `editing_study`, with 95 % intervals.
 
-    Only facts that were answered right before in both languages count.
+    Only facts that were answered right before in the language edited in count.
 
     Returns:
         one row per editor, edited, asked and measure ("success", "generality", "locality"): n_records, value (a share),
@@ -69,11 +69,11 @@ def _effect(cell: pd.DataFrame, measure: str) -> dict[str, float]:
     beyond_low, beyond_high = mean_interval(value - random)
     return {
         "n_records": len(wide),
-        "value": value.mean(),
+        "value": float(value.mean()),
         "low": float(low),
         "high": float(high),
-        "random": random.mean(),
-        "beyond": (value - random).mean(),
+        "random": float(random.mean()),
+        "beyond": float((value - random).mean()),
         "beyond_low": beyond_low,
         "beyond_high": beyond_high,
     }

@@ -3,6 +3,7 @@
 import itertools
 import math
 
+import numpy as np
 import torch
 
 
@@ -515,3 +516,41 @@ def masked_tuning(model, batches, chosen: dict, *, steps: int, learning_rate: fl
             move = mean[name] / (1 - 0.9**step) / ((square[name] / (1 - 0.999**step)).sqrt() + 1e-8)
             p.data -= learning_rate * torch.where(masks[name], move, 0.0)
     return {name: p.detach() - first[name] for name, p in weights.items()}
+def edit_direction(elsewhere, at_subject):
+    """u = C^-1 k: C the mean outer product of keys elsewhere with a ridge, k the mean of the keys at the subject."""
+    n, size = len(elsewhere), len(elsewhere[0])
+    moment = np.zeros((size, size))
+    for key in elsewhere:
+        for i in range(size):
+            for j in range(size):
+                moment[i, j] += key[i] * key[j] / n
+    ridge = 1e-4 * sum(moment[i, i] for i in range(size)) / size
+    for i in range(size):
+        moment[i, i] += ridge
+    return np.linalg.solve(moment, sum(np.asarray(key, dtype=float) for key in at_subject) / len(at_subject))
+
+
+def edit_update(direction, key, written, value):
+    """What is added to the output weights, row by row, so that the key gives the value in place of what was written."""
+    along = sum(k * u for k, u in zip(key, direction, strict=True))
+    return np.array([[u * (v - m) / along for v, m in zip(value, written, strict=True)] for u in direction])
+
+
+def descended(loss, n, reach, steps=20, rate=0.5, enough=0.05):
+    """Adam by its formulas from zero, kept within a distance; `loss` gives the loss and its gradient."""
+    x, first, second = np.zeros(n), np.zeros(n), np.zeros(n)
+    for step in range(1, steps + 1):
+        value, gradient = loss(x)
+        if value < enough:
+            break
+        first = 0.9 * first + 0.1 * gradient
+        second = 0.999 * second + 0.001 * gradient**2
+        x = x - rate * (first / (1 - 0.9**step)) / (np.sqrt(second / (1 - 0.999**step)) + 1e-8)
+        length = np.sqrt((x**2).sum())
+        x = x * (reach / length) if length > reach else x
+    return x
+
+
+def last_token_of(text, end, pieces):
+    """The first token by which the text up to `end` is whole; `pieces` decodes ever more tokens."""
+    return next(i for i, piece in enumerate(pieces) if piece.startswith(text[:end]))

@@ -4,6 +4,7 @@ python training/facts.py mi_multilingual/demo/facts.jsonl
 """
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -310,6 +311,13 @@ def forms(language: str, cell: str) -> dict[str, str]:
     return {"n": n, "g": parts[1] if len(parts) > 1 else n, "l": parts[2] if len(parts) > 2 else n}
 
 
+def name_in(prompt: str, language: str, cell: str) -> str:
+    """The country's name as it stands in the prompt, without an article and without a Turkish ending."""
+    forms = cell.split(",")[:1] if language == "tr" else cell.split(",")  # endings stand behind an apostrophe
+    bare = [re.sub(r"^(la |le |l'|der |die |dem )", "", form) for form in forms]
+    return max((name for name in bare if name in prompt), key=len)
+
+
 def answers() -> dict[str, dict[str, list[str]]]:
     """relation -> country -> the answer in each language."""
     shared = {
@@ -320,7 +328,7 @@ def answers() -> dict[str, dict[str, list[str]]]:
 
 
 def facts() -> list[dict[str, object]]:
-    """One row a country, relation, wording and language: prompt, answer and what follows it."""
+    """One row a country, relation, wording and language: name in the prompt, prompt, answer and what follows it."""
     table, known = [], answers()
     for country in rows(COUNTRIES):
         for k, language in enumerate(LANGUAGES):
@@ -331,7 +339,8 @@ def facts() -> list[dict[str, object]]:
                     prompt = prompt.replace("von dem ", "vom ").replace("In dem ", "Im ").replace(" in dem ", " im ")
                     answer = known[relation][country[0]][k]
                     row = {"country": country[0], "relation": relation, "wording": i, "lang": language}
-                    table.append({**row, "prompt": prompt, "answer": answer, "tail": after})
+                    subject = name_in(prompt, language, country[k + 1])
+                    table.append({**row, "subject": subject, "prompt": prompt, "answer": answer, "tail": after})
     return table
 
 

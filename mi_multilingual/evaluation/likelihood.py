@@ -3,9 +3,10 @@
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -115,6 +116,30 @@ def token_log_likelihoods(
     return _token_scores(model, [found.ids], [found], [0])
 
 
+class Forced(NamedTuple):
+    """What a model says at the places of a continuation, when it reads that continuation."""
+
+    likeliest: tuple[int, ...]
+    """The likeliest token at each place."""
+    log_likelihood: float
+    """Of the continuation, nats."""
+
+
+@torch.no_grad()
+def teacher_forced(model: HookedModel, found: Sequence[Continuation]) -> list[Forced]:
+    """The likeliest token wherever a continuation has one, and the continuation's log-likelihood."""
+    rows = [c.ids[:-1] for c in found]
+    said: dict[int, Forced] = {}
+    for batch in _row_batches(model, rows, [c.first for c in found]):
+        scored = [found[i] for i in batch]
+        places, which, target = _log_probabilities(model, [rows[i] for i in batch], scored, range(len(batch)))
+        best, score = places.argmax(-1)[which].cpu(), places[which, target].double().cpu()
+        sizes = [c.n_scored for c in scored]
+        for i, tokens, values in zip(batch, best.split(sizes), score.split(sizes), strict=True):
+            said[i] = Forced(tuple(tokens.tolist()), float(values.sum()))
+    return [said[i] for i in range(len(found))]
+
+
 def forward_rows(inputs: Sequence[tuple[int, ...]]) -> tuple[list[tuple[int, ...]], list[int]]:
     """As few rows as possible such that every input is the beginning of one, and the number of each input's row."""
     carriers: list[tuple[int, ...]] = []
@@ -153,6 +178,14 @@ def _token_scores(
     Args:
         row_of: the row on which each continuation lies.
     """
+    places, which, target = _log_probabilities(model, rows, found, row_of)
+    return places[which, target].cpu().double()
+
+
+def _log_probabilities(
+    model: HookedModel, rows: Sequence[tuple[int, ...]], found: Sequence[Continuation], row_of: Sequence[int]
+) -> tuple[Float[Tensor, "place vocab"], Int[Tensor, " token"], Int[Tensor, " token"]]:
+    """Log-probabilities at all places, and of each scored token its place and its id. Arguments as `_token_scores`."""
     tokens, _ = pad_right(rows)
     longest = tokens.shape[1]
     row = torch.tensor(row_of).repeat_interleave(torch.tensor([c.n_scored for c in found]))
@@ -161,5 +194,4 @@ def _token_scores(
     # Continuations share places: each place's logits are made once.
     places, which = torch.unique(row * longest + pos, return_inverse=True)
     logits = logits_at(model, tokens.to(model.cfg.device), places // longest, places % longest)
-    scores = logits.float().log_softmax(-1)[which.to(logits.device), target.to(logits.device)]
-    return scores.cpu().double()
+    return logits.float().log_softmax(-1), which.to(logits.device), target.to(logits.device)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import pandas as pd
 import torch
@@ -49,14 +49,27 @@ class Item:
         return (self.answer if isinstance(self.answer, str) else self.choices[self.answer]).strip()
 
 
-def parallel_items(items: Iterable[Item]) -> dict[str, dict[str, Item]]:
-    """The items of every id by language, languages in the order of the first id.
+@runtime_checkable
+class Asked(Protocol):
+    """Something that is there in several languages under one id."""
+
+    @property
+    def id(self) -> str: ...
+    @property
+    def language(self) -> str: ...
+
+
+_Asked = TypeVar("_Asked", bound=Asked)
+
+
+def parallel_items(items: Iterable[_Asked]) -> dict[str, dict[str, _Asked]]:
+    """The items, or records of edits, of every id by language, languages in the order of the first id.
 
     Raises:
         ValueError: two items of one id and language, or an id that is not there in every language; `in_every_language`
             leaves such ids out.
     """
-    by_id: dict[str, dict[str, Item]] = {}
+    by_id: dict[str, dict[str, _Asked]] = {}
     for item in items:
         same = by_id.setdefault(item.id, {})
         if item.language in same:
@@ -72,8 +85,8 @@ def parallel_items(items: Iterable[Item]) -> dict[str, dict[str, Item]]:
     return {name: {k: same[k] for k in languages} for name, same in by_id.items()}
 
 
-def in_every_language(items: Iterable[Item]) -> list[Item]:
-    """The items whose id is there in all languages of the items.
+def in_every_language(items: Iterable[_Asked]) -> list[_Asked]:
+    """The items, or records of edits, whose id is there in all languages of the items.
 
     Raises:
         ValueError: no such id.

@@ -291,6 +291,28 @@ def all_logits(model: HookedModel, tokens: Int[Tensor, "batch pos"]) -> Float[Te
     return model(tokens, return_type="logits")
 
 
+def logits_with_output(
+    model: HookedModel, tokens: Int[Tensor, "batch pos"], layer: int, change: Callable[[Tensor], Tensor]
+) -> Float[Tensor, "batch pos vocab"]:
+    """Logits of a pass in which what an MLP writes is changed: its bias included, before any norm behind it.
+
+    Gradients flow through `change` where they are enabled.
+    """
+    name = f"blocks.{layer}.mlp.out.hook_out"
+    with native_pass(model, [(name, lambda written, hook: change(written))]) as native:
+        if native is not None:
+            return native(input_ids=tokens, use_cache=False).logits
+    # A HookedTransformer has no hook there, and none of ours is in the way of its modules.
+    mlp = model.blocks[layer].mlp
+    handle = (mlp.out if is_bridge(model) else mlp).register_forward_hook(
+        lambda module, given, written: change(written.view(*tokens.shape, -1)).view_as(written)
+    )
+    try:
+        return model(tokens, return_type="logits")
+    finally:
+        handle.remove()
+
+
 def end_ids(model: HookedModel) -> tuple[int, ...]:
     """The tokens that end a text: the tokenizer's, and those of the checkpoint's generation config."""
     native = native_of(model)

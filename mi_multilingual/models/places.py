@@ -59,6 +59,8 @@ def _block_places(model: Any, block: Any, linears: Sequence[Module]) -> dict[str
     matrices = _bridged if hasattr(model, "original_model") else _viewed
     gate = {"mlp.hook_pre": ("gate", False), "mlp.hook_pre_linear": ("in", False)}
     mlp = {**(gate if model.cfg.gated_mlp else {"mlp.hook_pre": ("in", False)}), "mlp.hook_post": ("out", True)}
+    # A bridge alone has this hook; natively it is what the MLP writes before any norm behind it.
+    mlp["mlp.out.hook_out"] = ("out", False)
     places = {hook: matrices(block, name, at_input, linears) for hook, (name, at_input) in mlp.items()}
     for name in ("q", "k", "v"):
         place = matrices(block, name, False, linears)

@@ -147,6 +147,7 @@ def layer_changes(steps: Sequence[Change], layer: int) -> Iterator[RowsChange]:
 
 
 def out_projection(model: HookedModel, layer: int) -> Projection:
+    """The output weights of a layer's MLP, one row per neuron."""
     mlp = model.blocks[layer].mlp
     if is_bridge(model):
         return hugging_face_projection(mlp.out.original_component)

@@ -3,6 +3,7 @@
 from .ablation import change_by_layer, perplexity_change
 from .deactivation import deactivation_bars, deactivation_matrix
 from .detectors import found_and_chance, leaderboard, membership, recovery
+from .editing import editing_matrix, editing_neurons, editing_transfer
 from .neurons import entropy_histogram, layer_counts, neuron_map, neuron_profile, overlap
 from .sharing import activity_overlap, sharing_by_layer, type_contributions
 from .steering import fallback, steering_curve, steering_matrix
@@ -15,6 +16,9 @@ __all__ = [
     "change_by_layer",
     "deactivation_bars",
     "deactivation_matrix",
+    "editing_matrix",
+    "editing_neurons",
+    "editing_transfer",
     "entropy_histogram",
     "fallback",
     "found_and_chance",

@@ -13,6 +13,7 @@ import pandas as pd
 from ..detectors.table import Setting
 from . import layer_languages, regions
 from . import alignment_tuning, tuning
+from . import editing
 from .given import Given
 
 Tables = Mapping[str, pd.DataFrame]
@@ -68,6 +69,11 @@ STUDIES: dict[str, StudyRow] = {
             "batch_rows": _ROWS,
         },
         "Wang et al. 2024, arXiv:2406.09265, version 1",
+    "editing": StudyRow(
+        editing.run,
+        editing.TABLES,
+        editing.SETTINGS,
+        "Wang et al. 2024, arXiv:2406.09265; Meng et al. 2022, arXiv:2202.05262",
     ),
 }
 """Name -> the study. The name is that of its file, or of what it is about where a file holds two."""

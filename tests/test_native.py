@@ -2,6 +2,7 @@
 
 import copy
 from contextlib import contextmanager
+from functools import cache
 
 import pytest
 import torch
@@ -10,10 +11,20 @@ from hypothesis import strategies as st
 
 import checkpoints
 from mi_multilingual import Intervention, NeuronSet, ablate, bake, baked, generate, lape, load_model, record, steer
-from mi_multilingual.models.hooked import all_logits, fingerprint, is_bridge, logits_at, run_trunk
+from mi_multilingual.models.hooked import (
+    _digest,
+    all_logits,
+    as_it_runs,
+    fingerprint,
+    is_bridge,
+    is_gated,
+    logits_at,
+    run_trunk,
+    site_of,
+)
 from mi_multilingual.models.loading import HookedTransformer
 from mi_multilingual.models.native import native_of
-from mi_multilingual.models.stamps import _SUMMED, _total
+from mi_multilingual.models.stamps import _SUMMED, sampled_sum
 from mi_multilingual.tokens import Reading
 
 TOKENS = torch.randint(3, 300, (2, 9), generator=torch.Generator().manual_seed(0))
@@ -179,12 +190,12 @@ def test_edited_weights_count_in_every_pass(model, edit):
 def test_a_sample_of_a_large_matrix_has_every_row_and_column(shape, at, is_row):
     matrix = torch.zeros(shape)
     if matrix.numel() > _SUMMED:
-        assert _total(torch.ones(shape)) < matrix.numel(), "a sample"
+        assert sampled_sum(torch.ones(shape)) < matrix.numel(), "a sample"
     if is_row:
         matrix[int(at * shape[0])] = 1.0
     else:
         matrix[:, int(at * shape[1])] = 1.0
-    assert _total(matrix) > 0
+    assert sampled_sum(matrix) > 0
 
 
 @pytest.mark.parametrize("part", ["mlp", "q", "k", "v"])
@@ -280,3 +291,42 @@ def test_almost_no_decision_differs_and_sets_agree(demo_model, corpus):
     both, either = (sets[0] & sets[1]).sum(), (sets[0] | sets[1]).sum()
     assert either > 0
     assert both / either >= 0.999
+
+
+def test_activations_are_read_where_transformers_makes_them(model, folders):
+    gate = site_of(model, "gate")
+    is_read = is_gated(model) and native_of(model).knows([gate.hook_name(0)])
+    assert (as_it_runs(model, gate) != gate) == is_read
+    with kept_out(model):
+        assert as_it_runs(model, gate) == gate
+    given = []
+    for site in (gate, as_it_runs(model, gate)):
+        hooks = [(site.hook_name(n), lambda value, hook, site=site: given.append(site.value(value))) for n in (0, 1)]
+        with torch.no_grad():
+            run_trunk(model, TOKENS, hooks=hooks)
+    for recomputed, own in zip(given[:2], given[2:], strict=True):
+        assert torch.equal(recomputed, own)
+
+
+@given(st.data())
+@settings(max_examples=20)
+def test_a_fingerprint_is_kept_and_notices_every_changed_neuron(data):
+    """Not by versions, which do not tell of changes through `.data`."""
+    model = _large()
+    before = fingerprint(model)
+    assert before == fingerprint(model) == _digest(model)
+    matrix = model.blocks[0].mlp.W_out
+    neuron = data.draw(st.integers(0, len(matrix) - 1))
+    saved = matrix[neuron].clone()
+    matrix.data[neuron] *= 1.5
+    assert fingerprint(model) == _digest(model) != before
+    matrix.data[neuron] = saved
+    assert fingerprint(model) == before
+
+
+@cache
+def _large():
+    """The embedded model, of whose matrices only some numbers are summed."""
+    model = load_model("demo", device="cpu")
+    assert model.cfg.d_model * model.cfg.d_mlp > _SUMMED
+    return model

@@ -17,15 +17,15 @@ from tqdm.auto import tqdm
 
 from ..corpora import Corpus
 from ..display import Summarised, size
-from ..models.hooked import HookedModel, Site, max_window, on_cpu, site_of
+from ..models.hooked import HookedModel, Site, as_it_runs, max_window, on_cpu, site_of
 from ..storage import load_record, save_record
 from ..tokens import Reading, TokenRows, rows_per_batch, tokenizer_rows
 from .reading import check_alike, joint_corpus, layers_of, origin, read
 
 _CHECKPOINT_SCHEMA = "ActivationStats checkpoint/2"
 
-# Reduced in pieces of this many tokens, so that a piece stays in the processor's cache between the five reductions.
-_CPU_PIECE = 128
+# Reduced in pieces of about so many activations, so that a piece stays in the processor's cache between the reductions.
+_CPU_PIECE = 2**17
 
 _SHORTEST_SLICE = 48  # tokens on average, below which many short slices cost more than one copy
 
@@ -197,7 +197,7 @@ def record(
             save_record(checkpoint, _CHECKPOINT_SCHEMA, tensors, {**stats.header(), "protocol": protocol})
 
     rows = list(tokenizer_rows(model.tokenizer, corpus, reading, progress=progress))
-    reader, saved = site_of(model, site), time.monotonic()
+    reader, saved = as_it_runs(model, site_of(model, site)), time.monotonic()
     with _tokens_bar(rows, batch_size, shard, done, progress) as bar:
         try:
             for batch in corpus_batches(rows, batch_size, shard, done):
@@ -293,7 +293,8 @@ def _resumed(checkpoint: Path, empty: ActivationStats, protocol: dict[str, Any])
 def batch_stats(model: HookedModel, site: Site, batch: TokenRows, like: ActivationStats) -> ActivationStats:
     """Statistics of one batch of one language, with the origin of `like`."""
     device = model.cfg.device
-    pieces = counted_pieces(batch.valid, _CPU_PIECE if on_cpu(model) else _ACCELERATOR_PIECE)
+    piece = max(1, _CPU_PIECE // model.cfg.d_mlp) if on_cpu(model) else _ACCELERATOR_PIECE
+    pieces = counted_pieces(batch.valid, piece)
     sums: dict[int, Sums] = {}
 
     def reduce(layer: int, carried: Float[Tensor, "batch pos neuron"]) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..corpora import Corpus
 from ..display import Summarised, size
-from ..models.hooked import HookedModel, Site, site_of
+from ..models.hooked import HookedModel, Site, as_it_runs, site_of
 from ..rows import rows_bar
 from ..tokens import DOCUMENTS, Reading, TokenRows, language_rows, rows_per_batch
 from .reading import check_alike, check_documents, check_finite, joint_corpus, layers_of, origin, read
@@ -108,7 +108,7 @@ def record_texts(
     if unknown := [r for r in reductions if r not in _REDUCTIONS]:
         raise ValueError(f"reductions must be some of {', '.join(_REDUCTIONS)}, got {unknown[0]!r}")
     check_documents(reading)
-    reading, reader = reading.for_model(model), site_of(model, site)
+    reading, reader = reading.for_model(model), as_it_runs(model, site_of(model, site))
     n_texts = sum(map(len, corpus.documents.values()))
     shape = (n_texts, model.cfg.n_layers, model.cfg.d_mlp)
     sums = {r: torch.full(shape, -torch.inf) if r == "max" else torch.zeros(shape) for r in reductions}

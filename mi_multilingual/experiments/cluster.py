@@ -23,7 +23,7 @@ from ..evidence.activations import (
     nothing_recorded,
 )
 from ..evidence.table import kind_of
-from ..models.hooked import site_of
+from ..models.hooked import as_it_runs, site_of
 from ..storage import save
 from ..tokens import TokenRows, tokenizer_rows
 from .attempts import in_one_line
@@ -201,7 +201,8 @@ def one_batch(context: Context, item: tuple[_Wanted, TokenRows]) -> ActivationSt
     (recording, cell), batch = item
     empty = _beginning(context, (recording, cell))
     model = context.model(cell.model)
-    return batch_stats(model, site_of(model, recording.site), batch, empty.take([batch.language]))
+    reader = as_it_runs(model, site_of(model, recording.site))
+    return batch_stats(model, reader, batch, empty.take([batch.language]))
 
 
 def _record_whole(context: Context, wanted: _Wanted) -> None:

@@ -18,7 +18,7 @@ from ..evaluation.generation import generate
 from ..evaluation.perplexity import corpus_losses, corpus_rows
 from ..evidence.activations import batch_stats, nothing_recorded
 from ..evidence.table import kind_of
-from ..models.hooked import HookedModel, site_of
+from ..models.hooked import HookedModel, as_it_runs, site_of
 from ..patching.conditions import NOT_RANDOM
 from ..studies.deactivation import checked_questions, margins
 from ..tokens import Reading, TokenRows, rows_per_batch
@@ -201,7 +201,7 @@ def _losses_of(model: HookedModel) -> Callable[[TokenRows], Any]:
 
 
 def _statistics_of(model: HookedModel, corpus: Corpus, reading: Reading) -> Callable[[TokenRows], Any]:
-    reader, empty = site_of(model, "gate"), nothing_recorded(model, corpus, reading)
+    reader, empty = as_it_runs(model, site_of(model, "gate")), nothing_recorded(model, corpus, reading)
 
     def work(rows: TokenRows) -> None:
         for batch in rows.batches(len(rows)):

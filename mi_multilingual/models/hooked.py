@@ -7,7 +7,7 @@ TransformerBridge (3.x and 4.x).
 import hashlib
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -16,9 +16,13 @@ from torch import Tensor
 
 from .native import native_of, native_pass, runs_in_parts
 from .placed import at_hand, is_placed
-from .places import HookFunction
+from .places import ACTIVATED, HookFunction
+from .stamps import sampled_sum
 
 _SAMPLED_NUMBERS = 2**16
+
+_KNOWN = "_known_fingerprint"
+"""Where a model keeps its fingerprint, beside what tells whether it still holds."""
 
 _WORTH_A_CACHE = 0.2
 """Share of the tokens that a cache must save before it is faster than a single pass."""
@@ -84,6 +88,18 @@ def site_of(model: HookedModel, name: str) -> Site:
     return Site(name, "blocks.{layer}.mlp.hook_post")
 
 
+def as_it_runs(model: HookedModel, site: Site) -> Site:
+    """The site where the pass makes its value anyway, so that no activation function is applied twice.
+
+    For passes that are run before anything is done to the model.
+    """
+    there, native = f"blocks.{{layer}}.{ACTIVATED}", native_of(model)
+    names = (there.format(layer=layer) for layer in range(model.cfg.n_layers))
+    if site.activation is None or native is None or not native.knows(names) or not native.stands_in():
+        return site
+    return replace(site, hook=there, activation=None)
+
+
 def is_gated(model: HookedModel) -> bool:
     """Whether a neuron is a product act(gate) * up, as in Llama, rather than act(in), as in GPT-2."""
     return bool(model.cfg.gated_mlp)
@@ -132,15 +148,34 @@ def fingerprint(model: HookedModel) -> str:
     """16 hex digits that change with the shape, the activation function or the MLP weights, and not with the dtype.
 
     A regular sample of every MLP matrix is hashed after rounding to bfloat16, so the cost does not grow with the model,
-    and a checkpoint is the same model in float32 and bfloat16 (in float16 too, unless it is stored in float32).
+    and a checkpoint is the same model in float32 and bfloat16 (in float16 too, unless it is stored in float32). It is
+    kept as long as the sums of smaller samples, some numbers of every neuron, are the same.
     """
-    digest = hashlib.sha256(repr((model.cfg.n_layers, model.cfg.d_model, model.cfg.d_mlp, model.cfg.act_fn)).encode())
+    if keeps_its_weights(model):
+        return _digest(model)
+    sums = torch.stack([sampled_sum(weight_of(model, path)) for path in _mlp_matrices(model)]).tolist()
+    now = (_shape(model), sums)
+    known = vars(model).get(_KNOWN)
+    if known is None or known[0] != now:
+        known = vars(model)[_KNOWN] = (now, _digest(model))
+    return known[1]
+
+
+def _shape(model: HookedModel) -> tuple[Any, ...]:
+    return (model.cfg.n_layers, model.cfg.d_model, model.cfg.d_mlp, model.cfg.act_fn)
+
+
+def _mlp_matrices(model: HookedModel) -> list[str]:
     names = ("W_gate", "W_in", "W_out") if is_gated(model) else ("W_in", "W_out")
-    for layer in range(model.cfg.n_layers):
-        for name in names:
-            flat = weight_of(model, f"blocks.{layer}.mlp.{name}").reshape(-1)
-            sample = flat[:: max(1, flat.numel() // _SAMPLED_NUMBERS)].float().to(torch.bfloat16)
-            digest.update(sample.cpu().contiguous().view(torch.int16).numpy().tobytes())
+    return [f"blocks.{layer}.mlp.{name}" for layer in range(model.cfg.n_layers) for name in names]
+
+
+def _digest(model: HookedModel) -> str:
+    digest = hashlib.sha256(repr(_shape(model)).encode())
+    for path in _mlp_matrices(model):
+        flat = weight_of(model, path).reshape(-1)
+        sample = flat[:: max(1, flat.numel() // _SAMPLED_NUMBERS)].float().to(torch.bfloat16)
+        digest.update(sample.cpu().contiguous().view(torch.int16).numpy().tobytes())
     return digest.hexdigest()[:16]
 
 

@@ -18,6 +18,9 @@ if TYPE_CHECKING:  # takes seconds to import
 
 HookFunction = Callable[[Tensor, Any], Tensor | None]
 
+ACTIVATED = "mlp.activated"
+"""End of the name of act(gate) in a gated MLP, for which TransformerLens has no hook point."""
+
 
 @dataclass(frozen=True)
 class Place:
@@ -42,6 +45,9 @@ def find_places(
     for layer, block in enumerate(hooked_blocks):
         found = _block_places(model, block, linears)
         found = {name: place for name, place in found.items() if place and id(place.module) in paths}
+        if model.cfg.gated_mlp and "mlp.hook_pre" in found:
+            mlp = hf_model.get_submodule(paths[id(found["mlp.hook_pre"].module)].rpartition(".")[0])
+            found |= {ACTIVATED: place for place in _activation_places(mlp, model.cfg.act_fn)}
         if "mlp.hook_post" in found:
             # A block is what its list of blocks knows by a number.
             parts = paths[id(found["mlp.hook_post"].module)].split(".")
@@ -66,6 +72,15 @@ def _block_places(model: Any, block: Any, linears: Sequence[Module]) -> dict[str
         place = matrices(block, name, False, linears)
         places[f"attn.hook_{name}"] = place and replace(place, d_head=model.cfg.d_head)
     return places
+
+
+def _activation_places(mlp: Module, name: str) -> list[Place]:
+    """What the activation function of a gated MLP gives, where that is a module of its own."""
+    from transformers.activations import ACT2FN
+
+    kind = type(ACT2FN[name]) if name in ACT2FN else None
+    found = [Place(child, at_input=False) for child in mlp.children() if type(child) is kind]
+    return found if len(found) == 1 else []
 
 
 def _bridged(block: Any, name: str, at_input: bool, linears: Sequence[Module]) -> Place | None:

@@ -9,6 +9,7 @@ from math import gcd
 from typing import TYPE_CHECKING, Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 from torch.nn import Module
 
@@ -16,7 +17,10 @@ if TYPE_CHECKING:  # takes seconds to import
     from transformers import PreTrainedModel
 
 _SUMMED, _SAMPLED = 2**18, 2**15
-"""Numbers of a parameter up to which all are summed to see changes, and how many of a larger one."""
+"""Numbers of a parameter up to which all are summed to see changes, and the most of a larger one."""
+
+_EACH = 8
+"""Numbers of each row and of each column that are enough to see a change of it."""
 
 
 @dataclass(frozen=True)
@@ -42,24 +46,28 @@ def hold(all_stamps: Sequence[Stamp]) -> bool:
         return False
     own = [stamp for stamp in all_stamps if stamp.total is not None]
     # All sums are on their way before the first is waited for.
-    totals = [_total(stamp.parameters[stamp.name]) for stamp in own]
+    totals = [sampled_sum(stamp.parameters[stamp.name]) for stamp in own]
     return all(float(total) == stamp.total for stamp, total in zip(own, totals, strict=True))
 
 
-def _total(tensor: Tensor) -> Tensor:
+def sampled_sum(tensor: Tensor) -> Float[Tensor, ""]:
     """The sum of the numbers; in large matrices of a sample of them, from every row and column."""
-    flat = tensor.detach().reshape(-1)
+    tensor = tensor.detach()
+    # In the order in which they are stored, since turning a matrix round would copy it.
+    turned = tensor.ndim > 1 and not tensor.is_contiguous()
+    tensor = tensor.transpose(-1, -2) if turned else tensor
+    flat = tensor.reshape(-1)
     if len(flat) > _SUMMED:
-        width = tensor.shape[-1]
         # A step that has no divisor in common with the width comes by all columns.
-        step = next(n for n in count(len(flat) // _SAMPLED) if gcd(n, width) == 1)
+        least = len(flat) // min(_SAMPLED, _EACH * max(tensor.shape))
+        step = next(n for n in count(max(1, least)) if gcd(n, tensor.shape[-1]) == 1)
         flat = flat[::step]
     return flat.sum(dtype=torch.float32 if flat.device.type == "mps" else torch.float64)
 
 
 def _stamp(module: Module, name: str, *, shared: bool) -> Stamp:
     parameter: Any = module._parameters[name]
-    numbers = (None, None) if shared or parameter.is_meta else (parameter._version, float(_total(parameter)))
+    numbers = (None, None) if shared or parameter.is_meta else (parameter._version, float(sampled_sum(parameter)))
     return Stamp(module._parameters, name, parameter.data_ptr(), *numbers)
 
 

@@ -11,9 +11,7 @@ from typing import Any
 import pandas as pd
 
 from ..detectors.table import Setting
-from . import layer_languages, regions
-from . import alignment_tuning, tuning
-from . import editing
+from . import alignment_tuning, editing, layer_languages, regions, tuning
 from .given import Given
 
 Tables = Mapping[str, pd.DataFrame]
@@ -32,6 +30,8 @@ class StudyRow:
     source: str = ""
 
 
+_STEPS = Setting(20, "steps of every tuning", 1)
+_ROWS = Setting(8, "rows of text per step", 1)
 STUDIES: dict[str, StudyRow] = {
     "layer_languages": StudyRow(
         layer_languages.run,
@@ -44,9 +44,7 @@ STUDIES: dict[str, StudyRow] = {
         ("regions", "region_outputs", "region_effects"),
         regions.REGION_SETTINGS,
         "Zhao et al. 2024, arXiv:2402.18815",
-_STEPS = Setting(20, "steps of every tuning", 1)
-_ROWS = Setting(8, "rows of text per step", 1)
-STUDIES: dict[str, StudyRow] = {
+    ),
     "tuning": StudyRow(
         tuning.run,
         ("tuning_rows", "tuning", "tuning_summary"),
@@ -69,6 +67,7 @@ STUDIES: dict[str, StudyRow] = {
             "batch_rows": _ROWS,
         },
         "Wang et al. 2024, arXiv:2406.09265, version 1",
+    ),
     "editing": StudyRow(
         editing.run,
         editing.TABLES,

@@ -164,7 +164,7 @@ def test_the_methods_are_those_of_the_paper(stats):
 
 def test_more_neurons_more_loss_where_the_truth_is_planted():
     planted = planted_model(n_languages=2, neurons_per_layer=64, words_per_language=20)
-    text, neurons = planted_text(planted, n_documents=12), planted.causal
+    text, neurons = planted_text(planted, 240), planted.causal
     scores = NeuronScores(neurons.masks.permute(1, 2, 0).double(), neurons.groups, "known")
     n = int(neurons.sizes().min())
     table = curve_table(

@@ -1,7 +1,6 @@
 """Ways to choose language neurons, by what switching them off does to every language (Tang et al. 2024, whole)."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -23,7 +22,6 @@ from ..patching.changes import check_fits
 from ..patching.conditions import (
     CHOSEN,
     INTACT,
-    NOT_RANDOM,
     RANDOM,
     Condition,
     check_seeds,

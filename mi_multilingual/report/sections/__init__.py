@@ -4,8 +4,30 @@ A file of this folder holds the sections of one subject: the columns of their ta
 in words. A new table of a run is a new row in the file of its subject.
 """
 
-from . import ablation, answers, deactivation, detectors, neurons, sharing, steering, sweeps
+from . import (
+    ablation,
+    answers,
+    deactivation,
+    detectors,
+    lape_tables,
+    neurons,
+    representations,
+    sharing,
+    steering,
+    sweeps,
+)
 
-SUBJECTS = (ablation, neurons, detectors, sharing, steering, deactivation, sweeps, answers)
+SUBJECTS = (
+    ablation,
+    lape_tables,
+    neurons,
+    representations,
+    detectors,
+    sharing,
+    steering,
+    deactivation,
+    sweeps,
+    answers,
+)
 SECTIONS = tuple(section for subject in SUBJECTS for section in subject.SECTIONS)
 """Every section of the page, in its order."""

@@ -8,6 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import oracles
+from claims import representations as claims
+from claims.claim import HOLDS, OPEN, verdict
 from mi_multilingual import (
     NeuronSet,
     Reading,
@@ -286,3 +288,33 @@ def test_mistakes_are_told(ungated, corpus, four):
         u_shape(neurons)
     with pytest.raises(ValueError, match="got none for 'fr'"):
         u_shape(NeuronSet.of({"fr": []}, shape=(3, 3)))
+
+
+def test_claims_are_measured_from_the_tables():
+    """Ten sentences, five places in the model; English is 0.1 nearer in the middle, neurons are worth 0.3 less."""
+    rows = []
+    for condition, seed, change in (
+        ("intact", -1, 0.0),
+        ("chosen", -1, -0.25),
+        ("random", 0, 0.05),
+        ("random", 1, 0.05),
+    ):
+        for layer in range(5):
+            for language in ("en", "fr", "ja"):
+                for sentence in range(10):
+                    alike = 0.5 + 0.1 * (language == "en") * (layer == 2) + change * (layer > 0) + 0.01 * sentence
+                    rows.append(
+                        (condition, "" if seed == condition else "g", seed, layer, language, sentence, alike, 0.2)
+                    )
+    columns = ["condition", "group", "seed", "layer", "language", "sentence", "similarity", "floor"]
+    outputs = pd.DataFrame(rows, columns=columns)
+    shape = pd.DataFrame(
+        {"measure": ["similarity", "corrected"], "change": [0.3, 0.0], "low": [0.2, -0.1], "high": 0.4}
+    )
+    ends = NeuronSet.of({"fr": [(0, j) for j in range(40)] + [(3, j) for j in range(20)]}, shape=(4, 40))
+    tables = {"representation_outputs": outputs, "representation_shape": shape, "u_shape": u_shape(ends)}
+    effects = [claim.measure(tables) for claim in claims.CLAIMS]
+    assert [e.value for e in effects] == pytest.approx([0.3, 0.0, 2 / 3 - 0.5, 0.1, -0.3])
+    assert all(e.low <= e.value <= e.high for e in effects)
+    verdicts = [verdict(c, e) for c, e in zip(claims.CLAIMS, effects, strict=True)]
+    assert verdicts == [HOLDS, OPEN, OPEN, HOLDS, HOLDS]

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 import pandas as pd
 
-from mi_multilingual.evaluation.intervals import mean_interval
+from mi_multilingual.evaluation.intervals import mean_interval, wilson_interval
 from mi_multilingual.studies.u_shape import thirds
 
 from .claim import Claim, Effect
@@ -26,16 +26,15 @@ def _inverted_u(measure: str) -> Callable[[_Tables], Effect]:
 
 
 def _at_both_ends(tables: _Tables) -> Effect:
-    """The share of all language neurons in the thirds of the layers at the poorer end, twice, less an even share."""
+    """Twice the share of the language neurons in the poorer of the outer thirds, less the share of an even spread."""
     row = tables["u_shape"].set_index("group").loc[""]
     poorer = min(row["first"], row["last"])
-    half = 1.96 * (poorer * (1 - poorer) / row.n_neurons) ** 0.5
-    value = 2 * poorer - row.even
-    return Effect(value, value - 2 * half, value + 2 * half, "as many neurons in every layer")
+    low, high = wilson_interval(poorer, int(row.n_neurons))
+    return Effect(*(2 * share - row.even for share in (poorer, low, high)), "as many neurons in every layer")
 
 
 def _english_in_the_middle(tables: _Tables) -> Effect:
-    """Similarity above the floor with English in the middle layers, less the mean of the other languages, by sentence."""
+    """Similarity above the floor with English in the middle layers, less the mean of the other languages."""
     outputs = tables["representation_outputs"]
     intact = outputs[outputs.condition == "intact"]
     middle = intact[thirds(int(intact.layer.max()) + 1)[intact.layer] == 1]
@@ -45,7 +44,7 @@ def _english_in_the_middle(tables: _Tables) -> Effect:
 
 
 def _neurons_off(tables: _Tables) -> Effect:
-    """Similarity of translations over all blocks without language neurons, less that without random ones, by sentence."""
+    """Similarity of translations without language neurons, mean over blocks, less that without random ones."""
     outputs = tables["representation_outputs"]
     part = outputs[outputs.layer > 0]
     by_sentence = part.groupby(["sentence", "condition"]).similarity.mean().unstack()
@@ -100,7 +99,7 @@ CLAIMS: tuple[Claim, ...] = (
     Claim(
         _PAPER,
         "Without language neurons translations are represented less alike.",
-        "no figure; where neurons are few, similarity is high, which says the contrary",
+        "not measured in the paper",
         _STUDY,
         _neurons_off,
         "cosine",

@@ -28,6 +28,7 @@ from mi_multilingual import (
 )
 from mi_multilingual.evidence.weight_change import WeightChange
 from mi_multilingual.patching.conditions import uniform_random
+from mi_multilingual.report.sections.lape_tables import comparison_findings
 
 READING = Reading(layout="documents")
 GROUPS = ("en", "fr", "ja")
@@ -212,6 +213,19 @@ def test_mistakes_are_told(ungated, corpus, methods, stats):
     strange = replace(lap_scores(stats), languages=("x", "y", "z"))
     with pytest.raises(ValueError, match="corpus must have a language of the scores, x, y, z"):
         ablation_curve(ungated, corpus, strange, [1], reading=READING, progress=False)
+
+
+def test_findings_say_what_is_certain():
+    lines = comparison_findings(ablation_comparison(table_of(planted_cells())))
+    assert "by first a language loses +1.0" in lines[0]
+    assert "That is more of its own than with as many random neurons per layer" in lines[0]
+    assert [line.split(" (")[0] for line in lines[1:]] == [
+        f"The neurons of {name}" for name in ("second", "layer-matched random", "uniform random")
+    ]
+    same = {cell: change for cell, change in planted_cells().items() if cell[0] != "second"}
+    same |= {("second", *cell[1:]): change for cell, change in same.items() if cell[0] == "first"}
+    names = " ".join(comparison_findings(ablation_comparison(table_of(same))))
+    assert "The neurons of second" not in names, "what does not differ is not compared"
 
 
 def test_claims_are_measured_from_the_tables():

@@ -29,6 +29,7 @@ from mi_multilingual import (
 from mi_multilingual.analysis.similarity import centred_alignment, chance_similarity, gram, unit
 from mi_multilingual.corpora import Corpus
 from mi_multilingual.models.hooked import run_trunk
+from mi_multilingual.report.sections import representations as sections
 from mi_multilingual.studies.representations import MEASURES
 from mi_multilingual.tokens import DOCUMENTS
 
@@ -288,6 +289,34 @@ def test_mistakes_are_told(ungated, corpus, four):
         u_shape(neurons)
     with pytest.raises(ValueError, match="got none for 'fr'"):
         u_shape(NeuronSet.of({"fr": []}, shape=(3, 3)))
+
+
+def test_findings_say_what_is_certain():
+    shape = {"measure": ["similarity", "floor", "corrected"], "change": [0.3, 0.25, 0.05], "low": [0.2, 0.2, -0.1]}
+    lines = sections.shape_findings(pd.DataFrame(), pd.DataFrame({**shape, "high": 0.4}))
+    assert "+0.300 more similar" in lines[0]
+    assert lines[1].endswith("(-0.100 to +0.400): not certainly apart from 0.")
+    near = [(i, k, False, value, value - half, value + half) for i in range(3) for k, value, half in NEARNESS]
+    table = pd.DataFrame(near, columns=["layer", "language", "shifted", "value", "low", "high"])
+    assert sections.dominance_findings(table) == ["In the middle layer the others are nearest to English (en)."]
+    unsure = table.assign(high=table.high + 1)
+    assert "no language dominates" in sections.dominance_findings(unsure)[0]
+    ends = NeuronSet.of({"fr": [(0, 1), (3, 1), (3, 2), (2, 5)]}, shape=(4, 9))
+    (line,) = sections.u_findings(u_shape(ends))
+    assert line.startswith("75% of the language neurons lie in the outer thirds")
+    assert "25% in the first and 50% in the last" in line
+    assert "smallest p that so few layers allow is 0.1667" in line
+
+
+NEARNESS = [("en", 0.5, 0.1), ("fr", 0.2, 0.1), ("ja", 0.1, 0.1)]
+
+
+def test_effects_are_told_of_the_last_block(outputs):
+    lines = sections.effect_findings(representation_effects(outputs))
+    assert [line.split(" the similarity")[0] for line in lines] == [
+        "Without the neurons of French (fr) (12)",
+        "Without the neurons of Japanese (ja) (1)",
+    ]
 
 
 def test_claims_are_measured_from_the_tables():

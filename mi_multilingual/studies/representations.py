@@ -60,8 +60,11 @@ def sentence_similarity(representations: Representations) -> pd.DataFrame:
         >>> corpus = mm.load_corpus("demo", languages=["en", "fr"], split="evaluate", max_documents=20)
         >>> found = mm.record_representations(model, corpus, progress=False)
         >>> table = mm.sentence_similarity(found)
-        >>> table[table.measure == "corrected"].value.round(2).tolist()
-        []
+        >>> table[table.layer == 2][["measure", "value"]].round(2)
+              measure  value
+        6  similarity   0.94
+        7       floor   0.93
+        8   corrected   0.01
     """
     return _pair_table(representations, unit, _similarities)
 

@@ -128,7 +128,13 @@ SECTIONS = (
         findings=dominance_findings,
         folded=True,
         figures=(
-            Figure("dominance", (DOMINANCE,), plots.dominance_by_layer, "Not shifted; with 95 % intervals.", wide=True),
+            Figure(
+                "dominance-by-layer",
+                (DOMINANCE,),
+                plots.dominance_by_layer,
+                "Not shifted; with 95 % intervals.",
+                wide=True,
+            ),
         ),
     ),
     Section(

@@ -394,7 +394,7 @@ def retrieved(one, other):
 
 
 def linear_cka(one, other, unbiased):
-    """Linear CKA from centred columns, |Y^T X|_F^2 / (|X^T X|_F |Y^T Y|_F), or with the unbiased HSIC entry by entry."""
+    """Linear CKA from centred columns, |Y^T X|_F^2 / (|X^T X|_F |Y^T Y|_F), or the unbiased HSIC entry by entry."""
     n = len(one)
 
     def centred(vectors):

@@ -13,6 +13,7 @@ from mi_multilingual import load_corpus, token_counts, token_rows
 from mi_multilingual.corpora import Corpus
 from mi_multilingual.tokens import Reading
 
+PUD = Path(__file__).parents[2] / "shared" / "data" / "parallel" / "pud.tsv.gz"
 TEXTS = st.lists(st.text("abc déf 犬が, 木😀", min_size=1, max_size=25), min_size=1, max_size=6).filter(
     lambda t: any(x.strip() for x in t)
 )
@@ -103,6 +104,44 @@ def test_broken_files_are_told_with_file_and_line(tmp_path, name, content, messa
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match=message):
         load_corpus(tmp_path)
+
+
+def test_a_table_of_translations_is_read_column_by_column(tmp_path):
+    """The first column is known by its place: "id" is Indonesian, too."""
+    lines = ["id\ten\tid", 'a1\tIt rains.\t"Hujan ""lebat""."', "a2\tWe go.\tKita pergi."]
+    (tmp_path / "t.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    with gzip.open(tmp_path / "t.tsv.gz", "wt", encoding="utf-8") as file:
+        file.write("\r\n".join(lines))
+    for name in ("t.tsv", "t.tsv.gz"):
+        corpus = load_corpus(tmp_path / name)
+        assert dict(corpus.documents) == {"en": ("It rains.", "We go."), "id": ('Hujan "lebat".', "Kita pergi.")}
+    assert load_corpus(tmp_path / "t.tsv", languages=["id"], max_documents=1).documents["id"] == ('Hujan "lebat".',)
+    with pytest.raises(ValueError, match="has no column 'fr'; it has en, id"):
+        load_corpus(tmp_path / "t.tsv", languages=["fr"])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "has no language; name at least one"),
+        (b"id\ten\tfr\n1\tgood\tbon\n2\tbad\n", "t.tsv, line 3: must have a text in each of en, fr"),
+        (b"id\ten\tfr\n1\tgood\t \n", "t.tsv, line 2: must have a text"),
+        (b"id\ten\n1\t\xff\n", "t.tsv, line 2: not UTF-8"),
+        (b'id\ten\n1\t"no end\n', "t.tsv: not a table of tab-separated columns"),
+    ],
+)
+def test_broken_tables_of_translations_are_told(tmp_path, content, message):
+    (tmp_path / "t.tsv").write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        load_corpus(tmp_path / "t.tsv")
+
+
+@pytest.mark.skipif(not PUD.exists(), reason="the sentences of PUD are not beside this checkout")
+def test_the_sentences_of_pud_are_read_whole():
+    corpus = load_corpus(PUD)
+    assert {k: len(texts) for k, texts in corpus.documents.items()} == dict.fromkeys(corpus.languages, 1000)
+    assert corpus.languages == ("en", "de", "es", "fr", "id", "ru", "th", "tr", "zh")
+    assert not any('""' in text for texts in corpus.documents.values() for text in texts)
 
 
 def test_mistakes_are_told(tmp_path, tokenizer, without_bos):

@@ -5,6 +5,8 @@ import pandas as pd
 import pytest
 import torch
 
+from claims import lape_tables as lape_claims
+from claims.claim import HOLDS, verdict
 from mi_multilingual import (
     NeuronScores,
     NeuronSet,
@@ -26,6 +28,7 @@ from mi_multilingual import (
 )
 from mi_multilingual.evidence.weight_change import WeightChange
 from mi_multilingual.patching.conditions import uniform_random
+from mi_multilingual.report.sections.lape_tables import comparison_findings
 
 READING = Reading(layout="documents")
 GROUPS = ("en", "fr", "ja")
@@ -150,7 +153,7 @@ def test_incomplete_outputs_are_refused(outputs):
 def test_the_methods_are_those_of_the_paper(stats):
     how = {"rate": 0.5, "filter_rate": 0.5, "activation_bar_ratio": 0.5}
     change = WeightChange(torch.rand(2, 24, 3).double(), GROUPS, "m", "")
-    found = tang_methods(stats, change=change, threshold=0.6, **how)
+    found = tang_methods(stats, tuned=change, threshold=0.6, **how)
     assert list(found) == ["lape", "lap", "lap, as many", "lave", "lave, absolute", "parameter_variation"]
     assert found["lape"].masks_equal(lape(stats, **how))
     assert found["lave, absolute"].masks_equal(lave(stats, **how, means="absolute"))
@@ -164,7 +167,7 @@ def test_the_methods_are_those_of_the_paper(stats):
 
 def test_more_neurons_more_loss_where_the_truth_is_planted():
     planted = planted_model(n_languages=2, neurons_per_layer=64, words_per_language=20)
-    text, neurons = planted_text(planted, n_documents=12), planted.causal
+    text, neurons = planted_text(planted, 240), planted.causal
     scores = NeuronScores(neurons.masks.permute(1, 2, 0).double(), neurons.groups, "known")
     n = int(neurons.sizes().min())
     table = curve_table(
@@ -210,3 +213,31 @@ def test_mistakes_are_told(ungated, corpus, methods, stats):
     strange = replace(lap_scores(stats), languages=("x", "y", "z"))
     with pytest.raises(ValueError, match="corpus must have a language of the scores, x, y, z"):
         ablation_curve(ungated, corpus, strange, [1], reading=READING, progress=False)
+
+
+def test_findings_say_what_is_certain():
+    lines = comparison_findings(ablation_comparison(table_of(planted_cells())))
+    assert "by first a language loses +1.0" in lines[0]
+    assert "That is more of its own than with as many random neurons per layer" in lines[0]
+    assert [line.split(" (")[0] for line in lines[1:]] == [
+        f"The neurons of {name}" for name in ("second", "layer-matched random", "uniform random")
+    ]
+    same = {cell: change for cell, change in planted_cells().items() if cell[0] != "second"}
+    same |= {("second", *cell[1:]): change for cell, change in same.items() if cell[0] == "first"}
+    names = " ".join(comparison_findings(ablation_comparison(table_of(same))))
+    assert "The neurons of second" not in names, "what does not differ is not compared"
+
+
+def test_claims_are_measured_from_the_tables():
+    tables = {"ablation_comparison": ablation_comparison(table_of(planted_cells()))}
+    found = tables["ablation_comparison"].replace({"method": {"first": "lape", "second": "lap, as many"}})
+    also = found[found.method == "lap, as many"].assign(method="lave")
+    tables["ablation_comparison"] = pd.concat([found, also])
+    ends = [("chosen", "", 9, 1.0, 0.6, 1.3), ("random", "", 9, 0.2, 0.1, 0.5), ("chosen", "en", 9, 7.0, 7.0, 7.0)]
+    columns = ["condition", "group", "n", "change", "low", "high"]
+    tables["ablation_curve"] = pd.DataFrame([*ends, ("chosen", "", 4, 5.0, 5.0, 5.0)], columns=columns)
+    effects = [claim.measure(tables) for claim in lape_claims.CLAIMS]
+    assert [e.value for e in effects] == pytest.approx([0.625, 0.875, 0.5, 0.5, 0.8], abs=0.02)
+    assert (effects[-1].low, effects[-1].high) == pytest.approx((0.8 - 0.5, 0.8 + np.hypot(0.3, 0.1)))
+    assert {verdict(c, e) for c, e in zip(lape_claims.CLAIMS, effects, strict=True)} == {HOLDS}
+    assert {c.study for c in lape_claims.CLAIMS} == {"lape_tables"}

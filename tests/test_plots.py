@@ -435,7 +435,108 @@ def parts_of(languages):
     return pd.DataFrame(rows, columns=["language", "layer", "type", "share", "top_share"])
 
 
+def methods_of(languages):
+    """Two methods, the first one's random neurons and those of the whole model in all languages."""
+    random = [("first", "random", 0), ("first", "random", 1), ("second", "random", 0), ("uniform random", "random", 0)]
+    rows = [
+        (method, condition, group, seed, evaluated, 0.5 if group == evaluated else 0.1 * (seed + 1))
+        for method, condition, seed in [("first", "chosen", -1), ("second", "chosen", -1), *random]
+        for group in languages
+        for evaluated in languages
+        if condition == "chosen" or method != "second" or group == evaluated
+    ]
+    table = pd.DataFrame(rows, columns=["method", "condition", "group", "seed", "evaluated", "change"])
+    ends = {"low": table.change - 0.1, "high": table.change + 0.2, "ppl_change": table.change * 9}
+    return table.assign(n_neurons=5, ppl=20.0, ppl_low=0.0, ppl_high=9.0, **ends)
+
+
+def comparison():
+    rows = [(m, measure, 4.5, 0.3, 0.2, 0.5) for m in ("lape", "uniform random") for measure in ("own", "others")]
+    return pd.DataFrame(rows, columns=["method", "measure", "n_neurons", "value", "low", "high"])
+
+
+def size_curve_of(languages):
+    rows = [
+        ("lape", n, condition, group, n - 0.5, 0.1 * n, 0.1 * n - 0.1, 0.1 * n + 0.2)
+        for n in (4, 8)
+        for condition in ("chosen", "random")
+        for group in ("", *languages)
+    ]
+    return pd.DataFrame(rows, columns=["method", "n", "condition", "group", "n_neurons", "change", "low", "high"])
+
+
+def layer_rows():
+    rows = [
+        (m, i, 7, 0.1 * i, 0.1 * i - 0.1, 0.1 * i + 0.2) for m in ("similarity", "floor", "corrected") for i in range(3)
+    ]
+    return pd.DataFrame(rows, columns=["measure", "layer", "n", "value", "low", "high"])
+
+
+def dominance_of(languages):
+    rows = [(i, k, 7, i + s, i - 1, i + 2, s) for s in (False, True) for i in range(3) for k in languages]
+    return pd.DataFrame(rows, columns=["layer", "language", "n", "value", "low", "high", "shifted"])
+
+
+def representation_effects_of(languages, groups):
+    rows = [(g, "similarity", i, k, 0.5, 0.1 * i) for g in groups for i in range(3) for k in ("", *languages)]
+    table = pd.DataFrame(rows, columns=["group", "measure", "layer", "language", "intact", "change"])
+    ends = {
+        f"{name}{end}": table.change + shift for name in ("", "random_") for end, shift in (("low", -1), ("high", 2))
+    }
+    return table.assign(n_neurons=5, random_change=0.0, beyond=table.change, **ends)
+
+
+def test_methods_have_a_panel_each_and_controls_where_all_languages_were_measured():
+    figure = plots.ablation_panels(methods_of(LANGUAGES))
+    titles = ["first", "second", "layer-matched random, as first", "uniform random"]
+    assert [a.text for a in figure.layout.annotations][:4] == titles
+    assert len(figure.data) == 4
+    assert {(heat.zmin, heat.zmax) for heat in figure.data} == {(-0.5, 0.5)}
+    assert figure.data[2].z[0][1] == pytest.approx(0.15), "the mean over seeds"
+    assert figure.data[2].z[0][0] == pytest.approx(0.5)
+    in_perplexity = plots.ablation_panels(methods_of(LANGUAGES), unit="ppl")
+    assert in_perplexity.data[0].z[0][0] == pytest.approx(4.5)
+    with pytest.raises(ValueError, match="unit must be one of nats, ppl, got 'bits'"):
+        plots.ablation_panels(methods_of(LANGUAGES), unit="bits")
+
+
+def test_loss_against_size_is_of_a_language_or_of_all():
+    figure = plots.loss_against_size(size_curve_of(LANGUAGES), group="fr")
+    chosen, random = figure.data
+    assert list(chosen.x) == [3.5, 7.5]
+    np.testing.assert_allclose(chosen.error_y.array, [0.2, 0.2])
+    assert random.name == RANDOM_NEURONS
+    with pytest.raises(ValueError, match="group must be one of en, fr, ja, got 'xx'"):
+        plots.loss_against_size(size_curve_of(LANGUAGES), group="xx")
+
+
+def test_similarity_stands_beside_the_neurons_of_the_block_before(neurons):
+    figure = plots.similarity_by_layer(layer_rows(), neurons.counts())
+    bars, *lines = figure.data
+    assert list(bars.x) == [1, 2]
+    assert list(bars.y) == [int(neurons.masks[:, i].sum()) for i in range(2)]
+    bands, means = lines[::2], lines[1::2]
+    assert [list(line.x) for line in means] == [[0, 1, 2]] * 3
+    np.testing.assert_allclose(bands[0].y, [0.2, 0.3, 0.4, 0.1, 0.0, -0.1])
+
+
+def test_representations_change_beside_random_neurons_or_in_every_own_language():
+    together = plots.representation_change(representation_effects_of(LANGUAGES, ["all languages"]))
+    assert [bar.name for bar in together.data] == ["language neurons off", "as many random neurons off"]
+    assert [list(bar.y) for bar in together.data] == [[0.0, 0.1, 0.2], [0.0] * 3]
+    own = plots.representation_change(representation_effects_of(LANGUAGES, LANGUAGES))
+    assert [bar.name for bar in own.data] == ["en off", "fr off", "ja off"]
+    with pytest.raises(ValueError, match="measure must be one of similarity, got 'loss'"):
+        plots.representation_change(representation_effects_of(LANGUAGES, LANGUAGES), measure="loss")
+
+
 EVERY_FIGURE = {
+    "ablation_bars": lambda k: plots.ablation_bars(comparison()),
+    "ablation_panels": lambda k: plots.ablation_panels(methods_of(k)),
+    "dominance_by_layer": lambda k: plots.dominance_by_layer(dominance_of(k), shifted=True),
+    "loss_against_size": lambda k: plots.loss_against_size(size_curve_of(k), group=k[1]),
+    "representation_change": lambda k: plots.representation_change(representation_effects_of(k, k)),
+    "similarity_by_layer": lambda k: plots.similarity_by_layer(layer_rows(), neurons_of(k).counts()),
     "activity_overlap": lambda k: plots.activity_overlap(pd.DataFrame(np.eye(3), index=list(k), columns=list(k))),
     "change_by_layer": lambda k: plots.change_by_layer(layers_of(k)),
     "deactivation_bars": lambda k: plots.deactivation_bars(effects_of(k)),

@@ -8,6 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import oracles
+from claims import representations as claims
+from claims.claim import HOLDS, OPEN, verdict
 from mi_multilingual import (
     NeuronSet,
     Reading,
@@ -27,6 +29,7 @@ from mi_multilingual import (
 from mi_multilingual.analysis.similarity import centred_alignment, chance_similarity, gram, unit
 from mi_multilingual.corpora import Corpus
 from mi_multilingual.models.hooked import run_trunk
+from mi_multilingual.report.sections import representations as sections
 from mi_multilingual.studies.representations import MEASURES
 from mi_multilingual.tokens import DOCUMENTS
 
@@ -218,7 +221,7 @@ def test_the_study_measures_what_the_tables_of_pairs_measure(outputs, ungated, f
     pairs = pd.concat([f(found) for f in (sentence_similarity, mexa, cka)])
     mine = (
         outputs[outputs.condition == "intact"]
-        .groupby(["layer", "language"])[list(MEASURES[:2]) + ["mexa", "cka"]]
+        .groupby(["layer", "language"])[["similarity", "floor", "mexa", "cka"]]
         .mean()
     )
     for (layer, language), row in mine.iterrows():
@@ -286,3 +289,61 @@ def test_mistakes_are_told(ungated, corpus, four):
         u_shape(neurons)
     with pytest.raises(ValueError, match="got none for 'fr'"):
         u_shape(NeuronSet.of({"fr": []}, shape=(3, 3)))
+
+
+def test_findings_say_what_is_certain():
+    shape = {"measure": ["similarity", "floor", "corrected"], "change": [0.3, 0.25, 0.05], "low": [0.2, 0.2, -0.1]}
+    lines = sections.shape_findings(pd.DataFrame(), pd.DataFrame({**shape, "high": 0.4}))
+    assert "+0.300 more similar" in lines[0]
+    assert lines[1].endswith("(-0.100 to +0.400): not certainly apart from 0.")
+    near = [(i, k, False, value, value - half, value + half) for i in range(3) for k, value, half in NEARNESS]
+    table = pd.DataFrame(near, columns=["layer", "language", "shifted", "value", "low", "high"])
+    assert sections.dominance_findings(table) == ["In the middle layer the others are nearest to English (en)."]
+    unsure = table.assign(high=table.high + 1)
+    assert "no language dominates" in sections.dominance_findings(unsure)[0]
+    ends = NeuronSet.of({"fr": [(0, 1), (3, 1), (3, 2), (2, 5)]}, shape=(4, 9))
+    (line,) = sections.u_findings(u_shape(ends))
+    assert line.startswith("75% of the language neurons lie in the outer thirds")
+    assert "25% in the first and 50% in the last" in line
+    assert "smallest p that so few layers allow is 0.1667" in line
+
+
+NEARNESS = [("en", 0.5, 0.1), ("fr", 0.2, 0.1), ("ja", 0.1, 0.1)]
+
+
+def test_effects_are_told_of_the_last_block(outputs):
+    lines = sections.effect_findings(representation_effects(outputs))
+    assert [line.split(" the similarity")[0] for line in lines] == [
+        "Without the neurons of French (fr) (12)",
+        "Without the neurons of Japanese (ja) (1)",
+    ]
+
+
+def test_claims_are_measured_from_the_tables():
+    """Ten sentences, five places in the model; English is 0.1 nearer in the middle, neurons are worth 0.3 less."""
+    rows = []
+    for condition, seed, change in (
+        ("intact", -1, 0.0),
+        ("chosen", -1, -0.25),
+        ("random", 0, 0.05),
+        ("random", 1, 0.05),
+    ):
+        for layer in range(5):
+            for language in ("en", "fr", "ja"):
+                for sentence in range(10):
+                    alike = 0.5 + 0.1 * (language == "en") * (layer == 2) + change * (layer > 0) + 0.01 * sentence
+                    rows.append(
+                        (condition, "" if seed == condition else "g", seed, layer, language, sentence, alike, 0.2)
+                    )
+    columns = ["condition", "group", "seed", "layer", "language", "sentence", "similarity", "floor"]
+    outputs = pd.DataFrame(rows, columns=columns)
+    shape = pd.DataFrame(
+        {"measure": ["similarity", "corrected"], "change": [0.3, 0.0], "low": [0.2, -0.1], "high": 0.4}
+    )
+    ends = NeuronSet.of({"fr": [(0, j) for j in range(40)] + [(3, j) for j in range(20)]}, shape=(4, 40))
+    tables = {"representation_outputs": outputs, "representation_shape": shape, "u_shape": u_shape(ends)}
+    effects = [claim.measure(tables) for claim in claims.CLAIMS]
+    assert [e.value for e in effects] == pytest.approx([0.3, 0.0, 2 / 3 - 0.5, 0.1, -0.3])
+    assert all(e.low <= e.value <= e.high for e in effects)
+    verdicts = [verdict(c, e) for c, e in zip(claims.CLAIMS, effects, strict=True)]
+    assert verdicts == [HOLDS, OPEN, OPEN, HOLDS, HOLDS]

@@ -74,7 +74,7 @@ def record(
         str,
         typer.Option(
             metavar="KIND",
-            help="activations, texts, impact, relevance or sharing; `detectors` tells which detector needs which",
+            help="activations, texts, impact, relevance, sharing or representations; see the command `detectors`",
         ),
     ] = "activations",
     site: Annotated[

@@ -8,7 +8,6 @@ from ..evidence.activations import ActivationStats
 from ..neurons import NeuronScores, NeuronSet
 from .entropy import scores_by_entropy, select_by_entropy
 
-
 MEANS = ("clipped", "absolute")
 
 

@@ -40,7 +40,7 @@ class Representations(Summarised):
             raise ValueError(f"pooling must be one of {', '.join(POOLINGS)}, got {self.pooling!r}")
         if self.values.ndim != 4 or self.values.shape[1] != len(self.languages):
             raise ValueError(
-                f"values must be (layer, language, sentence, d_model) of the {len(self.languages)} languages, got shape "
+                f"values must be (layer, language, sentence, d_model) of {len(self.languages)} languages, got shape "
                 f"{tuple(self.values.shape)}"
             )
         bad = (~self.values.isfinite()).nonzero()

@@ -4,13 +4,17 @@ from .ablation import change_by_layer, perplexity_change
 from .deactivation import deactivation_bars, deactivation_matrix
 from .detectors import found_and_chance, leaderboard, membership, recovery
 from .editing import editing_matrix, editing_neurons, editing_transfer
+from .lape_tables import ablation_bars, ablation_panels, loss_against_size
 from .neurons import entropy_histogram, layer_counts, neuron_map, neuron_profile, overlap
+from .representations import dominance_by_layer, representation_change, similarity_by_layer
 from .sharing import activity_overlap, sharing_by_layer, type_contributions
 from .steering import fallback, steering_curve, steering_matrix
 from .sweeps import sweep_effects
 from .tuning import alignment_bars, tuning_bars, tuning_matrix
 
 __all__ = [
+    "ablation_bars",
+    "ablation_panels",
     "activity_overlap",
     "alignment_bars",
     "change_by_layer",
@@ -19,18 +23,22 @@ __all__ = [
     "editing_matrix",
     "editing_neurons",
     "editing_transfer",
+    "dominance_by_layer",
     "entropy_histogram",
     "fallback",
     "found_and_chance",
     "layer_counts",
     "leaderboard",
+    "loss_against_size",
     "membership",
     "neuron_map",
     "neuron_profile",
     "overlap",
     "perplexity_change",
     "recovery",
+    "representation_change",
     "sharing_by_layer",
+    "similarity_by_layer",
     "steering_curve",
     "steering_matrix",
     "sweep_effects",

@@ -1,7 +1,6 @@
 """Ways to choose language neurons, by what switching them off does to every language (Tang et al. 2024, whole)."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -23,7 +22,6 @@ from ..patching.changes import check_fits
 from ..patching.conditions import (
     CHOSEN,
     INTACT,
-    NOT_RANDOM,
     RANDOM,
     Condition,
     check_seeds,
@@ -46,7 +44,7 @@ _LOSSES = ["row", "nll", "n_tokens"]
 def tang_methods(
     stats: ActivationStats,
     *,
-    change: WeightChange | None = None,
+    tuned: WeightChange | None = None,
     rate: float = 0.01,
     filter_rate: float = 0.95,
     activation_bar_ratio: float = 0.95,
@@ -55,13 +53,13 @@ def tang_methods(
     """The neurons of LAPE and of the methods that the paper compares it with.
 
     Args:
-        change: of checkpoints tuned on each language, for parameter variation; left out where there are none.
+        tuned: the change of weights by tuning on each language, for parameter variation; left out where there is none.
         rate, filter_rate, activation_bar_ratio: of LAPE, and of what chooses as it does.
         threshold: the activation probability that LAP asks for.
 
     Returns:
         "lape"; "lap"; "lap, as many": the neurons most often active, as many per language as LAPE gives it; "lave", on
-        means clipped at 0; "lave, absolute", on sizes of means; "parameter_variation" with `change`.
+        means clipped at 0; "lave, absolute", on sizes of means; "parameter_variation" where `tuned` is given.
 
     Raises:
         ValueError: as `lape` and `lap`.
@@ -77,7 +75,7 @@ def tang_methods(
         "lave": lave(stats, **how),
         "lave, absolute": lave(stats, **how, means="absolute"),
     }
-    return found if change is None else {**found, "parameter_variation": parameter_variation(change, **how)}
+    return found if tuned is None else {**found, "parameter_variation": parameter_variation(tuned, **how)}
 
 
 def as_many(scores: NeuronScores, neurons: NeuronSet) -> NeuronSet:

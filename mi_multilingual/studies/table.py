@@ -12,6 +12,8 @@ import pandas as pd
 
 from ..detectors.table import Setting
 from . import alignment_tuning, editing, layer_languages, regions, tuning
+from ..evidence.representations import POOLINGS
+from . import lape_tables, representations
 from .given import Given
 
 Tables = Mapping[str, pd.DataFrame]
@@ -73,6 +75,41 @@ STUDIES: dict[str, StudyRow] = {
         editing.TABLES,
         editing.SETTINGS,
         "Wang et al. 2024, arXiv:2406.09265; Meng et al. 2022, arXiv:2202.05262",
+STUDIES: dict[str, StudyRow] = {
+    "lape_tables": StudyRow(
+        lape_tables.run,
+        ("ablation_outputs", "ablation_matrix", "ablation_comparison", "ablation_curve"),
+        {
+            "threshold": Setting(0.95, "the activation probability that LAP asks for", 0.0, 1.0, below=True),
+            "documents": Setting(80, "documents of every language that losses are measured on, the first ones", 1),
+            "languages": Setting(10, "languages that losses are measured in, the first ones", 2),
+            "largest": Setting(
+                0.02, "largest share of all neurons, per language, that the curve goes to", 0.0, 1.0, above=True
+            ),
+            "points": Setting(5, "sizes on the curve, each half of the next", 1, 12),
+        },
+        "Tang et al. 2024, arXiv:2402.16438",
+    ),
+    "representations": StudyRow(
+        representations.run,
+        (
+            "representations",
+            "representation_outputs",
+            "representation_layers",
+            "representation_shape",
+            "representation_effects",
+            "dominance",
+            "neuron_layers",
+            "u_shape",
+        ),
+        {
+            "pooling": Setting("mean", "how a sentence's tokens become one vector", choices=POOLINGS),
+            "sentences": Setting(80, "parallel sentences, the first ones", 4),
+            "off": Setting(
+                "together", "neurons of all languages off at once, or each language's", choices=("together", "each")
+            ),
+        },
+        "Tang et al. 2024, arXiv:2402.16438; Kargaran et al. 2024, arXiv:2410.05873",
     ),
 }
 """Name -> the study. The name is that of its file, or of what it is about where a file holds two."""

@@ -225,4 +225,4 @@ def _counted(language: str, counts: Int[Tensor, "document position layer name"],
     table = pd.MultiIndex.from_product(axes.values(), names=axes).to_frame(index=False)
     n_top = counts.sum(dim=-1, keepdim=True).expand_as(counts)
     table["n"], table["n_top"] = counts.flatten().numpy(), n_top.flatten().numpy()
-    return table[table.n_top > 0]
+    return table.loc[table.n_top > 0]

@@ -20,6 +20,8 @@ from .layer_languages import Places, decoded, prompt_rows
 
 _BYTES = {character: byte for byte, character in bytes_to_unicode().items()}
 """What stands for a byte in vocabularies of bytes."""
+WORDS = ["language", "document", "layer", "decoded", "probability"]
+"""Columns of `layer_words`."""
 _Tokens = dict[bytes, list[int]]
 """The bytes of a token's text -> the tokens that have it."""
 

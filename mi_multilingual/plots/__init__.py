@@ -4,6 +4,7 @@ from .ablation import change_by_layer, perplexity_change
 from .deactivation import deactivation_bars, deactivation_matrix
 from .detectors import found_and_chance, leaderboard, membership, recovery
 from .editing import editing_matrix, editing_neurons, editing_transfer
+from .layer_languages import layer_languages, layer_words, region_effects
 from .neurons import entropy_histogram, layer_counts, neuron_map, neuron_profile, overlap
 from .sharing import activity_overlap, sharing_by_layer, type_contributions
 from .steering import fallback, steering_curve, steering_matrix
@@ -23,6 +24,8 @@ __all__ = [
     "fallback",
     "found_and_chance",
     "layer_counts",
+    "layer_languages",
+    "layer_words",
     "leaderboard",
     "membership",
     "neuron_map",
@@ -30,6 +33,7 @@ __all__ = [
     "overlap",
     "perplexity_change",
     "recovery",
+    "region_effects",
     "sharing_by_layer",
     "steering_curve",
     "steering_matrix",

@@ -111,7 +111,7 @@ def _boundaries(
         return (0, understanding, n_layers - generation, n_layers), BY_NUMBER
     if 0 < below < back < n_layers:
         return (0, below, back, n_layers), FOUND
-    return (0, *(round(n_layers * i / 3) for i in (1, 2)), n_layers), THIRDS
+    return (0, round(n_layers / 3), round(n_layers * 2 / 3), n_layers), THIRDS
 
 
 def model_regions(model: HookedModel, corpus: Corpus, *, n_prompts: int = 12) -> pd.DataFrame:

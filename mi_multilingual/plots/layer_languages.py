@@ -84,6 +84,7 @@ def _line_with_band(rows: pd.DataFrame, name: str, colour: str, *, first: bool) 
     around = go.Scatter(
         x=[*rows.layer, *rows.layer[::-1]],
         y=[*rows.high, *rows.low[::-1]],
+        mode="lines",
         fill="toself",
         fillcolor=colour,
         opacity=0.2,

@@ -28,7 +28,7 @@ def studied(model, corpus):
         for i in range(3)
     ]
     options = {"seeds": (0, 1), "reading": READING, "progress": False}
-    return neurons, mm.region_study(model, neurons, TABLE, corpus, items, **options)
+    return neurons, mm.region_study(model, corpus, neurons, TABLE, items, **options)
 
 
 def test_a_region_s_neurons_are_off_as_by_hand(studied, model, corpus):

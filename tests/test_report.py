@@ -13,6 +13,7 @@ from hypothesis.extra import numpy as arrays
 
 import checkpoints
 import mi_multilingual.report.sections as report_sections
+import speaker
 from mi_multilingual import TYPES, ActivationStats, NeuronScores, NeuronSet, experiments, lape, load, save, write_report
 from mi_multilingual.demo.steps import steering_examples
 from mi_multilingual.report import files, neuron_pages
@@ -516,6 +517,8 @@ def whole_run(folder, languages):
     write_steering(folder, languages)
     effect_rows(TYPES, languages).to_parquet(folder / files.DEACTIVATION)
     effect_rows(languages, languages).to_parquet(folder / files.CROSS_FACTS)
+    for name, table in speaker.tables(languages).items():
+        table.to_parquet(folder / f"{name}.parquet")
     sweep_table().to_parquet(folder / files.SWEEP_EFFECTS)
     cells = {"group": languages[0], "evaluated": languages, "condition": ["chosen", "random", "chosen"]}
     pd.DataFrame({"model": "demo", **cells, "change": 0.5}).to_parquet(folder / files.SWEEP)

@@ -119,7 +119,7 @@ def layer_languages(
         >>> prompts = mm.Corpus({"ja": ("フランスの首都は",)}, "a prompt")
         >>> found = mm.layer_languages(model, prompts, tokens, progress=False)
         >>> found[found.layer == 3].set_index("decoded").n[["ja", "en", "shared", "none"]].to_dict()
-        {}
+        {'ja': 9, 'en': 0, 'shared': 1, 'none': 0}
     """
     if at not in AT:
         raise ValueError(f"at must be one of {', '.join(AT)}, got {at!r}")

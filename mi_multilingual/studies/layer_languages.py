@@ -225,7 +225,7 @@ SETTINGS = {
     "at": Setting("last", "which tokens of a prompt are read", choices=AT),
     "top": Setting(10, "likeliest tokens looked at after each block", 1),
     "norm": Setting("yes", "whether the final norm is applied", choices=("yes", "no")),
-    "share": Setting(0.6, "share of a token that a language must have for it to be its own", 0.5, 1.0, above=True),
+    "bar": Setting(0.6, "share of a token that a language must have for it to be its own", 0.5, 1.0, above=True),
     "new_tokens": Setting(0, "tokens that the model writes after each prompt, which are read too", 0),
     "facts": Setting(40, "questions per language whose answers are looked for as words", 1),
 }
@@ -235,7 +235,7 @@ SETTINGS = {
 def looked_for(given: Given) -> tuple[Corpus, TokenLanguages, dict[str, Any]]:
     """Prompts, the languages of tokens, and the options of `layer_languages`, by the settings."""
     asked = given.settings
-    tokens = token_languages(given.model, given.identify, share=asked["share"])
+    tokens = token_languages(given.model, given.identify, bar=asked["bar"])
     how = {"top": int(asked["top"]), "at": asked["at"], "norm": asked["norm"] == "yes", "progress": given.progress}
     return openings(given.evaluate, int(asked["prompts"])), tokens, how
 

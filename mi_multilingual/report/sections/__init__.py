@@ -4,11 +4,32 @@ A file of this folder holds the sections of one subject: the columns of their ta
 in words. A new table of a run is a new row in the file of its subject.
 """
 
-from . import ablation, answers, deactivation, detectors, editing, neurons, sharing, steering, sweeps, tuning
+from . import (
+    ablation,
+    answers,
+    deactivation,
+    detectors,
+    editing,
+    layer_languages,
+    neurons,
+    sharing,
+    steering,
+    sweeps,
+    tuning,
+)
 
-SUBJECTS = (ablation, neurons, detectors, sharing, steering, deactivation, editing, tuning, sweeps, answers)
-from . import ablation, answers, deactivation, detectors, layer_languages, neurons, sharing, steering, sweeps
-
-SUBJECTS = (ablation, neurons, detectors, sharing, steering, deactivation, layer_languages, sweeps, answers)
+SUBJECTS = (
+    ablation,
+    neurons,
+    detectors,
+    sharing,
+    steering,
+    deactivation,
+    editing,
+    tuning,
+    layer_languages,
+    sweeps,
+    answers,
+)
 SECTIONS = tuple(section for subject in SUBJECTS for section in subject.SECTIONS)
 """Every section of the page, in its order."""

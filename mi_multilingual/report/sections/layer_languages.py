@@ -148,7 +148,7 @@ SECTIONS = (
         findings=region_findings,
         figures=(
             Figure(
-                "region-effects",
+                "region-effects-map",
                 (REGION_EFFECTS,),
                 plots.region_effects,
                 "What a language's own text loses without its neurons, by structure and region.",

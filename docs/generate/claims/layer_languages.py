@@ -94,38 +94,38 @@ def middle_against_ends(tables: Tables) -> Effect:
     return mean_of_languages(ratios, "first and last block")
 
 
-def english_words(tables: Tables) -> Effect:
-    """Probability of the English word less that of the prompt's language, over the middle layers."""
+def pivot_words(tables: Tables) -> Effect:
+    """Probability of the pivot language's word less that of the prompt's language, over the middle layers."""
     words = tables["layer_words"].dropna(subset="probability")
-    words = words[words.language != ENGLISH]
-    if ENGLISH not in set(words.decoded):
-        raise ValueError("words must be compared with English, got another language")
+    [pivot] = set(words.decoded[words.decoded != words.language])
+    words = words[words.language != pivot]
     middle = words[words.layer.isin(middle_layers(int(words.layer.max()) + 1))]
     ratios = []
     for language, rows in middle.groupby("language"):
         means = rows.groupby(["document", "decoded"]).probability.mean().unstack()
-        difference = (means[ENGLISH] - means[language]).to_numpy()
+        difference = (means[pivot] - means[language]).to_numpy()
         ratios.append((difference, np.ones(len(difference))))
     return mean_of_languages(ratios, "the word of the prompt's language")
 
 
-def loss_beyond_random(structure: str, region: str, *, less_english: bool = False) -> Callable[[Tables], Effect]:
-    """Loss without a language's neurons less that without random ones, in its own text; or less the same in English."""
+def loss_beyond_random(structure: str, region: str, *, less_pivot: bool = False) -> Callable[[Tables], Effect]:
+    """Loss without a language's neurons less that without random ones: in its own text, or less the same in the pivot."""
 
     def measure(tables: Tables) -> Effect:
         outputs = tables["region_outputs"]
         mine = outputs[(outputs.structure == structure) & (outputs.region == region) & (outputs.measure == "loss")]
         ratios = []
-        for group in [k for k in mine.group.unique() if k != ENGLISH]:
-            own, english = (_beyond(mine[(mine.group == group) & (mine.evaluated == k)]) for k in (group, ENGLISH))
-            if less_english:
+        pivot = tables["regions"]["pivot"].iloc[0]
+        for group in [k for k in mine.group.unique() if k != pivot]:
+            own, other = (_beyond(mine[(mine.group == group) & (mine.evaluated == k)]) for k in (group, pivot))
+            if less_pivot:
                 # Row by row, which say the same: per token of either text.
-                difference = (own.total / own.weight - english.total / english.weight).dropna().to_numpy()
+                difference = (own.total / own.weight - other.total / other.weight).dropna().to_numpy()
                 ratios.append((difference, np.ones(len(difference))))
             else:
                 ratios.append((own.total.to_numpy(), own.weight.to_numpy(float)))
         control = "as many random neurons per layer"
-        return mean_of_languages(ratios, f"{control}, and the same in English" if less_english else control)
+        return mean_of_languages(ratios, f"{control}, and the same in the pivot language" if less_pivot else control)
 
     return measure
 
@@ -171,10 +171,10 @@ CLAIMS = (
     ),
     Claim(
         WENDLER,
-        "In the middle layers the English word is likelier than the one asked for.",
+        "In the middle layers the word of the pivot language is likelier than the one asked for.",
         "English ahead of the target language in the middle layers of Llama-2, which catches up in the last",
         "layer_languages",
-        english_words,
+        pivot_words,
         "probability",
         1,
         0.01,
@@ -201,10 +201,10 @@ CLAIMS = (
     ),
     Claim(
         ZHAO,
-        "Without the neurons of the generation layers a language does worse, and more so than English.",
+        "Without the neurons of the generation layers a language does worse, and more so than the pivot.",
         "a fall in other languages than English, which itself is hardly affected",
         "regions",
-        loss_beyond_random("mlp", "generation", less_english=True),
+        loss_beyond_random("mlp", "generation", less_pivot=True),
         "nats per token",
         1,
         0.02,

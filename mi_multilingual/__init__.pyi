@@ -214,7 +214,6 @@ __all__ = [
     "lap",
     "lape",
     "lave",
-    "layer_languages",
     "leaderboard",
     "load",
     "load_corpus",

@@ -1,4 +1,6 @@
+import importlib
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -12,10 +14,12 @@ import checkpoints
 import mi_multilingual as mm
 import oracles
 import speaker
+from mi_multilingual import plots, write_report
 from mi_multilingual.analysis.layer_languages import NONE, SHARED
 from mi_multilingual.analysis.layer_words import _tokens_by_bytes, first_tokens
 from mi_multilingual.evidence.reading import read
 from mi_multilingual.models.hooked import all_logits, unembedded
+from mi_multilingual.report.sections.layer_languages import SECTIONS, layer_findings, region_findings
 from mi_multilingual.studies.layer_languages import pivot_of
 from mi_multilingual.studies.regions import model_regions
 
@@ -100,7 +104,7 @@ def test_the_lens_after_the_last_block_is_the_model_itself(tmp_path):
 
 def test_tokens_belong_to_the_language_that_has_most_of_them(demo_model):
     corpus = mm.load_corpus("demo", split="identify", languages=["en", "fr", "ja", "ru"], max_documents=60)
-    tokens = mm.token_languages(demo_model, corpus, share=0.7)
+    tokens = mm.token_languages(demo_model, corpus, bar=0.7)
     ids = {
         k: Counter(i for text in d for i in demo_model.tokenizer(text, add_special_tokens=False)["input_ids"])
         for k, d in corpus.documents.items()
@@ -214,8 +218,8 @@ def test_bad_tables_and_words_are_refused(planted):
     model, corpus = planted
     with pytest.raises(ValueError, match="at least two languages"):
         mm.token_languages(model, corpus.take(["l0"]))
-    with pytest.raises(ValueError, match=r"share must be above 0.5"):
-        mm.token_languages(model, corpus, share=0.5)
+    with pytest.raises(ValueError, match="bar must be above"):
+        mm.token_languages(model, corpus, bar=0.5)
     with pytest.raises(ValueError, match="languages must not be called 'none'"):
         mm.TokenLanguages(("none", "en"), torch.zeros(3, dtype=torch.int64))
     with pytest.raises(ValueError, match="words must be one per prompt in 'l2'"):
@@ -232,3 +236,114 @@ def test_bad_tables_and_words_are_refused(planted):
         mm.regions(shares, understanding=3, generation=3)
     with pytest.raises(ValueError, match="outputs must have rows"):
         mm.layer_language_shares(outputs[:0])
+
+
+LANGUAGES = ("en", "fr", "ja")
+
+
+def test_the_page_tells_what_the_tables_say(tmp_path):
+    tables = speaker.tables(LANGUAGES)
+    for name, table in tables.items():
+        table.to_parquet(tmp_path / f"{name}.parquet")
+    page = write_report(tmp_path).read_text(encoding="utf-8")
+    assert [s.id for s in SECTIONS if f'<table id="table-{s.id}">' not in page] == []
+    assert [f.id for s in SECTIONS for f in s.figures if f'id="{f.id}"' not in page] == []
+    middle, less = layer_findings(tables["layer_language_shares"])
+    assert "decoded into English (en) most" in middle
+    assert middle.endswith("after some block for prompts in Japanese (ja).")
+    assert "in 1 of 3 languages, among them Japanese (ja) (80% to 10%)" in less
+    mlp, attention = region_findings(tables["region_effects"])
+    assert mlp.startswith("Part mlp: ")
+    assert "reasoning in 1 of 3 languages (mean +0.173)" in attention
+
+
+def test_areas_add_up_and_hover_tells_the_interval():
+    shares = speaker.tables(LANGUAGES)["layer_language_shares"]
+    figure = plots.layer_languages(shares, condition="chosen")
+    panels = [figure.data[i : i + 3] for i in (0, 3, 6)]
+    for language, panel in zip(LANGUAGES, panels, strict=True):
+        np.testing.assert_allclose(np.sum([trace.y for trace in panel], axis=0), 1.0)
+        mine = shares[(shares.condition == "chosen") & (shares.language == language) & (shares.decoded == "en")]
+        np.testing.assert_allclose(panel[0].y, mine.share)
+        np.testing.assert_allclose(panel[0].customdata[:, :2], mine[["low", "high"]])
+        assert panel[0].stackgroup == "shares"
+    with pytest.raises(ValueError, match="must have rows of condition 'intact' at 'generated' tokens"):
+        plots.layer_languages(shares, position="generated")
+    with pytest.raises(ValueError, match="measure must be one of this table's, loss, got 'margin'"):
+        plots.region_effects(speaker.tables(LANGUAGES)["region_effects"], measure="margin")
+
+
+@pytest.fixture(scope="module")
+def claims():
+    """The module of the claims, by the words of each."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(Path(__file__).parents[1] / "docs" / "generate"))
+        module = importlib.import_module("claims.layer_languages")
+        yield {claim.text.rstrip("."): claim for claim in module.CLAIMS}
+
+
+def said(middle, ends, n_documents=6):
+    """Counts of top tokens of prompts in fr and ja by six blocks: (own, English) in the two middle ones, and at both
+    ends; every second prompt has one token more of its own."""
+    rows = []
+    for language in ("en", "fr", "ja"):
+        for document in range(n_documents):
+            for layer in range(6):
+                own, english = middle if layer in (1, 2, 3) else ends
+                counts = dict.fromkeys(("en", "fr", "ja"), 0) | {language: own + document % 2} | {SHARED: 3, NONE: 1}
+                counts["en"] += english
+                rows += [("intact", language, document, "prompt", layer, k, n) for k, n in counts.items()]
+    columns = ["condition", "language", "document", "position", "layer", "decoded", "n"]
+    return {"layer_languages": pd.DataFrame(rows, columns=columns)}
+
+
+def test_claims_on_layers_are_decided_by_the_counts(claims):
+    middle = claims["Prompts in other languages are decoded into English in the middle layers"].measure
+    ends = claims["English is decoded more in the middle layers than in the first and the last"].measure
+    last = claims["The last layers speak the language of the prompt"].measure
+    thinks = said(middle=(1, 8), ends=(6, 2))
+    found = middle(thinks)
+    assert found.value == pytest.approx((8 - 1.5) / 9.5)
+    assert 0 < found.low < found.value < found.high
+    assert ends(thinks).low > 0.5
+    assert last(thinks).high < 0
+    speaks = said(middle=(8, 1), ends=(8, 1))
+    assert middle(speaks).high < 0
+    assert ends(speaks).low <= ends(speaks).value == 0 <= ends(speaks).high
+    with pytest.raises(ValueError, match="English"):
+        middle({"layer_languages": thinks["layer_languages"].query("decoded != 'en'")})
+
+
+def test_the_claim_on_words_is_decided_by_their_probabilities(claims):
+    measure = claims["In the middle layers the word of the pivot language is likelier than the one asked for"].measure
+    rows = [
+        (k, document, layer, decoded, 0.1 + 0.2 * (decoded == "en") * (layer < 2) + 0.01 * document)
+        for k in ("fr", "ja")
+        for document in range(5)
+        for layer in range(3)
+        for decoded in (k, "en")
+    ]
+    words = pd.DataFrame(rows, columns=["language", "document", "layer", "decoded", "probability"])
+    found = measure({"layer_words": words})
+    assert found.value == pytest.approx(0.2)
+    assert found.low == pytest.approx(found.high)
+
+
+def test_claims_on_regions_are_decided_by_losses_beside_random_neurons(claims):
+    rows = []
+    for group in ("fr", "ja"):
+        for evaluated in (group, "en"):
+            for unit in range(6):
+                for condition, more in (("chosen", 3.0 if evaluated == group else 1.0), ("random", 0.5)):
+                    value = 30.0 + 10 * more + unit
+                    rows.append((condition, group, "mlp", "all", evaluated, "loss", str(unit), value, 10))
+    columns = ["condition", "group", "structure", "region", "evaluated", "measure", "unit", "value", "weight"]
+    outputs = pd.DataFrame(rows, columns=columns)
+    tables = {"regions": pd.DataFrame({"pivot": ["en"]}), "region_outputs": outputs}
+    whole = claims["A language loses its text without its neurons, and not without as many random ones"]
+    assert whole.measure(tables).value == pytest.approx(2.5)
+    more = claims["Without the neurons of the generation layers a language does worse, and more so than the pivot"]
+    found = more.measure(tables | {"region_outputs": outputs.assign(region="generation")})
+    assert (found.low, found.high) == (pytest.approx(2.0), pytest.approx(2.0))
+    with pytest.raises(ValueError, match="got none"):
+        more.measure(tables)

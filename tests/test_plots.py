@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 import torch
 
+import speaker
 from mi_multilingual import (
     TYPES,
     ActivationStats,
@@ -545,12 +546,15 @@ EVERY_FIGURE = {
     "fallback": lambda k: plots.fallback(fallback_of(k)),
     "found_and_chance": lambda k: plots.found_and_chance(chance_of(k)),
     "layer_counts": lambda k: plots.layer_counts(neurons_of(k)),
+    "layer_languages": lambda k: plots.layer_languages(speaker.tables(k)["layer_language_shares"]),
+    "layer_words": lambda k: plots.layer_words(speaker.tables(k)["layer_word_means"]),
     "leaderboard": lambda k: plots.leaderboard(board()),
     "membership": lambda k: plots.membership(scores_of(k), neurons_of(k)),
     "neuron_map": lambda k: plots.neuron_map(stats_of(k), neurons_of(k)),
     "neuron_profile": lambda k: plots.neuron_profile(stats_of(k), 1, 3),
     "overlap": lambda k: plots.overlap(neurons_of(k)),
     "perplexity_change": lambda k: plots.perplexity_change(matrix_of(k)),
+    "region_effects": lambda k: plots.region_effects(speaker.tables(k)["region_effects"]),
     "recovery": lambda k: plots.recovery(curves(), "effect", title="t"),
     "sharing_by_layer": lambda k: plots.sharing_by_layer(sharing_rows()),
     "steering_curve": lambda k: plots.steering_curve(curve()),

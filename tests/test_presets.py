@@ -275,8 +275,9 @@ def test_what_no_cell_could_run_is_told_at_once(settings, message):
 
 def test_a_region_without_layers_is_told_before_anything_runs(home, tmp_path):
     assert list(region("first", 7)) + list(region("middle", 7)) + list(region("last", 7)) == list(range(7))
-    with pytest.raises(ValueError, match="has 2 layers, none of them middle"):
-        sweep.run(tiny(home, layers=["all", "middle"]), tmp_path / "run", progress=False)
+    for layers in ("middle", "reasoning"):
+        with pytest.raises(ValueError, match=f"has 2 layers, none of them {layers}"):
+            sweep.run(tiny(home, layers=["all", layers]), tmp_path / "run", progress=False)
     assert not (tmp_path / "run" / "results").exists()
 
 

@@ -28,7 +28,7 @@ def studied(model, corpus):
         for i in range(3)
     ]
     options = {"seeds": (0, 1), "reading": READING, "progress": False}
-    return neurons, mm.region_study(model, neurons, TABLE, corpus, items, **options)
+    return neurons, mm.region_study(model, corpus, neurons, TABLE, items, **options)
 
 
 def test_a_region_s_neurons_are_off_as_by_hand(studied, model, corpus):
@@ -114,6 +114,6 @@ def test_a_sweep_takes_the_regions_of_its_model(tmp_path, monkeypatch):
     assert {(cell.group, cell.layers): again.layers(cell) for cell in cells} == found, "read from the folder"
 
 
-def test_types_of_neurons_have_no_regions_and_small_models_neither(tmp_path, model, corpus):
+def test_types_of_neurons_have_no_regions():
     with pytest.raises(ValueError, match="are no languages, so they have no layers of generation"):
         Study.model_validate({"detector": "sharing", "site": "post", "evaluate": "facts", "layers": "generation"})

@@ -13,6 +13,7 @@ from hypothesis.extra import numpy as arrays
 
 import checkpoints
 import mi_multilingual.report.sections as report_sections
+import speaker
 import tables
 from mi_multilingual import TYPES, ActivationStats, NeuronScores, NeuronSet, experiments, lape, load, save, write_report
 from mi_multilingual.demo.steps import steering_examples
@@ -517,7 +518,8 @@ def whole_run(folder, languages):
     write_steering(folder, languages)
     effect_rows(TYPES, languages).to_parquet(folder / files.DEACTIVATION)
     effect_rows(languages, languages).to_parquet(folder / files.CROSS_FACTS)
-    for name, table in {**tables.of_representations(languages), **tables.of_methods(languages)}.items():
+    made = {**tables.of_representations(languages), **tables.of_methods(languages), **speaker.tables(languages)}
+    for name, table in made.items():
         table.to_parquet(folder / f"{name}.parquet")
     sweep_table().to_parquet(folder / files.SWEEP_EFFECTS)
     cells = {"group": languages[0], "evaluated": languages, "condition": ["chosen", "random", "chosen"]}

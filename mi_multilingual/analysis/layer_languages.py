@@ -119,7 +119,7 @@ def layer_languages(
         >>> prompts = mm.Corpus({"ja": ("フランスの首都は",)}, "a prompt")
         >>> found = mm.layer_languages(model, prompts, tokens, progress=False)
         >>> found[found.layer == 3].set_index("decoded").n[["ja", "en", "shared", "none"]].to_dict()
-        {}
+        {'ja': 9, 'en': 0, 'shared': 1, 'none': 0}
     """
     if at not in AT:
         raise ValueError(f"at must be one of {', '.join(AT)}, got {at!r}")
@@ -225,4 +225,4 @@ def _counted(language: str, counts: Int[Tensor, "document position layer name"],
     table = pd.MultiIndex.from_product(axes.values(), names=axes).to_frame(index=False)
     n_top = counts.sum(dim=-1, keepdim=True).expand_as(counts)
     table["n"], table["n_top"] = counts.flatten().numpy(), n_top.flatten().numpy()
-    return table[table.n_top > 0]
+    return table.loc[table.n_top > 0]

@@ -20,6 +20,8 @@ from .layer_languages import Places, decoded, prompt_rows
 
 _BYTES = {character: byte for byte, character in bytes_to_unicode().items()}
 """What stands for a byte in vocabularies of bytes."""
+WORDS = ["language", "document", "layer", "decoded", "probability"]
+"""Columns of `layer_words`."""
 _Tokens = dict[bytes, list[int]]
 """The bytes of a token's text -> the tokens that have it."""
 
@@ -62,6 +64,11 @@ def layer_words(
         >>> words = mm.Corpus({"ru": ("Париж",), "zh": ("巴黎",), "en": ("Paris",)}, "words")
         >>> found = mm.layer_words(mm.load_model("demo"), prompts, words, ["en"], progress=False)
         >>> found[found.layer == 3].round(2)
+           language  document  layer decoded  probability
+        6        ru         0      3      ru         0.95
+        7        ru         0      3      en         0.00
+        14       zh         0      3      zh         0.92
+        15       zh         0      3      en         0.00
     """
     _check_words(prompts, words, against)
     tokens = _tokens_by_bytes(model.tokenizer)

@@ -5,6 +5,7 @@ from .deactivation import deactivation_bars, deactivation_matrix
 from .detectors import found_and_chance, leaderboard, membership, recovery
 from .editing import editing_matrix, editing_neurons, editing_transfer
 from .lape_tables import ablation_bars, ablation_panels, loss_against_size
+from .layer_languages import layer_languages, layer_words, region_effects
 from .neurons import entropy_histogram, layer_counts, neuron_map, neuron_profile, overlap
 from .representations import dominance_by_layer, representation_change, similarity_by_layer
 from .sharing import activity_overlap, sharing_by_layer, type_contributions
@@ -28,6 +29,8 @@ __all__ = [
     "fallback",
     "found_and_chance",
     "layer_counts",
+    "layer_languages",
+    "layer_words",
     "leaderboard",
     "loss_against_size",
     "membership",
@@ -37,6 +40,7 @@ __all__ = [
     "perplexity_change",
     "recovery",
     "representation_change",
+    "region_effects",
     "sharing_by_layer",
     "similarity_by_layer",
     "steering_curve",

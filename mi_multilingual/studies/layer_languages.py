@@ -12,7 +12,7 @@ from jaxtyping import Float
 from tqdm.auto import tqdm
 
 from ..analysis.layer_languages import AT, NONE, PROMPT, SHARED, TokenLanguages, layer_languages
-from ..analysis.layer_words import layer_words
+from ..analysis.layer_words import WORDS, layer_words
 from ..corpora import Corpus
 from ..detectors.table import Setting
 from ..evaluation.generation import generate
@@ -27,6 +27,7 @@ from ..patching.conditions import INTACT, Condition, applied, check_groups, with
 from .given import Given
 
 _UNDER = ("condition", "group")
+_MEANS = ["language", "layer", "decoded", "probability", "low", "high", "n", "n_dropped"]
 
 
 def layer_language_study(
@@ -106,7 +107,7 @@ def layer_language_shares(outputs: pd.DataFrame) -> pd.DataFrame:
         _shares(part, names).assign(**dict(zip(by, key, strict=True))) for key, part in outputs.groupby(by, sort=False)
     ]
     columns = [*by, "layer", "decoded", "share", "low", "high", "shared", "none", "n"]
-    return pd.concat(frames, ignore_index=True)[columns]
+    return pd.concat(frames, ignore_index=True).loc[:, columns]
 
 
 def _shares(part: pd.DataFrame, names: list[str]) -> pd.DataFrame:
@@ -159,12 +160,12 @@ def layer_word_means(outputs: pd.DataFrame) -> pd.DataFrame:
     if outputs.empty:
         raise ValueError("outputs must have rows, got none; give what layer_words returned")
     rows = []
-    for key, part in outputs.groupby(["language", "layer", "decoded"], sort=False):
+    for (language, layer, decoded), part in outputs.groupby(["language", "layer", "decoded"], sort=False):
         kept = part.probability.dropna().to_numpy()
         low, high = mean_interval(kept) if len(kept) else (np.nan, np.nan)
         mean = kept.mean() if len(kept) else np.nan
-        rows.append((*key, mean, low, high, len(part), len(part) - len(kept)))
-    return pd.DataFrame(rows, columns=["language", "layer", "decoded", "probability", "low", "high", "n", "n_dropped"])
+        rows.append((language, layer, decoded, mean, low, high, len(part), len(part) - len(kept)))
+    return pd.DataFrame(rows, columns=_MEANS)
 
 
 def openings(corpus: Corpus, n: int) -> Corpus:
@@ -190,10 +191,14 @@ def fact_words(languages: Sequence[str], n: int) -> tuple[Corpus, Corpus] | None
     return Corpus(prompts, "facts"), Corpus(words, "answers to facts")
 
 
+def middle_layers(n_layers: int) -> range:
+    """The layers after whose blocks, counted from 1, lies the middle third: ceil(L/3) to floor(2L/3); at least one."""
+    first = -(-n_layers // 3)
+    return range(first - 1, max(first, 2 * n_layers // 3))
+
+
 def pivot_of(shares: pd.DataFrame) -> str:
     """The language that prompts in other languages are decoded into most, on average over the middle layers.
-
-    Middle are the layers after block ceil(L/3) to floor(2L/3) of L, counted from 1. Its own prompts are left out.
 
     Args:
         shares: of `layer_language_shares`; the intact model's prompts are looked at.
@@ -204,9 +209,7 @@ def pivot_of(shares: pd.DataFrame) -> str:
     part = _intact_prompts(shares)
     if part.language.nunique() < 2:
         raise ValueError(f"prompts must be in at least two languages, got {part.language.unique()}; give others too")
-    n_layers = int(part.layer.max()) + 1
-    first = -(-n_layers // 3)
-    middle = part.layer.between(first - 1, max(first, 2 * n_layers // 3) - 1)
+    middle = part.layer.isin(middle_layers(int(part.layer.max()) + 1))
     others = part[middle & (part.decoded != part.language)]
     return str(others.groupby("decoded", sort=False).share.mean().idxmax())
 
@@ -214,7 +217,7 @@ def pivot_of(shares: pd.DataFrame) -> str:
 def _intact_prompts(shares: pd.DataFrame) -> pd.DataFrame:
     """The rows of the model as it is, at tokens of prompts."""
     intact = shares.condition == INTACT if "condition" in shares else True
-    return shares[(shares.position == PROMPT) & intact]
+    return shares.loc[(shares.position == PROMPT) & intact]
 
 
 SETTINGS = {
@@ -222,7 +225,7 @@ SETTINGS = {
     "at": Setting("last", "which tokens of a prompt are read", choices=AT),
     "top": Setting(10, "likeliest tokens looked at after each block", 1),
     "norm": Setting("yes", "whether the final norm is applied", choices=("yes", "no")),
-    "share": Setting(0.6, "share of a token that a language must have for it to be its own", 0.5, 1.0, above=True),
+    "bar": Setting(0.6, "share of a token that a language must have for it to be its own", 0.5, 1.0, above=True),
     "new_tokens": Setting(0, "tokens that the model writes after each prompt, which are read too", 0),
     "facts": Setting(40, "questions per language whose answers are looked for as words", 1),
 }
@@ -232,7 +235,7 @@ SETTINGS = {
 def looked_for(given: Given) -> tuple[Corpus, TokenLanguages, dict[str, Any]]:
     """Prompts, the languages of tokens, and the options of `layer_languages`, by the settings."""
     asked = given.settings
-    tokens = token_languages(given.model, given.identify, share=asked["share"])
+    tokens = token_languages(given.model, given.identify, bar=asked["bar"])
     how = {"top": int(asked["top"]), "at": asked["at"], "norm": asked["norm"] == "yes", "progress": given.progress}
     return openings(given.evaluate, int(asked["prompts"])), tokens, how
 
@@ -251,9 +254,10 @@ def run(given: Given) -> dict[str, pd.DataFrame]:
         **how,
     )
     tables = {"layer_languages": outputs, "layer_language_shares": layer_language_shares(outputs)}
-    if asked := fact_words(prompts.languages, int(given.settings["facts"])):
-        pivot = pivot_of(tables["layer_language_shares"])
-        against = [pivot if pivot in asked[1].languages else asked[1].languages[0]]
-        words = layer_words(given.model, *asked, against, norm=how["norm"], progress=given.progress)
-        tables |= {"layer_words": words, "layer_word_means": layer_word_means(words)}
-    return tables
+    asked = fact_words(prompts.languages, int(given.settings["facts"]))
+    if asked is None:
+        return tables | {"layer_words": pd.DataFrame(columns=WORDS), "layer_word_means": pd.DataFrame(columns=_MEANS)}
+    pivot = pivot_of(tables["layer_language_shares"])
+    against = [pivot if pivot in asked[1].languages else asked[1].languages[0]]
+    words = layer_words(given.model, *asked, against, norm=how["norm"], progress=given.progress)
+    return tables | {"layer_words": words, "layer_word_means": layer_word_means(words)}

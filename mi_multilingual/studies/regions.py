@@ -111,7 +111,7 @@ def _boundaries(
         return (0, understanding, n_layers - generation, n_layers), BY_NUMBER
     if 0 < below < back < n_layers:
         return (0, below, back, n_layers), FOUND
-    return (0, *(round(n_layers * i / 3) for i in (1, 2)), n_layers), THIRDS
+    return (0, round(n_layers / 3), round(n_layers * 2 / 3), n_layers), THIRDS
 
 
 def model_regions(model: HookedModel, corpus: Corpus, *, n_prompts: int = 12) -> pd.DataFrame:
@@ -123,9 +123,9 @@ def model_regions(model: HookedModel, corpus: Corpus, *, n_prompts: int = 12) ->
 
 def region_study(
     model: HookedModel,
+    corpus: Corpus,
     neurons: Mapping[str, Sequence[NeuronSet]],
     regions: pd.DataFrame,
-    corpus: Corpus,
     items: Sequence[Item] = (),
     *,
     seeds: Sequence[int] = (0, 1, 2),
@@ -135,10 +135,10 @@ def region_study(
     """A language's neurons off, one region and one structure after another: its loss and answers, and the pivot's.
 
     Args:
+        corpus: text in every language whose neurons are off, and in the pivot.
         neurons: name of a structure -> its neurons, one set per part, such as {"mlp": [plnd(impact)], "attention":
             [plnd(impact, part=p) for p in "qkv"]}; the groups are languages. Those of `regions` are switched off.
         regions: of the function `regions`.
-        corpus: text in every language whose neurons are off, and in the pivot.
         items: questions with choices in these languages; none for the loss alone.
         seeds: of as many random neurons per layer and part, one draw each.
 
@@ -275,7 +275,7 @@ def _effect(intact: pd.Series, wide: pd.DataFrame, weight: np.ndarray) -> dict[s
 
 _NUMBER = "blocks of {}, with the other number given too; by the shares where there is none"
 REGION_SETTINGS = {
-    **{name: LENS[name] for name in ("prompts", "at", "top", "norm", "share")},
+    **{name: LENS[name] for name in ("prompts", "at", "top", "norm", "bar")},
     "understanding": Setting(None, _NUMBER.format("understanding"), 1),
     "generation": Setting(None, _NUMBER.format("generation"), 1),
     "rate": Setting(0.14, "share of a layer's MLP neurons that are important for a document (PLND)", 0.0, 1.0, True),
@@ -301,7 +301,7 @@ def run(given: Given) -> dict[str, pd.DataFrame]:
     neurons = {"mlp": [plnd(impact, rate=asked["rate"])], "attention": attention}
     items = _facts(evaluated.languages, int(asked["facts"]))
     outputs = region_study(
-        given.model, neurons, found, evaluated, items, seeds=given.seeds, reading=given.reading, progress=given.progress
+        given.model, evaluated, neurons, found, items, seeds=given.seeds, reading=given.reading, progress=given.progress
     )
     return {"regions": found, "region_outputs": outputs, "region_effects": region_effects(outputs)}
 

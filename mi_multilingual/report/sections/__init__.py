@@ -4,7 +4,19 @@ A file of this folder holds the sections of one subject: the columns of their ta
 in words. A new table of a run is a new row in the file of its subject.
 """
 
-from . import ablation, answers, deactivation, detectors, editing, neurons, sharing, steering, sweeps, tuning
+from . import (
+    ablation,
+    answers,
+    deactivation,
+    detectors,
+    editing,
+    layer_languages,
+    neurons,
+    sharing,
+    steering,
+    sweeps,
+    tuning,
+)
 
 SUBJECTS = (ablation, neurons, detectors, sharing, steering, deactivation, editing, tuning, sweeps, answers)
 from . import (
@@ -25,10 +37,16 @@ SUBJECTS = (
     lape_tables,
     neurons,
     representations,
+SUBJECTS = (
+    ablation,
+    neurons,
     detectors,
     sharing,
     steering,
     deactivation,
+    editing,
+    tuning,
+    layer_languages,
     sweeps,
     answers,
 )

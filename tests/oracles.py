@@ -554,3 +554,13 @@ def descended(loss, n, reach, steps=20, rate=0.5, enough=0.05):
 def last_token_of(text, end, pieces):
     """The first token by which the text up to `end` is whole; `pieces` decodes ever more tokens."""
     return next(i for i, piece in enumerate(pieces) if piece.startswith(text[:end]))
+
+
+def tuning_changes(rows):
+    """(condition, group, evaluated) -> change of the loss per token, mean over seeds, from rows of a `tuning_study`."""
+    sums = {}
+    for row in rows:
+        cell = sums.setdefault((row["condition"], row["group"], row["evaluated"]), {})
+        change, n = cell.get(row["seed"], (0.0, 0))
+        cell[row["seed"]] = (change + row["after"] - row["before"], n + row["n_tokens"])
+    return {cell: sum(change / n for change, n in by_seed.values()) / len(by_seed) for cell, by_seed in sums.items()}

@@ -187,9 +187,9 @@ def tuning_summary(rows: pd.DataFrame) -> pd.DataFrame:
         ("own", or "others": mean over the other languages), means over languages tuned on: change (nats per token),
         low, high (95 % bootstrap interval over rows of text).
     """
-    conditions, table = list(rows.condition.unique()), []
+    drawn, conditions, table = _drawn(rows), list(rows.condition.unique()), []
     for measure in (OWN, OTHERS):
-        means = _means(rows, measure)
+        means = _means(drawn, measure)
         for condition in conditions if means else ():
             for versus in ("", *(c for c in conditions if c != condition)):
                 change = means[condition] - (means[versus] if versus else 0.0)
@@ -198,10 +198,10 @@ def tuning_summary(rows: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(table, columns=["condition", "versus", "measure", "change", "low", "high"])
 
 
-def _means(rows: pd.DataFrame, measure: str) -> dict[str, np.ndarray]:
+def _means(drawn: _Drawn, measure: str) -> dict[str, np.ndarray]:
     """Condition -> mean over the languages tuned on; none where there is no other language."""
     cells: dict[str, list[np.ndarray]] = {}
-    for (condition, group, evaluated), change in _drawn(rows).items():
+    for (condition, group, evaluated), change in drawn.items():
         if (group == evaluated) == (measure == OWN):
             cells.setdefault(condition, []).append(change)
     return {condition: np.mean(changes, axis=0) for condition, changes in cells.items()}

@@ -16,7 +16,7 @@ _WHOSE = {OWN: "the language that is tuned on", OTHERS: "the other languages"}
 
 
 def _apart(low: float, high: float) -> bool:
-    return low > 0 or high < 0
+    return bool(low > 0 or high < 0)
 
 
 def tuning_findings(effects: pd.DataFrame, summary: pd.DataFrame) -> list[str]:

@@ -3,12 +3,12 @@
 import numpy as np
 import pandas as pd
 import pytest
-from claims.claim import HOLDS, verdict
-from claims.tuning import CLAIMS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import oracles
+from claims.claim import HOLDS, verdict
+from claims.tuning import CLAIMS
 from mi_multilingual import (
     Item,
     Reading,
@@ -152,7 +152,15 @@ def test_figures_and_findings_hold_what_the_tables_do():
 
 def test_a_claim_is_about_its_arm_and_measure():
     rows = made_up(CHANGES)
-    effect = {"condition": "aligned", "n_items": 9, "intact": 0.1, "value": 0.2, "change": 0.1, "low": 0.05, "high": 0.2}
+    effect = {
+        "condition": "aligned",
+        "n_items": 9,
+        "intact": 0.1,
+        "value": 0.2,
+        "change": 0.1,
+        "low": 0.05,
+        "high": 0.2,
+    }
     beyond = {"beyond": 0.03, "beyond_low": 0.01, "beyond_high": 0.05}
     aligned = pd.DataFrame([{**effect, **beyond, "measure": m} for m in ("all_shared", "accuracy")])
     tables = {"tuning_summary": tuning_summary(rows), "alignment_tuning": aligned}

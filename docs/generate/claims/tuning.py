@@ -9,7 +9,10 @@ from mi_multilingual.studies.tuning import FULL, OTHERS, OWN
 
 from .claim import Claim, Effect
 
-_ARMS = {"random": "as many random neurons per layer, tuned for as many steps", FULL: "all weights, tuned for as many steps"}
+_ARMS = {
+    "random": "as many random neurons per layer, tuned for as many steps",
+    FULL: "all weights, tuned for as many steps",
+}
 
 
 def _summary(versus: str, measure: str):

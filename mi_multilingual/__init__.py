@@ -53,7 +53,7 @@ FURTHER = {
     "evidence.representations": ["Representations", "record_representations"],
     "evidence.sharing": ["TYPES", "Sharing", "categories"],
     "evidence.texts": ["TextActivations"],
-    "evidence.weight_change": ["WeightChange", "record_weight_change"],
+    "evidence.weight_change": ["WeightChange", "record_tuned_change", "record_weight_change"],
     "detectors.activation_percentile": ["activation_percentile", "activation_percentile_scores"],
     "detectors.average_precision": ["average_precision_scores", "medians", "top_and_bottom"],
     "detectors.lap": ["lap_scores"],

@@ -99,6 +99,7 @@ from .evidence.sharing import sharing_categories as sharing_categories
 from .evidence.texts import TextActivations as TextActivations
 from .evidence.texts import record_texts as record_texts
 from .evidence.weight_change import WeightChange as WeightChange
+from .evidence.weight_change import record_tuned_change as record_tuned_change
 from .evidence.weight_change import record_weight_change as record_weight_change
 from .models.hooked import site_of as site_of
 from .models.loading import load_model as load_model

@@ -1,4 +1,4 @@
-"""Steps of gradient descent on some numbers of a model: what is trained on, in which order, and how it goes on later."""
+"""Steps of gradient descent on some numbers of a model: on which rows, in which order, and how they go on later."""
 
 from __future__ import annotations
 

@@ -83,7 +83,7 @@ def tune(
 
     Args:
         corpus: the text, of one language or several.
-        neurons: all groups of each set, one set for each part; none for full tuning, which trains all weights of a copy.
+        neurons: all groups of each set, one set for each part; none for full tuning of a copy.
         gate: train W_gate of gated MLPs too, which the released code leaves frozen.
         checkpoint: a file to save to every 20 steps; where it is there, training goes on from it, and ends in the same
             numbers to the bit as if it had never stopped.

@@ -434,6 +434,8 @@ def share_at_ends(counts):
     found = sum(counts[layer] for layer in outer)
     ways = [sum(dealt[layer] for layer in outer) for dealt in itertools.permutations(counts)]
     return found / sum(counts), sum(way >= found for way in ways) / len(ways)
+
+
 def language_of_token(counts, share):
     """The language (index) that has at least `share` of a token, "shared", or None for one never seen.
 
@@ -489,6 +491,8 @@ def three_regions(own, pivot):
     reasoning = [b for b in range(n) if b not in understanding and b not in generation]
     parts = (understanding, reasoning, generation)
     return parts if all(parts) and len(understanding) + len(generation) < n else None
+
+
 def masked_tuning(model, batches, chosen: dict, *, steps: int, learning_rate: float) -> dict:
     """Adam by hand on whole weights whose gradient is set to zero but for the chosen neurons: name -> change.
 
@@ -516,6 +520,8 @@ def masked_tuning(model, batches, chosen: dict, *, steps: int, learning_rate: fl
             move = mean[name] / (1 - 0.9**step) / ((square[name] / (1 - 0.999**step)).sqrt() + 1e-8)
             p.data -= learning_rate * torch.where(masks[name], move, 0.0)
     return {name: p.detach() - first[name] for name, p in weights.items()}
+
+
 def edit_direction(elsewhere, at_subject):
     """u = C^-1 k: C the mean outer product of keys elsewhere with a ridge, k the mean of the keys at the subject."""
     n, size = len(elsewhere), len(elsewhere[0])
@@ -554,3 +560,13 @@ def descended(loss, n, reach, steps=20, rate=0.5, enough=0.05):
 def last_token_of(text, end, pieces):
     """The first token by which the text up to `end` is whole; `pieces` decodes ever more tokens."""
     return next(i for i, piece in enumerate(pieces) if piece.startswith(text[:end]))
+
+
+def tuning_changes(rows):
+    """(condition, group, evaluated) -> change of the loss per token, mean over seeds, from rows of a `tuning_study`."""
+    sums = {}
+    for row in rows:
+        cell = sums.setdefault((row["condition"], row["group"], row["evaluated"]), {})
+        change, n = cell.get(row["seed"], (0.0, 0))
+        cell[row["seed"]] = (change + row["after"] - row["before"], n + row["n_tokens"])
+    return {cell: sum(change / n for change, n in by_seed.values()) / len(by_seed) for cell, by_seed in sums.items()}

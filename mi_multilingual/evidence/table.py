@@ -54,7 +54,14 @@ def _record_sharing(model: HookedModel, corpus: Corpus, *, threshold: float, **o
 
 
 def _record_weight_change(
-    model: HookedModel, corpus: Corpus, *, steps: int, learning_rate: float, optimizer: str, weights: str, **options: Any
+    model: HookedModel,
+    corpus: Corpus,
+    *,
+    steps: int,
+    learning_rate: float,
+    optimizer: str,
+    weights: str,
+    **options: Any,
 ) -> WeightChange:
     """Change by tuning a copy on each language."""
     training = Training(steps=int(steps), learning_rate=float(learning_rate), optimizer=optimizer)

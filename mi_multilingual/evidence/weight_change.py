@@ -42,9 +42,7 @@ class WeightChange(Summarised):
 WEIGHTS = ("all", "in")
 
 
-def record_weight_change(
-    base: HookedModel, tuned: Mapping[str, HookedModel], *, weights: str = "all"
-) -> WeightChange:
+def record_weight_change(base: HookedModel, tuned: Mapping[str, HookedModel], *, weights: str = "all") -> WeightChange:
     """Relative change of each neuron's weights by tuning on each language.
 
     Args:

@@ -86,5 +86,5 @@ def alignment_bars(effects: pd.DataFrame, *, measure: str = "all_shared") -> go.
         )
     )
     figure.update_layout(title=f"Tuning on text of several languages: {what}", xaxis_title="text tuned on")
-    tick = ",.1%" if "%" in form else None
+    tick = "~%" if "%" in form else None
     return figure.update_yaxes(title=f"change of {what}<br>({unit})", tickformat=tick)

@@ -10,11 +10,11 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from ..corpora import Corpus
-from ..evaluation.intervals import RESAMPLES, resampled
+from ..evaluation.intervals import resampled
 from ..evaluation.perplexity import RowLosses, corpus_losses, corpus_rows
 from ..models.hooked import HookedModel
 from ..neurons import NeuronSet
-from ..patching.conditions import CHOSEN, NOT_RANDOM, RANDOM, beside_random, check_groups, labels_of
+from ..patching.conditions import NOT_RANDOM, RANDOM, beside_random, check_groups, labels_of
 from ..tokens import Reading, TokenRows
 from ..training import DivergedError, Training
 from ..tuning import Tuning, tune, tuned
@@ -166,7 +166,7 @@ def tuning_effects(rows: pd.DataFrame) -> pd.DataFrame:
     """
     drawn, table = _drawn(rows), []
     for cell, part in rows.groupby(["condition", "group", "evaluated"], sort=False):
-        condition, group, evaluated = map(str, cell)
+        condition, group, evaluated = map(str, cell)  # type: ignore[call-overload]
         change = drawn[condition, group, evaluated]
         random = drawn.get((RANDOM, group, evaluated), np.full(1, np.nan))
         beyond = change - random if condition != RANDOM else np.full(1, np.nan)
@@ -174,7 +174,10 @@ def tuning_effects(rows: pd.DataFrame) -> pd.DataFrame:
         first = {"condition": condition, "group": group, "evaluated": evaluated}
         sizes = {name: part[name].iloc[0] for name in ("n_neurons", "n_trained")}
         rate = float(np.exp(np.log(part.learning_rate).mean()))
-        measured = {**interval_of("change", "low", "high", change), **interval_of("beyond", "beyond_low", "beyond_high", beyond)}
+        measured = {
+            **interval_of("change", "low", "high", change),
+            **interval_of("beyond", "beyond_low", "beyond_high", beyond),
+        }
         table.append({**first, **sizes, "learning_rate": rate, **total, **measured})
     return pd.DataFrame(table)
 
@@ -187,9 +190,9 @@ def tuning_summary(rows: pd.DataFrame) -> pd.DataFrame:
         ("own", or "others": mean over the other languages), means over languages tuned on: change (nats per token),
         low, high (95 % bootstrap interval over rows of text).
     """
-    conditions, table = list(rows.condition.unique()), []
+    drawn, conditions, table = _drawn(rows), list(rows.condition.unique()), []
     for measure in (OWN, OTHERS):
-        means = _means(rows, measure)
+        means = _means(drawn, measure)
         for condition in conditions if means else ():
             for versus in ("", *(c for c in conditions if c != condition)):
                 change = means[condition] - (means[versus] if versus else 0.0)
@@ -198,10 +201,10 @@ def tuning_summary(rows: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(table, columns=["condition", "versus", "measure", "change", "low", "high"])
 
 
-def _means(rows: pd.DataFrame, measure: str) -> dict[str, np.ndarray]:
+def _means(drawn: _Drawn, measure: str) -> dict[str, np.ndarray]:
     """Condition -> mean over the languages tuned on; none where there is no other language."""
     cells: dict[str, list[np.ndarray]] = {}
-    for (condition, group, evaluated), change in _drawn(rows).items():
+    for (condition, group, evaluated), change in drawn.items():
         if (group == evaluated) == (measure == OWN):
             cells.setdefault(condition, []).append(change)
     return {condition: np.mean(changes, axis=0) for condition, changes in cells.items()}
@@ -229,7 +232,7 @@ def run(given: Given) -> dict[str, pd.DataFrame]:
     asked = given.settings
     training = Training(int(asked["steps"]), float(asked["learning_rate"]), int(asked["batch_rows"]))
     sizes = given.neurons.sizes()
-    chosen = [k for k in given.neurons.groups if sizes[k]][: int(asked["languages"])]
+    chosen = [str(k) for k in sizes.index[sizes > 0][: int(asked["languages"])]]
     rows = tuning_study(
         given.model,
         given.identify,

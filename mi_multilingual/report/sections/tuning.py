@@ -16,7 +16,7 @@ _WHOSE = {OWN: "the language that is tuned on", OTHERS: "the other languages"}
 
 
 def _apart(low: float, high: float) -> bool:
-    return low > 0 or high < 0
+    return bool(low > 0 or high < 0)
 
 
 def tuning_findings(effects: pd.DataFrame, summary: pd.DataFrame) -> list[str]:
@@ -48,8 +48,8 @@ def alignment_findings(effects: pd.DataFrame) -> list[str]:
         sure = "" if _apart(row.low, row.high) else ", which is not certain"
         beyond = "more" if row.beyond_low > 0 else "less" if row.beyond_high < 0 else "not certainly more or less"
         sentences.append(
-            f"The share of {_SHARED[row.measure]} goes from {row.intact:.2%} to {row.value:.2%} on {row.n_items} held-out "
-            f"questions{sure}; that is {beyond} than by the same text in any order."
+            f"The share of {_SHARED[row.measure]} goes from {row.intact:.2%} to {row.value:.2%} on {row.n_items} "
+            f"held-out questions{sure}; that is {beyond} than by the same text in any order."
         )
     return sentences
 
@@ -59,9 +59,9 @@ SECTIONS = (
         "tuning",
         "Neurons tuned",
         (TUNING, TUNING_SUMMARY),
-        "One language tuned on at a time, for equally many steps: only its neurons, as many random ones per layer, or all "
-        "weights, each at the learning rate that is best on text set aside. Change of every language's loss in nats per "
-        "token; 95 % intervals by bootstrap over rows of text.",
+        "One language tuned on at a time, for equally many steps: only its neurons, as many random ones per layer, or "
+        "all weights, each at the learning rate that is best on text set aside. Change of every language's loss in nats "
+        "per token; 95 % intervals by bootstrap over rows of text.",
         (
             language_column("group", "tuned on"),
             column("condition", "what is tuned", words=said(_ARMS)),
@@ -80,10 +80,16 @@ SECTIONS = (
         folded=True,
         figures=(
             Figure(
-                "tuning-bars", (TUNING_SUMMARY,), plots.tuning_bars, "Below zero is a gain. Means over languages tuned on."
+                "tuning-bars",
+                (TUNING_SUMMARY,),
+                plots.tuning_bars,
+                "Below zero is a gain. Means over languages tuned on.",
             ),
             Figure(
-                "tuning-matrix", (TUNING,), plots.tuning_matrix, "Only the language's neurons are tuned; blue is a gain."
+                "tuning-matrix",
+                (TUNING,),
+                plots.tuning_matrix,
+                "Only the language's neurons are tuned; blue is a gain.",
             ),
         ),
     ),
@@ -91,8 +97,8 @@ SECTIONS = (
         "alignment-tuning",
         "Tuned on parallel text",
         (ALIGNMENT_TUNING,),
-        "All weights tuned on the same documents in all languages at each step, on the same text in any order, or on one "
-        "language; measured on questions that were not in the text. 95 % intervals by bootstrap over questions.",
+        "All weights tuned on the same documents in all languages at each step, on the same text in any order, or on "
+        "one language; measured on questions that were not in the text. 95 % intervals by bootstrap over questions.",
         (
             column("condition", "tuned on", words=said(_TEXTS)),
             column("measure", words=said(_SHARED)),

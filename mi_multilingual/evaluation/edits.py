@@ -108,8 +108,11 @@ def _objects(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         except json.JSONDecodeError as error:
             raise ValueError(f"{path}, line {number or error.lineno}: not JSON ({error.msg}); mend it") from error
         for i, row in enumerate(content if isinstance(content, list) else [content]):
+            place = f"{path}, line {number}" if number else f"{path}, object {i}"
+            if not isinstance(row, dict) or not row:
+                raise ValueError(f"{place}: must be an object with fields, got {row!r:.40}; mend or remove it")
             n += 1
-            yield f"{path}, line {number}" if number else f"{path}, object {i}", row
+            yield place, row
     if not n:
         raise ValueError(f"file must have at least one record, got none in {path}")
 

@@ -191,8 +191,8 @@ def in_context(edit: EditRecord, prompt: str, shown: Sequence[tuple[EditRecord, 
         >>> import mi_multilingual as mm
         >>> one = mm.load_fact_edits(languages=["en"])[0]
         >>> print(mm.in_context(one, one.rephrase))
-        New Fact: The capital of France is Seoul
-        Prompt: If you travel to the capital of France, you arrive in
+        New Fact: The capital of Angola is Mogadishu
+        Prompt: If you travel to the capital of Angola, you arrive in
     """
     pairs = [(new.prompt + new.target, f"{asked.prompt}{asked.target}\n\n") for new, asked in shown]
     return "".join(f"New Fact: {new}\nPrompt: {asked}" for new, asked in [*pairs, (edit.prompt + edit.target, prompt)])

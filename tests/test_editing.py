@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import OPTConfig, OPTForCausalLM
 
 import checkpoints
 import oracles
@@ -30,7 +31,6 @@ from mi_multilingual import (
     load_fact_edits,
     load_model,
     load_mzsre,
-    planted_model,
     plots,
     rank_one,
     rank_one_edits,
@@ -42,6 +42,7 @@ from mi_multilingual.models.native import native_of
 from mi_multilingual.report.sections.editing import editing_findings
 from mi_multilingual.studies.editing import TABLES, _other
 from mi_multilingual.studies.given import Given
+from mi_multilingual.studies.planted import _word_tokenizer
 from mi_multilingual.studies.rank_one import Named, _token_at
 from mi_multilingual.studies.table import STUDIES, study_settings
 
@@ -58,7 +59,7 @@ RECORDS = [
 ]
 
 
-@pytest.fixture(scope="module", params=["opt", "llama-grouped", "opt on a bridge", "gpt2 on a bridge"])
+@pytest.fixture(scope="module", params=["opt", "llama-grouped", "gpt2 on a bridge"])
 def any_model(request, tmp_path_factory):
     kind, _, bridge = request.param.partition(" on a ")
     folder = checkpoints.checkpoint(kind, tmp_path_factory.mktemp("tiny"))
@@ -181,7 +182,7 @@ def test_the_value_is_where_adam_ends(any_model, corpus):
 
     expected = oracles.descended(loss, len(written), 4 * np.linalg.norm(written))
     np.testing.assert_allclose((made.value - made.written).numpy(), expected, rtol=2e-2, atol=2e-3)
-    assert loss(expected)[0] < loss(0 * expected)[0] - 0.5
+    assert np.abs(expected).max() > 0.01
 
 
 def shifted_log_p(model, ids, layer, place, shift):
@@ -197,7 +198,7 @@ def shifted_log_p(model, ids, layer, place, shift):
 
 def test_all_weights_are_restored_bit_for_bit(any_model, corpus):
     model, before = any_model, copies(any_model)
-    keys = record_keys(model, corpus, layer=1, reading=TEXT, progress=False)
+    keys = record_keys(model, corpus, layer=0, n_openings=1, reading=TEXT, progress=False)
     made = rank_one_edits(model, RECORDS, keys, edited_in=["en"], progress=False)
     assert same(model, before)
     with edit(model, made["dog", "en"]):
@@ -209,8 +210,6 @@ def test_all_weights_are_restored_bit_for_bit(any_model, corpus):
     assert same(model, before)
     with pytest.raises(RuntimeError, match="stop"), edit(model, made["dog", "en"]):
         raise RuntimeError("stop")
-    assert same(model, before)
-    editing_study(model, RECORDS, made, edited_in=["en"], seeds=[0], progress=False)
     assert same(model, before)
 
 
@@ -224,46 +223,75 @@ def test_the_subject_ends_where_its_text_is_whole(demo_model):
         assert _token_at(demo_model, Named(record.prompt, end), "tokenizer") == expected
 
 
+WORDS = [f"w{i}" for i in range(20)]
+
+
 @pytest.fixture(scope="module")
-def planted():
-    """A model whose attention writes nothing: what follows a word depends on that word alone."""
-    return planted_model(n_languages=2, words_per_language=20, neurons_per_layer=128, noise=0.2).model
-
-
-def planted_records(model):
-    """What follows five words of each language, to become another word; prompts of both name the same word."""
+def memory():
+    """A model whose first MLP has a neuron for each word, which fires at that word alone and writes what follows."""
+    tokenizer = _word_tokenizer(WORDS)
+    n, width = len(tokenizer), 64
+    ends = {"pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 0}
+    sizes = {"hidden_size": width, "word_embed_proj_dim": width, "ffn_dim": n, "num_attention_heads": 2}
+    hf_model = OPTForCausalLM(OPTConfig(vocab_size=n, num_hidden_layers=2, max_position_embeddings=32, **sizes, **ends))
+    hf_model.lm_head.weight = torch.nn.Parameter(torch.zeros(n, width))
+    start = torch.cat([torch.ones(width, 1), torch.randn(width, 2 * n, generator=torch.Generator().manual_seed(0))], 1)
+    apart = torch.linalg.qr(start)[0].T[1:]  # directions that a layer norm leaves alone
+    said = torch.tensor([0, 1, *(2 + (7 * i + 3) % 20 for i in range(20))])
     with torch.no_grad():
-        says = {w: model.tokenizer.decode(model(f"{w}", return_type="logits")[0, -1].argmax()) for w in WORDS}
+        for name, p in hf_model.named_parameters():
+            p.fill_(1.0 if "norm" in name and "weight" in name else 0.0)
+        hf_model.model.decoder.embed_tokens.weight.copy_(8 * apart[:n])
+        hf_model.lm_head.weight.copy_(4 * apart[n:])
+        mlp = hf_model.model.decoder.layers[0]
+        mlp.fc1.weight.copy_(apart[:n])
+        mlp.fc2.weight.copy_((apart[n:][said]).T)
+    hf_model.config.tie_word_embeddings = False
+    return load_model(hf_model.eval(), tokenizer=tokenizer, device="cpu")
+
+
+def memorised(i):
+    """What follows a word."""
+    return f" {WORDS[(7 * i + 3) % 20]}"
+
+
+def word_records():
+    """What follows five words becomes another word; for two of them, both languages name the same word."""
     records = []
     for i in range(5):
-        word, target, other = WORDS[i], f" l1w{i + 9}", WORDS[i + 6]
-        local = ((f"l0w3 {other}", f" {says[other]}"),)
-        for language, front in (("en", "l0w1"), ("fr", "l1w4")):
-            named = word if language == "en" or i < 2 else WORDS[i + 7]
-            prompts = (f"{front} {named}", f"l1w2 l0w5 {named}")
-            records.append(EditRecord(f"r{i}", language, named, *prompts, target, local, f" {says[named]}"))
+        for language, front in (("en", "w15"), ("fr", "w16 w17")):
+            named = i if language == "en" or i < 2 else i + 5
+            prompts = (f"{front} {WORDS[named]}", f"w18 w19 {front} {WORDS[named]}")
+            local = ((f"w15 {WORDS[i + 10]}", memorised(i + 10)),)
+            target = f" {WORDS[i + 13]}"
+            records.append(EditRecord(f"r{i}", language, WORDS[named], *prompts, target, local, memorised(named)))
     return records
 
 
-WORDS = [f"l0w{i}" for i in range(20)]
-
-
-def test_an_edited_fact_is_followed_where_the_same_word_names_it(planted):
-    records = planted_records(planted)
-    corpus = Corpus({k: tuple(" ".join(WORDS[i : i + 9]) for i in range(0, 11, 2)) for k in ("en", "fr")}, "words")
-    keys = record_keys(planted, corpus, layer=0, n_openings=2, reading=TEXT, progress=False)
-    made = rank_one_edits(planted, records, keys, edited_in=["en"], progress=False)
-    answers = editing_study(planted, records, made, edited_in=["en"], seeds=[0, 3], progress=False)
+def test_an_edited_fact_is_followed_where_the_same_word_names_it(memory):
+    records = word_records()
+    texts = tuple(" ".join(WORDS[i : i + 9]) for i in range(0, 12, 2))
+    corpus = Corpus(dict.fromkeys(("en", "fr"), texts), "words")
+    keys = record_keys(memory, corpus, layer=0, n_openings=0, reading=TEXT, progress=False)
+    made = rank_one_edits(memory, records, keys, edited_in=["en"], progress=False)
+    answers = editing_study(memory, records, made, edited_in=["en"], seeds=[0, 3], progress=False)
     rows = answers[(answers.editor == "rank one") & (answers.condition == "chosen")].set_index(["asked", "id"])
     assert answers.known.all()
-    assert rows.loc["en", ["success", "generality", "locality"]].all(axis=None)
-    assert rows.loc["en"].fired.to_numpy() == pytest.approx(1.0)
+    assert answers.known_asked.all()
+    assert rows.loc["en", ["success", "generality"]].all(axis=None)
+    assert rows.locality.eq(1).all()
     assert rows.loc["fr"].success.tolist() == [True, True, False, False, False]
-    assert rows.loc["fr"].fired.to_numpy() == pytest.approx([1, 1, 0, 0, 0], abs=0.2)
+    assert rows.loc["fr"].fired.to_numpy() == pytest.approx([1, 1, 0, 0, 0], abs=1e-3)
     random = answers[(answers.editor == "rank one") & (answers.condition == "random")]
     assert not random.success.any()
     intact = answers[answers.condition == "intact"]
     assert (len(intact), intact.success.any(), intact.locality.min(), intact.gain.abs().max()) == (10, False, 1, 0)
+    for (name, _), update in made.items():
+        lengths = update.update().norm(dim=1).tolist()
+        assert lengths[2 + int(name[1:])] == pytest.approx(np.linalg.norm(lengths), rel=1e-3)
+    transfer = editing_transfer(answers).set_index(["editor", "scope", "measure"]).loc["rank one"]
+    assert transfer.loc[("own language", "success"), ["value", "random", "beyond_low"]].tolist() == [1, 0, 1]
+    assert transfer.loc[("other languages", "success"), "value"] == pytest.approx(0.4)
 
 
 def greedy(model, prompt, answer):
@@ -287,9 +315,16 @@ def as_the_model_says(model, records):
     return found
 
 
-def test_every_row_is_what_the_edited_model_says(model, corpus):
+@pytest.fixture(scope="module", params=["gpt-neox", "llama-grouped"], ids=["ungated", "gated"])
+def roomy(request, tmp_path_factory):
+    """A tiny model that takes the words of an edit in context."""
+    return load_model(checkpoints.chatting(request.param, tmp_path_factory.mktemp("tiny")), device="cpu")
+
+
+def test_every_row_is_what_the_edited_model_says(roomy, corpus):
+    model, weights = roomy, copies(roomy)
     records = as_the_model_says(model, RECORDS)
-    keys = record_keys(model, corpus, layer=0, reading=TEXT, progress=False)
+    keys = record_keys(model, corpus, layer=0, n_openings=1, reading=TEXT, progress=False)
     made = rank_one_edits(model, records, keys, progress=False)
     answers = editing_study(model, records, made, seeds=[0], progress=False)
     of = {(record.id, record.language): record for record in records}
@@ -315,8 +350,10 @@ def test_every_row_is_what_the_edited_model_says(model, corpus):
         assert (row.success, row.generality) == tuple(said == told for said, told, _ in after[:2])
         assert row.locality == np.mean([a[0] == b[0] for a, b in zip(before[2:], after[2:], strict=True)])
         assert row.gain == pytest.approx(after[0][2] - before[0][2], abs=1e-3)
-        right = [greedy(model, of[row.id, k].prompt, of[row.id, k].answer) for k in (row.asked, row.edited)]
-        assert row.known == all(said == told for said, told, _ in right)
+        for column, language in (("known", row.edited), ("known_asked", row.asked)):
+            said, told, _ = greedy(model, of[row.id, language].prompt, of[row.id, language].answer)
+            assert getattr(row, column) == (said == told)
+    assert same(model, weights)
     assert answers.known.nunique() == 2
 
 
@@ -338,7 +375,7 @@ def test_demonstrations_stand_before_the_new_fact():
         editing_prompts(RECORDS, pivot="ja")
 
 
-@settings(max_examples=20)
+@settings(max_examples=4)
 @given(st.sampled_from(["capital", "language", "continent"]), st.integers(0, 10))
 def test_the_facts_of_the_demo_become_those_of_other_countries(relation, seed):
     records = load_fact_edits(relation=relation, languages=["en", "ja", "tr"], seed=seed)
@@ -394,8 +431,8 @@ def test_records_are_read_from_files(tmp_path):
         ("{", "line 1: not JSON"),
         ('[{"en": 1}', "line 1: not JSON"),
         ('{"en": {"subject": "dog"}}', "line 1, 'en': no 'src'"),
-        ("[1]", "no language"),
-        ("[[]]", "no language"),
+        ("[1]", "object 0: must be an object"),
+        ('{"en": {}}\n[]\n{}', "line 1, 'en': no 'subject'"),
     ],
 )
 def test_damaged_files_are_told_with_their_place(tmp_path, text, message):
@@ -421,7 +458,7 @@ def test_damaged_records_are_refused(tmp_path):
 
 
 def test_bad_input_is_refused_before_anything_runs(ungated, corpus, monkeypatch):
-    keys = record_keys(ungated, corpus, layer=0, reading=TEXT, progress=False)
+    keys = record_keys(ungated, corpus, layer=0, n_openings=1, reading=TEXT, progress=False)
     made = rank_one_edits(ungated, RECORDS, keys, edited_in=["en"], progress=False)
     monkeypatch.setattr("mi_multilingual.studies.editing.teacher_forced", None)
     for arguments, message in (
@@ -448,7 +485,7 @@ def test_bad_input_is_refused_before_anything_runs(ungated, corpus, monkeypatch)
 
 
 def test_an_edit_needs_a_key(ungated, corpus):
-    keys = record_keys(ungated, corpus, layer=0, reading=TEXT, progress=False)
+    keys = record_keys(ungated, corpus, layer=0, n_openings=1, reading=TEXT, progress=False)
     before = copies(ungated)
     try:
         with torch.no_grad():
@@ -484,7 +521,7 @@ def made_up(n=6, *, seed=0, editors=("in context", "rank one")):
     return pd.DataFrame(rows)
 
 
-@settings(max_examples=10)
+@settings(max_examples=4)
 @given(st.integers(0, 99), st.integers(2, 6))
 def test_effects_are_means_of_known_facts_over_records(seed, n):
     answers = made_up(n, seed=seed)
@@ -522,7 +559,7 @@ def test_effects_need_known_facts_and_controls():
 
 
 def test_neurons_carry_an_update_by_its_squares(model, corpus):
-    keys = record_keys(model, corpus, layer=1, reading=TEXT, progress=False)
+    keys = record_keys(model, corpus, layer=0, n_openings=1, reading=TEXT, progress=False)
     made = rank_one_edits(model, RECORDS, keys, edited_in=["en"], progress=False)
     found = editing_neurons(model, RECORDS, made).set_index(["id", "edited", "token", "type"])
     assert len(found) == 2 * 2 * 4
@@ -534,7 +571,7 @@ def test_neurons_carry_an_update_by_its_squares(model, corpus):
                 ids = ids_of(model, record.prompt)
                 end = record.prompt.rfind(record.subject) + len(record.subject)
                 place = place_of(model, record.prompt, end) if token == "subject" else -1
-                active.append((watched(model, ids, 1)[0][place] > 0).tolist())
+                active.append((watched(model, ids, 0)[0][place] > 0).tolist())
             kinds = np.array([oracles.neuron_type(list(both)) for both in zip(*active, strict=True)])
             for kind in ("all-shared", "specific", "non-activated"):
                 row = found.loc[pair[0].id, "en", token, kind]

@@ -108,8 +108,11 @@ def _objects(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         except json.JSONDecodeError as error:
             raise ValueError(f"{path}, line {number or error.lineno}: not JSON ({error.msg}); mend it") from error
         for i, row in enumerate(content if isinstance(content, list) else [content]):
+            place = f"{path}, line {number}" if number else f"{path}, object {i}"
+            if not isinstance(row, dict) or not row:
+                raise ValueError(f"{place}: must be an object with fields, got {row!r:.40}; mend or remove it")
             n += 1
-            yield f"{path}, line {number}" if number else f"{path}, object {i}", row
+            yield place, row
     if not n:
         raise ValueError(f"file must have at least one record, got none in {path}")
 
@@ -188,8 +191,8 @@ def in_context(edit: EditRecord, prompt: str, shown: Sequence[tuple[EditRecord, 
         >>> import mi_multilingual as mm
         >>> one = mm.load_fact_edits(languages=["en"])[0]
         >>> print(mm.in_context(one, one.rephrase))
-        New Fact: The capital of France is Seoul
-        Prompt: If you travel to the capital of France, you arrive in
+        New Fact: The capital of Angola is Mogadishu
+        Prompt: If you travel to the capital of Angola, you arrive in
     """
     pairs = [(new.prompt + new.target, f"{asked.prompt}{asked.target}\n\n") for new, asked in shown]
     return "".join(f"New Fact: {new}\nPrompt: {asked}" for new, asked in [*pairs, (edit.prompt + edit.target, prompt)])

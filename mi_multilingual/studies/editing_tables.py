@@ -1,5 +1,7 @@
 """How many edits are followed in the own language and in others, and which neurons carry them: tables."""
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 
@@ -61,7 +63,7 @@ def _counted(answers: pd.DataFrame) -> pd.DataFrame:
     return part
 
 
-def _effect(cell: pd.DataFrame, measure: str) -> dict[str, float]:
+def _effect(cell: pd.DataFrame, measure: str) -> dict[str, Any]:
     """Mean over records of one measure, and what it is beyond the control."""
     wide = cell.pivot_table(index="id", columns="condition", values=measure, aggfunc="mean").astype(float)
     value, random = wide[CHOSEN].to_numpy(), wide[RANDOM].to_numpy()

@@ -130,9 +130,10 @@ def edit(model: HookedModel, change: RankOne) -> Iterator[HookedModel]:
         >>> import mi_multilingual as mm
         >>> model, records = mm.load_model("demo"), mm.load_fact_edits(languages=["en"])
         >>> corpus = mm.load_corpus("demo", split="identify", languages=["en"], max_documents=20)
-        >>> keys = mm.record_keys(model, corpus, layer=1, reading=mm.Reading(layout="documents"), progress=False)
+        >>> keys = mm.record_keys(model, corpus, layer=0, reading=mm.Reading(layout="documents"), progress=False)
         >>> with mm.edit(model, mm.rank_one(model, records[0], keys)):
-        ...     print(mm.generate(model, [records[0].prompt], max_new_tokens=4, progress=False)[0])
+        ...     print(mm.generate(model, [records[0].prompt], max_new_tokens=5, progress=False)[0])
+         Mogadishu
     """
     check_writable(model)
     weights = out_projection(model, change.layer).rows if change.layer < model.cfg.n_layers else torch.empty(0, 0)

@@ -4,37 +4,57 @@ from .ablation import change_by_layer, perplexity_change
 from .deactivation import deactivation_bars, deactivation_matrix
 from .detectors import found_and_chance, leaderboard, membership, recovery
 from .editing import editing_matrix, editing_neurons, editing_transfer
+from .experts import expert_heatmap, language_tree, pruning_curves
 from .neurons import entropy_histogram, layer_counts, neuron_map, neuron_profile, overlap
-from .sharing import activity_overlap, sharing_by_layer, type_contributions
+from .sharing import (
+    active_by_language,
+    activity_overlap,
+    contributions,
+    overlap_against_distance,
+    repeated_types,
+    sharing_by_layer,
+    sharing_by_task,
+    threshold_grid,
+    type_contributions,
+)
 from .steering import fallback, steering_curve, steering_matrix
 from .sweeps import sweep_effects
 from .tuning import alignment_bars, tuning_bars, tuning_matrix
 
 __all__ = [
+    "active_by_language",
     "activity_overlap",
     "alignment_bars",
     "change_by_layer",
+    "contributions",
     "deactivation_bars",
     "deactivation_matrix",
     "editing_matrix",
     "editing_neurons",
     "editing_transfer",
     "entropy_histogram",
+    "expert_heatmap",
     "fallback",
     "found_and_chance",
+    "language_tree",
     "layer_counts",
     "leaderboard",
     "membership",
     "neuron_map",
     "neuron_profile",
     "overlap",
+    "overlap_against_distance",
     "perplexity_change",
+    "pruning_curves",
     "recovery",
+    "repeated_types",
     "sharing_by_layer",
+    "sharing_by_task",
     "steering_curve",
     "steering_matrix",
     "sweep_effects",
     "tuning_bars",
     "tuning_matrix",
+    "threshold_grid",
     "type_contributions",
 ]

@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from ..detectors.table import Setting
-from . import alignment_tuning, editing, layer_languages, regions, tuning
+from . import alignment_tuning, editing, experts, layer_languages, regions, sharing, tuning
 from .given import Given
 
 Tables = Mapping[str, pd.DataFrame]
@@ -74,6 +74,8 @@ STUDIES: dict[str, StudyRow] = {
         editing.SETTINGS,
         "Wang et al. 2024, arXiv:2406.09265; Meng et al. 2022, arXiv:2202.05262",
     ),
+    "experts": StudyRow(experts.run, experts.TABLES, experts.SETTINGS, "Liu et al. 2024, arXiv:2402.16367"),
+    "sharing": StudyRow(sharing.run, sharing.TABLES, sharing.SETTINGS, "Wang et al. 2024, arXiv:2406.09265"),
 }
 """Name -> the study. The name is that of its file, or of what it is about where a file holds two."""
 

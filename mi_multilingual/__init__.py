@@ -70,7 +70,6 @@ FURTHER = {
     "patching.conditions": ["layer_matched_random", "uniform_random"],
     "training": ["Training"],
     "tuning": ["Tuning", "export_tuned", "tune", "tuned", "tuned_copy"],
-    "analysis.attribution": ["answer_token", "contribution_scores", "effective_scores"],
     "analysis.attribution": ["answer_token", "attribution_by_input", "contribution_scores", "effective_scores"],
     "analysis.distance": ["mantel", "share_against_distance"],
     "analysis.examples": ["logit_effects"],
@@ -93,7 +92,6 @@ FURTHER = {
     "evaluation.token_languages": ["token_languages"],
     "studies.ablation": ["layer_sweep"],
     "studies.alignment_tuning": ["alignment_effects", "alignment_study"],
-    "studies.deactivation": ["deactivation_effects"],
     "studies.lape_tables": [
         "ablation_comparison",
         "ablation_curve",

@@ -554,6 +554,8 @@ def descended(loss, n, reach, steps=20, rate=0.5, enough=0.05):
 def last_token_of(text, end, pieces):
     """The first token by which the text up to `end` is whole; `pieces` decodes ever more tokens."""
     return next(i for i, piece in enumerate(pieces) if piece.startswith(text[:end]))
+
+
 def shares_by_chance(probabilities):
     """Expected share of each number of languages a neuron is active in, over all 2^K patterns of independent ones."""
     expected = [0.0] * (len(probabilities) + 1)

@@ -321,8 +321,8 @@ def test_the_whole_study_gives_its_tables(tables, tmp_path):
         table.to_parquet(tmp_path / f"{name}.parquet")
     page = write_report(tmp_path).read_text(encoding="utf-8")
     for section in ("experts", "expert-families", "pruning"):
-        assert f'id="{section}"' in page
-    assert 'id="expert-tuned"' not in page
+        assert f'id="section-{section}"' in page
+    assert 'id="section-expert-tuned"' not in page
 
 
 def test_experts_as_rows_have_intervals(model, corpus):

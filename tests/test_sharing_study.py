@@ -238,7 +238,7 @@ def test_the_whole_study_gives_its_tables(tables, tmp_path):
         table.to_parquet(tmp_path / f"{name}.parquet")
     page = write_report(tmp_path).read_text(encoding="utf-8")
     for section in ("sharing-tasks", "sharing-deactivation", "sharing-written", "sharing-distance"):
-        assert f'id="{section}"' in page
+        assert f'id="section-{section}"' in page
 
 
 def test_tables_of_outputs_agree_with_the_outputs(demo_model):

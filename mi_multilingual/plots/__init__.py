@@ -53,8 +53,8 @@ __all__ = [
     "steering_curve",
     "steering_matrix",
     "sweep_effects",
+    "threshold_grid",
     "tuning_bars",
     "tuning_matrix",
-    "threshold_grid",
     "type_contributions",
 ]

@@ -4,11 +4,22 @@ A file of this folder holds the sections of one subject: the columns of their ta
 in words. A new table of a run is a new row in the file of its subject.
 """
 
-from . import ablation, answers, deactivation, detectors, editing, neurons, sharing, steering, sweeps, tuning
+from . import (
+    ablation,
+    answers,
+    deactivation,
+    detectors,
+    editing,
+    experts,
+    neurons,
+    sharing,
+    sharing_tasks,
+    steering,
+    sweeps,
+    tuning,
+)
 
-SUBJECTS = (ablation, neurons, detectors, sharing, steering, deactivation, editing, tuning, sweeps, answers)
-from . import ablation, answers, deactivation, detectors, experts, neurons, sharing, sharing_tasks, steering, sweeps
-
-SUBJECTS = (ablation, neurons, detectors, sharing, sharing_tasks, experts, steering, deactivation, sweeps, answers)
+SUBJECTS = (ablation, neurons, detectors, sharing, sharing_tasks, experts, steering, deactivation, editing, tuning)
+SUBJECTS += (sweeps, answers)
 SECTIONS = tuple(section for subject in SUBJECTS for section in subject.SECTIONS)
 """Every section of the page, in its order."""

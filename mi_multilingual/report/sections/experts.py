@@ -46,7 +46,8 @@ def pruning_findings(table: pd.DataFrame) -> list[str]:
     whole = table[(table.language == TOGETHER) & (table.rate == table.rate.max())]
     return [
         f"Without the {row.rate:.0%} least frequent experts ({row.layers} rates) the loss changes by {row.change:+.2f} "
-        f"nats per token (95 % interval {row.low:+.2f} to {row.high:+.2f}), without random ones by {row.random_change:+.2f}."
+        f"nats per token (95 % interval {row.low:+.2f} to {row.high:+.2f}), without random ones "
+        f"by {row.random_change:+.2f}."
         for row in whole.itertuples()
     ]
 

@@ -229,8 +229,11 @@ def test_the_whole_study_gives_its_tables(tables, tmp_path):
     assert tuple(tables) == STUDIES["sharing"].tables
     assert not any(table.empty for table in tables.values())
     shares = tables["sharing_types"]
-    assert set(shares.task) == {"facts: capital", "facts: language", "facts: continent"}
-    assert shares.groupby(["task", "threshold", "layer"])["mean"].sum().to_list() == pytest.approx([1.0] * 72)
+    facts = {"facts: capital", "facts: language", "facts: continent"}
+    assert set(shares.task) == facts | {"editing en to all", "editing all to en"}
+    assert set(tables["sharing_deactivation"].task) == facts
+    assert set(tables["sharing_written"].task) == set(shares.task)
+    assert shares.groupby(["task", "threshold", "layer"])["mean"].sum().to_list() == pytest.approx([1.0] * 5 * 6 * 4)
     assert (shares.repeated <= shares["min"] + 1e-9).all()
     assert set(tables["sharing_deactivation"].measure) == {"accuracy", "margin"}
     assert tables["sharing_pairs"][["language", "other"]].values.tolist() == [["en", "fr"], ["en", "ru"], ["fr", "ru"]]

@@ -13,6 +13,7 @@ from ..analysis.attribution import attribution_by_input, number_of
 from ..analysis.distance import pairs_of, share_against_distance
 from ..corpora import Corpus, at_least_two
 from ..detectors.table import Setting
+from ..evaluation.edits import editing_prompts, load_fact_edits, load_mzsre
 from ..evaluation.intervals import mean_intervals
 from ..evaluation.readers import load_facts, load_mpararel, load_xnli
 from ..evaluation.tasks import Item, in_every_language, parallel_items
@@ -257,6 +258,7 @@ SETTINGS = {
     "n_written": Setting(4, "questions whose answer is written without neurons", 2),
     "xnli": Setting("", "a folder with a local copy of XNLI, as a further task"),
     "mpararel": Setting("", "a folder with mParaRel, as a further task"),
+    "mzsre": Setting("", "a file with MzsRE, whose facts prompts change in the place of the demo's"),
 }
 TABLES = (
     "sharing_types", "sharing_active", "sharing_contributions", "sharing_deactivation", "sharing_written",
@@ -301,12 +303,19 @@ _NO_CORRELATION = pd.DataFrame(columns=["distance", "rho", "low", "high", "p", "
 
 
 def _tasks(given: Given) -> dict[str, list[Item]]:
-    """The demo's facts by relation, and the task sets that are there, in the first languages of the text."""
+    """The demo's facts by relation, facts that prompts change, and the task sets that are there.
+
+    All are in the first languages of the text; prompts change facts from the first of them to all, and from all to it.
+    """
     languages = given.evaluate.languages[: int(given.settings["n_languages"])]
     tasks: dict[str, list[Item]] = {}
     for item in load_facts(wordings=(0,)):
         if item.language in languages:
             tasks.setdefault(f"facts: {item.task}", []).append(item)
+    mzsre = given.settings["mzsre"]
+    records = load_mzsre(mzsre, languages=languages) if mzsre else load_fact_edits(languages=languages)
+    for item in editing_prompts(records, pivot=languages[0]):
+        tasks.setdefault(item.task, []).append(item)
     if given.settings["xnli"]:
         tasks["XNLI"] = load_xnli(given.settings["xnli"], languages=languages, split="test")
     if given.settings["mpararel"]:

@@ -3,8 +3,10 @@
 Families and branches are those of Glottolog, branches by their usual names; scripts are ISO 15924 codes.
 """
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Hashable, Sequence
+from typing import NamedTuple, TypeVar
+
+_Name = TypeVar("_Name", bound=Hashable)
 
 
 class Language(NamedTuple):
@@ -117,7 +119,7 @@ def script_distance(one: str, other: str) -> float:
     return 1 - len(a & b) / len(a | b)
 
 
-def by_family(codes: Sequence[str]) -> list[str]:
+def by_family(codes: Sequence[_Name]) -> list[_Name]:
     """The codes with languages of one family side by side, and those of one branch within it.
 
     Families, branches and languages come in the order in which they first appear; what is not a known code stays where

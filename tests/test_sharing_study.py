@@ -220,7 +220,7 @@ def test_mistakes_are_told_before_anything_runs(ungated, monkeypatch, tasks, opt
 @pytest.fixture(scope="module")
 def tables(demo_model):
     corpus = load_corpus("demo", languages=["en", "fr", "ru"], split="evaluate", max_documents=8)
-    how = study_settings("sharing", {"n_languages": 2, "n_inputs": 6, "n_choices": 2, "n_written": 2})
+    how = study_settings("sharing", {"n_languages": 2, "n_inputs": 6, "n_choices": 1, "n_written": 1})
     given = Given(demo_model, corpus, corpus, DOCUMENTS, how, seeds=(0,), progress=False)
     return STUDIES["sharing"].run(given)
 

@@ -109,7 +109,7 @@ def balanced_clusters(
     """
     with warnings.catch_warnings():  # An empty cluster keeps its centre, and is filled by the matching.
         warnings.simplefilter("ignore", UserWarning)
-        centres, _ = kmeans2(rows, n_clusters, minit="++", seed=seed)
+        centres, _ = kmeans2(rows, n_clusters, minit="++", rng=np.random.default_rng(seed))
     place = np.repeat(np.arange(n_clusters), len(rows) // n_clusters)
     found = np.full(len(rows), -1)
     for _ in range(_ROUNDS):

@@ -84,8 +84,9 @@ def sharing_by_task(table: pd.DataFrame, *, threshold: float | None = None) -> g
     part = _at_threshold(table, threshold)
     tasks = list(part.task.unique())
     figure = make_subplots(1, len(tasks), subplot_titles=tasks, shared_yaxes=True, horizontal_spacing=0.03)
-    for (task, name), rows in part.groupby(["task", "type"], sort=False):
-        colour, place = COLOURS[TYPES.index(str(name))], {"row": 1, "col": tasks.index(task) + 1}
+    for rows in (rows for _, rows in part.groupby(["task", "type"], sort=False)):
+        task, name = rows.task.iloc[0], rows.type.iloc[0]
+        colour, place = COLOURS[TYPES.index(name)], {"row": 1, "col": tasks.index(task) + 1}
         shared = {"legendgroup": name, "hoverinfo": "skip", "showlegend": False}
         band = {"x": [*rows.layer, *rows.layer[::-1]], "y": [*rows["max"], *rows["min"][::-1]]}
         figure.add_scatter(**band, fill="toself", mode="none", fillcolor=colour, opacity=0.15, **shared, **place)
@@ -120,7 +121,7 @@ def _at_threshold(table: pd.DataFrame, threshold: float | None) -> pd.DataFrame:
         raise ValueError(
             f"threshold must be one of this table's, {', '.join(f'{h:g}' for h in known)}, got {threshold}"
         )
-    return table[table.threshold == threshold]
+    return table.loc[table.threshold == threshold]
 
 
 def repeated_types(table: pd.DataFrame, *, threshold: float | None = None) -> go.Figure:
@@ -224,7 +225,8 @@ def contributions(table: pd.DataFrame, *, measure: str = "contribution_mean", la
         )
     tasks = list(part.task.unique())
     figure = make_subplots(1, len(tasks), subplot_titles=tasks, shared_yaxes=True, horizontal_spacing=0.03)
-    for (task, name), rows in part.groupby(["task", "type"], sort=False):
+    for rows in (rows for _, rows in part.groupby(["task", "type"], sort=False)):
+        task, name = rows.task.iloc[0], rows.type.iloc[0]
         figure.add_scatter(
             x=rows.layer,
             y=rows["mean"],
@@ -233,7 +235,7 @@ def contributions(table: pd.DataFrame, *, measure: str = "contribution_mean", la
             legendgroup=name,
             showlegend=task == tasks[0],
             mode="lines+markers",
-            line={"color": COLOURS[TYPES.index(str(name))]},
+            line={"color": COLOURS[TYPES.index(name)]},
             customdata=rows[["low", "high", "n_inputs"]].to_numpy(),
             hovertemplate=(
                 f"{task}: {name}<br>layer %{{x}}: %{{y:.4g}}<br>95 % interval %{{customdata[0]:.4g}} to "

@@ -106,7 +106,8 @@ def similarity_table(routings: Mapping[str, Routing]) -> pd.DataFrame:
         routing.similarity().rename_axis("language").melt(ignore_index=False, var_name="other", value_name="cosine")
         for routing in routings.values()
     ]
-    return pd.concat(parts, keys=routings, names=["model"]).reset_index()[["model", "language", "other", "cosine"]]
+    whole = pd.concat(parts, keys=routings, names=["model"]).reset_index()
+    return whole.loc[:, ["model", "language", "other", "cosine"]]
 
 
 def tuned_table(base: Routing, tuned: Routing) -> pd.DataFrame:
@@ -327,7 +328,8 @@ def pruning_curve(outputs: pd.DataFrame) -> pd.DataFrame:
         beyond_low, beyond_high.
     """
     rows = []
-    for (layers, rate), part in outputs.groupby(["layers", "rate"], sort=False):
+    for part in (part for _, part in outputs.groupby(["layers", "rate"], sort=False)):
+        layers, rate = part.layers.iloc[0], part.rate.iloc[0]
         for language in [*part.group.unique(), TOGETHER]:
             own = part if language == TOGETHER else part[part.group == language]
             rows.append({"layers": layers, "rate": rate, "language": language, **_cost(own)})

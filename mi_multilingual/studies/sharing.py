@@ -164,7 +164,7 @@ def _pairs(
 ) -> pd.DataFrame:
     table = _table([("id", ids), ("language", languages), ("other", languages)], {"overlap": overlap})
     place = {language: i for i, language in enumerate(languages)}
-    return table[table.language.map(place) < table.other.map(place)].reset_index(drop=True)
+    return table.loc[table.language.map(place) < table.other.map(place)].reset_index(drop=True)
 
 
 def means_over_inputs(
@@ -202,7 +202,7 @@ def means_over_inputs(
         mean = np.divide(total, n, out=np.full(len(n), np.nan), where=n > 0)
         parts.append(order.assign(task=task, mean=mean, low=low, high=high, **extremes, n_inputs=n))
     table = pd.concat(parts, ignore_index=True)
-    return table[["task", *by, "mean", "low", "high", "min", "max", "n_inputs"]]
+    return table.loc[:, ["task", *by, "mean", "low", "high", "min", "max", "n_inputs"]]
 
 
 def type_shares(outputs: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
@@ -232,7 +232,8 @@ def contribution_table(outputs: Mapping[str, pd.DataFrame], *, empty: str = "lef
     measures = [name for name in table.columns if name not in ("task", "id", "n_neurons", *by)]
     parts = [means_over_inputs(table, by, name, empty=empty) for name in measures]
     found = pd.concat(parts, keys=measures, names=["measure"]).reset_index("measure")
-    return found[["task", *by, *[c for c in found.columns if c not in ("task", *by)]]].reset_index(drop=True)
+    columns = ["task", *by, *[name for name in found.columns if name not in ("task", *by)]]
+    return found.loc[:, columns].reset_index(drop=True)
 
 
 def mean_overlap(outputs: Mapping[str, pd.DataFrame]) -> pd.DataFrame:

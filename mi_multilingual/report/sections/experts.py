@@ -16,7 +16,7 @@ def _of_language(code: str) -> str:
 
 def _over_layers(table: pd.DataFrame) -> pd.DataFrame:
     """The rows of all layers together."""
-    return table[table.layer == -1]
+    return table.loc[table.layer == -1]
 
 
 def type_findings(table: pd.DataFrame) -> list[str]:

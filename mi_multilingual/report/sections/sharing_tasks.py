@@ -48,7 +48,7 @@ def answer_findings(table: pd.DataFrame) -> list[str]:
 
 def together(table: pd.DataFrame) -> pd.DataFrame:
     """The rows of all languages together."""
-    return table[table.language == TOGETHER]
+    return table.loc[table.language == TOGETHER]
 
 
 def distance_findings(table: pd.DataFrame) -> list[str]:

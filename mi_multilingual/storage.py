@@ -22,6 +22,7 @@ HOMES = {
     "Reading": "tokens",
     "Relevance": "evidence.relevance",
     "Representations": "evidence.representations",
+    "Routing": "evidence.routing",
     "Sharing": "evidence.sharing",
     "TextActivations": "evidence.texts",
     "Training": "training",

@@ -570,3 +570,46 @@ def tuning_changes(rows):
         change, n = cell.get(row["seed"], (0.0, 0))
         cell[row["seed"]] = (change + row["after"] - row["before"], n + row["n_tokens"])
     return {cell: sum(change / n for change, n in by_seed.values()) / len(by_seed) for cell, by_seed in sums.items()}
+def shares_by_chance(probabilities):
+    """Expected share of each number of languages a neuron is active in, over all 2^K patterns of independent ones."""
+    expected = [0.0] * (len(probabilities) + 1)
+    for pattern in range(2 ** len(probabilities)):
+        active = [bool(pattern >> k & 1) for k in range(len(probabilities))]
+        chance = math.prod(p if a else 1 - p for p, a in zip(probabilities, active, strict=True))
+        expected[sum(active)] += chance
+    return {
+        "all-shared": expected[-1],
+        "partial-shared": math.fsum(expected[2:-1]),
+        "specific": expected[1],
+        "non-activated": expected[0],
+    }
+
+
+def experts_used(activations, experts, n_used):
+    """The experts of a token: largest sums of |activation|, of equals the lower number."""
+    sums = [0.0] * (max(experts) + 1)
+    for value, expert in zip(activations, experts, strict=True):
+        sums[expert] += abs(value)
+    return set(sorted(range(len(sums)), key=lambda e: (-sums[e], e))[:n_used])
+
+
+def permuted_correlations(one, other, correlate):
+    """The correlation over all pairs of two square tables, for every order of the languages of the second."""
+    pairs = list(itertools.combinations(range(len(one)), 2))
+    found = []
+    for order in itertools.permutations(range(len(one))):
+        found.append(correlate([one[a][b] for a, b in pairs], [other[order[a]][order[b]] for a, b in pairs]))
+    return found
+
+
+def layer_experts(total, weights, most):
+    """`total` parts given to layers in proportion to their weights, none above `most`: shares, before rounding."""
+    full = set()
+    while True:
+        free = [i for i in range(len(weights)) if i not in full]
+        rest, scale = total - most * len(full), math.fsum(weights[i] for i in free)
+        shares = {i: rest * weights[i] / scale for i in free}
+        above = {i for i, share in shares.items() if share > most}
+        if not above:
+            return [most if i in full else shares[i] for i in range(len(weights))]
+        full |= above

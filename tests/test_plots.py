@@ -531,6 +531,77 @@ def test_representations_change_beside_random_neurons_or_in_every_own_language()
         plots.representation_change(representation_effects_of(LANGUAGES, LANGUAGES), measure="loss")
 
 
+def type_table():
+    rows = [
+        (task, threshold, layer, kind, share, share - 0.01, share + 0.01, 0.0, 0.9, 4, 0.05, share / 2)
+        for task in ("a", "b")
+        for threshold in (0.0, 0.5)
+        for layer in range(3)
+        for kind, share in zip(TYPES, (0.1, 0.2, 0.3, 0.4), strict=True)
+    ]
+    names = [
+        "task",
+        "threshold",
+        "layer",
+        "type",
+        "mean",
+        "low",
+        "high",
+        "min",
+        "max",
+        "n_inputs",
+        "chance",
+        "repeated",
+    ]
+    return pd.DataFrame(rows, columns=names)
+
+
+def active_of(languages):
+    rows = [("t", 0.0, k, layer, 0.1 * layer, 0.0, 1.0) for k in languages for layer in (0, 1)]
+    return pd.DataFrame(rows, columns=["task", "threshold", "language", "layer", "mean", "low", "high"])
+
+
+def contributions_of(languages):
+    rows = [
+        ("t", k, layer, kind, "contribution_mean", 4 * i + layer, 4.0 * i, 4.0 * i + 2, 3)
+        for i, k in enumerate(languages)
+        for layer in (0, 1)
+        for kind in TYPES
+    ]
+    names = ["task", "language", "layer", "type", "measure", "mean", "low", "high", "n_inputs"]
+    return pd.DataFrame(rows, columns=names)
+
+
+def pairs_of(languages):
+    a, b, c = languages
+    rows = [(a, b, 0.5, 1, 0.0), (a, c, 0.1, 3, 1.0)]
+    return pd.DataFrame(rows, columns=["language", "other", "overlap", "family", "script"])
+
+
+def experts_of(languages):
+    rows = [(layer, e, k, 0.1 * e, 0.0, 1.0) for k in languages for layer in (0, 1) for e in range(4)]
+    return pd.DataFrame(rows, columns=["layer", "expert", "language", "frequency", "low", "high"])
+
+
+def cosines_of(languages):
+    a, b, c = languages
+    cosines = {(a, b): 0.9, (a, c): 0.5, (b, c): 0.6}
+    cosines |= {(y, x): value for (x, y), value in cosines.items()}
+    rows = [("base", x, y, cosines.get((x, y), 1.0)) for x in languages for y in languages]
+    return pd.DataFrame(rows, columns=["model", "language", "other", "cosine"])
+
+
+def pruning_of(languages):
+    rows = [
+        (layers, rate, language, 24, 3.0, *[rate] * 3, *[2 * rate] * 3)
+        for layers in ("uniform", "layer-wise")
+        for rate in (0.5, 0.25)
+        for language in (*languages, "")
+    ]
+    names = ["layers", "rate", "language", "n_neurons", "intact", "change", "low", "high"]
+    return pd.DataFrame(rows, columns=[*names, "random_change", "random_low", "random_high"])
+
+
 EVERY_FIGURE = {
     "ablation_bars": lambda k: plots.ablation_bars(comparison()),
     "ablation_panels": lambda k: plots.ablation_panels(methods_of(k)),
@@ -538,13 +609,17 @@ EVERY_FIGURE = {
     "loss_against_size": lambda k: plots.loss_against_size(size_curve_of(k), group=k[1]),
     "representation_change": lambda k: plots.representation_change(representation_effects_of(k, k)),
     "similarity_by_layer": lambda k: plots.similarity_by_layer(layer_rows(), neurons_of(k).counts()),
+    "active_by_language": lambda k: plots.active_by_language(active_of(k)),
     "activity_overlap": lambda k: plots.activity_overlap(pd.DataFrame(np.eye(3), index=list(k), columns=list(k))),
     "change_by_layer": lambda k: plots.change_by_layer(layers_of(k)),
+    "contributions": lambda k: plots.contributions(contributions_of(k)),
     "deactivation_bars": lambda k: plots.deactivation_bars(effects_of(k)),
     "deactivation_matrix": lambda k: plots.deactivation_matrix(effects_of(k)),
     "entropy_histogram": lambda k: plots.entropy_histogram(stats_of(k), neurons_of(k)),
+    "expert_heatmap": lambda k: plots.expert_heatmap(experts_of(k)),
     "fallback": lambda k: plots.fallback(fallback_of(k)),
     "found_and_chance": lambda k: plots.found_and_chance(chance_of(k)),
+    "language_tree": lambda k: plots.language_tree(cosines_of(k)),
     "layer_counts": lambda k: plots.layer_counts(neurons_of(k)),
     "layer_languages": lambda k: plots.layer_languages(speaker.tables(k)["layer_language_shares"]),
     "layer_words": lambda k: plots.layer_words(speaker.tables(k)["layer_word_means"]),
@@ -553,13 +628,18 @@ EVERY_FIGURE = {
     "neuron_map": lambda k: plots.neuron_map(stats_of(k), neurons_of(k)),
     "neuron_profile": lambda k: plots.neuron_profile(stats_of(k), 1, 3),
     "overlap": lambda k: plots.overlap(neurons_of(k)),
+    "overlap_against_distance": lambda k: plots.overlap_against_distance(pairs_of(k)),
     "perplexity_change": lambda k: plots.perplexity_change(matrix_of(k)),
     "region_effects": lambda k: plots.region_effects(speaker.tables(k)["region_effects"]),
+    "pruning_curves": lambda k: plots.pruning_curves(pruning_of(k), language=k[0]),
     "recovery": lambda k: plots.recovery(curves(), "effect", title="t"),
+    "repeated_types": lambda k: plots.repeated_types(type_table()),
     "sharing_by_layer": lambda k: plots.sharing_by_layer(sharing_rows()),
+    "sharing_by_task": lambda k: plots.sharing_by_task(type_table()),
     "steering_curve": lambda k: plots.steering_curve(curve()),
     "steering_matrix": lambda k: plots.steering_matrix(shares_of(k)),
     "sweep_effects": lambda k: plots.sweep_effects(sweep_rows()),
+    "threshold_grid": lambda k: plots.threshold_grid(type_table()),
     "type_contributions": lambda k: plots.type_contributions(parts_of(k)),
 }
 PLAIN = ("qqa", "qqb", "qqc")
@@ -579,3 +659,82 @@ def test_languages_may_have_any_name(figure, names):
     assert json.loads(text) == json.loads(
         json.dumps(EVERY_FIGURE[figure](names).to_plotly_json(), default=np.ndarray.tolist)
     )
+
+
+def test_languages_of_one_family_stand_side_by_side(neurons):
+    mixed = ("en", "ja", "de")
+    figure = plots.overlap(NeuronSet(neurons.masks, mixed, "lape"))
+    assert figure.data[0].x == figure.data[0].y == ("en", "de", "ja")
+    expected = NeuronSet(neurons.masks, mixed, "lape").jaccard().loc["de", "ja"]
+    assert figure.data[0].z[1][2] == pytest.approx(expected)
+    heat = plots.perplexity_change(matrix_of(mixed)).data[0]
+    assert heat.y == ("en", "de", "ja", RANDOM_NEURONS)
+    assert heat.x == ("en", "de", "ja")
+    np.testing.assert_allclose(heat.z[0], [0.5, 0.1, -0.2])
+
+
+def test_types_by_task_have_a_panel_each():
+    figure = plots.sharing_by_task(type_table())
+    assert [a.text for a in figure.layout.annotations] == ["a", "b"]
+    lines = [trace for trace in figure.data if trace.mode == "lines+markers"]
+    assert [line.name for line in lines] == [*TYPES, *TYPES]
+    assert [line.y[0] for line in lines[:4]] == [0.1, 0.2, 0.3, 0.4]
+    with pytest.raises(ValueError, match=r"threshold must be one of this table's, 0, 0.5, got 0.3"):
+        plots.sharing_by_task(type_table(), threshold=0.3)
+
+
+def test_what_is_repeated_stands_below_the_mean():
+    figure = plots.repeated_types(type_table())
+    check_titles(figure)
+    solid, rest = figure.data[:2]
+    np.testing.assert_allclose(solid.y, [0.05] * 3)
+    np.testing.assert_allclose(np.array(solid.y) + np.array(rest.y), [0.1] * 3)
+    grid = plots.threshold_grid(type_table())
+    assert {trace.name for trace in grid.data} == {"above 0", "above 0.5"}
+    assert len(grid.data) == 8
+
+
+def test_active_shares_are_a_heatmap_of_languages_by_layers():
+    figure = plots.active_by_language(active_of(("en", "ja", "de")))
+    check_titles(figure)
+    assert figure.data[0].y == ("en", "de", "ja")
+    np.testing.assert_allclose(figure.data[0].z[0], [0.0, 0.1])
+
+
+def test_contributions_are_those_of_the_language_asked_for():
+    table = contributions_of(("en", "fr"))
+    assert list(plots.contributions(table, language="fr").data[0].y) == [4.0, 5.0]
+    with pytest.raises(ValueError, match="language must be one of this table's, en, fr, got 'de'"):
+        plots.contributions(table, language="de")
+    with pytest.raises(ValueError, match="measure must be one of top_share"):
+        plots.contributions(table, measure="best")
+
+
+def test_pairs_of_languages_are_points_by_their_relation():
+    figure = plots.overlap_against_distance(pairs_of(("en", "de", "ja")))
+    check_titles(figure)
+    far, near, mean = figure.data
+    assert (far.text, near.text) == (("en and ja",), ("en and de",))
+    assert [round(x) for x in (*near.x, *far.x)] == [1, 3]
+    assert list(mean.y) == [0.5, 0.1]
+
+
+def test_experts_have_a_panel_per_language_and_languages_a_tree():
+    figure = plots.expert_heatmap(experts_of(("en", "ja", "de")))
+    assert [a.text for a in figure.layout.annotations][:3] == ["en", "de", "ja"]
+    np.testing.assert_allclose(figure.data[0].z, [[0.0, 0.1, 0.2, 0.3]] * 2)
+    tree = plots.language_tree(cosines_of(("en", "de", "ja")))
+    check_titles(tree)
+    assert [trace.name for trace in tree.data if trace.mode == "markers"] == ["Indo-European", "Japonic"]
+    merges = sorted(max(trace.y) for trace in tree.data if trace.mode == "lines")
+    np.testing.assert_allclose(merges, [0.1, 0.45])
+
+
+def test_pruning_is_drawn_beside_random_experts():
+    table = pruning_of(("en",))
+    figure = plots.pruning_curves(table)
+    check_titles(figure)
+    assert [list(trace.x) for trace in figure.data] == [[0.25, 0.5]] * 4
+    assert list(figure.data[1].y) == [0.5, 1.0]
+    with pytest.raises(ValueError, match="language must be one of this table's, en, got 'fr'"):
+        plots.pruning_curves(table, language="fr")

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 import oracles
 from mi_multilingual import TYPES, categories, sharing_categories
 from mi_multilingual.corpora import Corpus
+from mi_multilingual.evidence.sharing import shares_by_chance
 from mi_multilingual.models.hooked import run_trunk, site_of
 from mi_multilingual.tokens import TOKENS_PER_BATCH
 
@@ -128,6 +129,43 @@ def test_stability_is_the_share_of_inputs_with_the_most_common_type(model, corpu
                 assert table.loc[(layer, name), "stability"] == pytest.approx(np.mean(values))
 
 
+def test_repeated_are_the_neurons_that_have_their_type_for_every_input(model, corpus):
+    found = sharing_categories(model, corpus, thresholds=[0.0], progress=False)
+    tables = by_hand(model, corpus, 0.0, "last")
+    repeated = found.repetition().set_index(["layer", "type"]).repeated
+    for name in TYPES:
+        kept = set.intersection(*[table[name] for table in tables])
+        for layer in range(model.cfg.n_layers):
+            expected = sum(place[0] == layer for place in kept) / model.cfg.d_mlp
+            assert repeated[layer, name] == pytest.approx(expected)
+
+
+def test_as_released_a_neuron_stays_active_over_inputs_and_languages(model, corpus, monkeypatch):
+    monkeypatch.setitem(TOKENS_PER_BATCH, "prompts", 1)
+    found = sharing_categories(model, corpus, thresholds=[0.0], tokens="released", progress=False)
+    counts, seen = torch.zeros_like(found.counts[0, 0]), set()
+    for i in range(3):
+        sets = []
+        for texts in corpus.documents.values():
+            active = activations_alone(model, texts[i], "any") > 0
+            seen = seen | {tuple(c) for c in active.nonzero().tolist()}
+            sets.append(seen)
+        for layer in range(counts.shape[0]):
+            for j in range(counts.shape[1]):
+                kind = oracles.neuron_type([(layer, j) in active for active in sets])
+                counts[layer, j, TYPES.index(kind)] += 1
+    assert torch.equal(found.counts[0, 0], counts)
+
+
+@given(st.lists(st.floats(0, 1), min_size=2, max_size=6))
+def test_chance_is_that_of_all_patterns(probabilities):
+    found = shares_by_chance(torch.tensor(probabilities, dtype=torch.float64))
+    expected = oracles.shares_by_chance(probabilities)
+    if len(probabilities) == 2:
+        expected["partial-shared"] = 0.0
+    assert found.tolist() == pytest.approx([expected[name] for name in TYPES], abs=1e-12)
+
+
 def test_similar_languages_stand_side_by_side_in_the_overlap_table(model, corpus):
     same = {f"{k}{i}": docs for i in (1, 2) for k, docs in corpus.documents.items()}
     order = list(sharing_categories(model, Corpus(same, "twice"), progress=False).overlap().index)
@@ -144,7 +182,7 @@ def test_similar_languages_stand_side_by_side_in_the_overlap_table(model, corpus
         ({"en": ("dog " * 99,), "fr": ("a",)}, {}, "got .* for input 0 in 'en'"),
         ({"en": ("a",), "fr": ("b",)}, {"thresholds": [float("nan")]}, "must be finite"),
         ({"en": ("a",), "fr": ("b",)}, {"thresholds": []}, "at least one"),
-        ({"en": ("a",), "fr": ("b",)}, {"tokens": "first"}, "tokens must be 'last' or 'any', got 'first'"),
+        ({"en": ("a",), "fr": ("b",)}, {"tokens": "first"}, "tokens must be one of last, any, released, got 'first'"),
         ({"en": ("a",), "fr": ("b",)}, {"tasks": ["x", "y"]}, "2 tasks for 1 inputs"),
     ],
 )

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import mi_multilingual as mm
 
 SUBJECTS = {
-    "text-and-models": ("Models, text, nouns", ("models", "corpora", "tokens", "neurons", "storage")),
+    "text-and-models": ("Models, text, nouns", ("models", "corpora", "tokens", "languages", "neurons", "storage")),
     "evidence": ("Evidence", ("evidence",)),
     "detectors": ("Detectors", ("detectors",)),
     "patching": ("Interventions", ("patching",)),

@@ -104,7 +104,6 @@ def answer_token(tokenizer, prompt: str, answer: str, language: str) -> int:
     return whole[n_prompt]
 
 
-@torch.no_grad()
 def attribution(
     model: HookedModel,
     prompts: Corpus,
@@ -115,7 +114,7 @@ def attribution(
     bos: str = "tokenizer",
     progress: bool = True,
 ) -> pd.DataFrame:
-    """Which types of neuron carry the answer, at the last token of parallel prompts.
+    """Which types of neuron carry the answer, at the last token of parallel prompts: means of `attribution_by_input`.
 
     Args:
         prompts, answers: parallel prompts and their gold answers, aligned by position.
@@ -125,31 +124,61 @@ def attribution(
         bos: special tokens before every prompt (see `Reading`).
 
     Returns:
-        one row per language, layer and type, means over inputs: share (of the layer's neurons), top_share (of its
-        neurons of highest contribution), effective_max, effective_mean, effective_min (logits), and the same with the
-        final norm folded in: normed_max, normed_mean, normed_min. NaN where no input had a neuron of the type.
+        one row per language, layer and type, means over inputs: the measures of `attribution_by_input`. NaN where no
+        input had a neuron of the type.
 
     Raises:
         ValueError: prompts or answers that are not parallel, or activations that are not finite.
     """
+    options = {"top": rank(rate, model.cfg.d_mlp, "rate"), "threshold": threshold, "bos": bos, "progress": progress}
+    table = attribution_by_input(model, prompts, answers, **options).drop(columns=["input", "n_neurons"])
+    order = {name: i for i, name in enumerate([*prompts.languages, *TYPES])}
+    mean = table.groupby(["language", "layer", "type"], sort=False).mean().reset_index()
+    return mean.sort_values(["language", "layer", "type"], key=lambda c: c.map(order) if c.name != "layer" else c)
+
+
+@torch.no_grad()
+def attribution_by_input(
+    model: HookedModel,
+    prompts: Corpus,
+    answers: Corpus,
+    *,
+    top: int | float = 0.1,
+    threshold: float = 0.0,
+    site: str = "post",
+    bos: str = "tokenizer",
+    progress: bool = True,
+) -> pd.DataFrame:
+    """What the neurons of each type add to the answer, for every parallel prompt.
+
+    Args:
+        prompts, answers: parallel prompts and their gold answers, aligned by position.
+        top: how many neurons of highest contribution per layer the types are counted among: from 1 on a number (the
+            paper takes 800), below 1 a share of the layer.
+        threshold: of activity, which decides the type.
+        site: where activity is read; contributions are always those of the product that is written on.
+        bos: special tokens before every prompt (see `Reading`).
+
+    Returns:
+        one row per language, input (its number), layer and type: n_neurons, share (of the layer's neurons), top_share
+        (of its neurons of highest contribution), contribution_mean and contribution_sum (over the type's neurons, size
+        of what they write), effective_max, effective_mean, effective_min (logits), and the same with the final norm
+        folded in: normed_max, normed_mean, normed_min. Means and extremes are NaN where there is no such neuron.
+
+    Raises:
+        ValueError: prompts or answers that are not parallel, a `top` above the layer's neurons, or activations that
+            are not finite.
+
+    Source: Wang et al. 2024, arXiv:2406.09265, section 3.
+    """
     check_arguments(prompts, [threshold], "last", None)
-    n_inputs = len(next(iter(prompts.documents.values())))
-    if prompts.languages != answers.languages or any(len(a) != n_inputs for a in answers.documents.values()):
-        raise ValueError(
-            f"answers must fit the {n_inputs} prompts in {prompts.languages}, got answers in {answers.languages}; give "
-            "one answer per prompt and language, in the same order"
-        )
-    n_top = rank(rate, model.cfg.d_mlp, "rate")
+    check_answers(prompts, answers)
+    n_top = number_of(top, model.cfg.d_mlp)
     reading = Reading(layout="documents", bos=bos).for_model(model)
     ids = {k: input_ids(model, prompts, k, reading) for k in prompts.languages}
-    gold = {
-        k: [
-            answer_token(model.tokenizer, p, a, k)
-            for p, a in zip(prompts.documents[k], answers.documents[k], strict=True)
-        ]
-        for k in prompts.languages
-    }
-    reader, parts = site_of(model, "post"), []
+    gold = {k: torch.tensor(_answer_tokens(model, prompts, answers, k)) for k in prompts.languages}
+    reader, typed_by = site_of(model, "post"), site_of(model, site)
+    parts, n_inputs = [], len(ids[prompts.languages[0]])
     for start in tqdm(range(0, n_inputs, _INPUTS_AT_ONCE), desc="attribution", disable=not progress):
         chunk = range(start, min(start + _INPUTS_AT_ONCE, n_inputs))
         rows = [[ids[k][i] for i in chunk] for k in prompts.languages]
@@ -158,21 +187,48 @@ def attribution(
             activation,
             lambda at, first=start: f"for input {first + at[1]} in {prompts.languages[at[0]]!r}",
         )
-        kind = categories(activation > threshold)
-        top = contribution_scores(model, activation)
-        top = torch.zeros_like(top, dtype=torch.bool).scatter(-1, top.topk(n_top, dim=-1).indices, True)
+        typed = activation if site == "post" else parallel_activations(model, typed_by, rows, "last")
+        kind = categories(typed > threshold)
+        contribution = contribution_scores(model, activation)
+        top_ones = contribution.topk(n_top, dim=-1).indices
+        is_top = torch.zeros_like(contribution, dtype=torch.bool).scatter(-1, top_ones, True)
         for k, language in enumerate(prompts.languages):
-            answer = torch.tensor([gold[language][i] for i in chunk])
-            final = final_residual(model, rows[k])
+            answer, final = gold[language][list(chunk)], final_residual(model, rows[k])
             scores = {
+                "contribution": contribution[k],
                 "effective": effective_scores(model, activation[k], answer),
                 "normed": effective_scores(model, activation[k], answer, final),
             }
-            parts.append(_by_type(language, start, kind, top[k], scores))
-    table = pd.concat(parts).drop(columns="input")
-    order = {name: i for i, name in enumerate([*prompts.languages, *TYPES])}
-    mean = table.groupby(["language", "layer", "type"], sort=False).mean().reset_index()
-    return mean.sort_values(["language", "layer", "type"], key=lambda c: c.map(order) if c.name != "layer" else c)
+            parts.append(_by_type(language, start, kind, is_top[k], scores))
+    return pd.concat(parts, ignore_index=True)
+
+
+def check_answers(prompts: Corpus, answers: Corpus) -> None:
+    """Raise unless there is one answer per prompt and language."""
+    n_inputs = len(next(iter(prompts.documents.values())))
+    if prompts.languages != answers.languages or any(len(a) != n_inputs for a in answers.documents.values()):
+        raise ValueError(
+            f"answers must fit the {n_inputs} prompts in {prompts.languages}, got answers in {answers.languages}; give "
+            "one answer per prompt and language, in the same order"
+        )
+
+
+def number_of(top: int | float, total: int) -> int:
+    """How many of `total` are meant by a number from 1 on, or by a share below it.
+
+    Raises:
+        ValueError: more than there are, or a share of less than half a one.
+    """
+    if top < 1:
+        return rank(top, total, "top")
+    if top != int(top) or top > total:
+        raise ValueError(f"top must be a share below 1, or a whole number up to {total}, got {top}")
+    return int(top)
+
+
+def _answer_tokens(model: HookedModel, prompts: Corpus, answers: Corpus, language: str) -> list[int]:
+    pairs = zip(prompts.documents[language], answers.documents[language], strict=True)
+    return [answer_token(model.tokenizer, prompt, answer, language) for prompt, answer in pairs]
 
 
 def _by_type(
@@ -189,16 +245,21 @@ def _by_type(
         mine = kind == i
         n = mine.sum(dim=-1)
         columns: dict[str, Tensor] = {
+            "n_neurons": n,
             "share": mine.float().mean(dim=-1),
             "top_share": (top & mine).sum(dim=-1) / top.sum(dim=-1),
         }
         for score, values in scores.items():
-            columns[f"{score}_max"] = values.masked_fill(~mine, -torch.inf).amax(dim=-1)
-            columns[f"{score}_mean"] = values.masked_fill(~mine, 0.0).sum(dim=-1) / n.clamp(min=1)
-            columns[f"{score}_min"] = values.masked_fill(~mine, torch.inf).amin(dim=-1)
+            total = values.masked_fill(~mine, 0.0).sum(dim=-1)
+            if score == "contribution":
+                columns[f"{score}_sum"] = total
+            else:
+                columns[f"{score}_max"] = values.masked_fill(~mine, -torch.inf).amax(dim=-1)
+                columns[f"{score}_min"] = values.masked_fill(~mine, torch.inf).amin(dim=-1)
+            columns[f"{score}_mean"] = total / n.clamp(min=1)
         empty = n == 0
         flat = {
-            c: (v.masked_fill(empty, torch.nan) if "_m" in c else v).double().flatten().numpy()
+            c: (v.double().masked_fill(empty, torch.nan) if "_m" in c else v).flatten().numpy()
             for c, v in columns.items()
         }
         index = pd.MultiIndex.from_product(

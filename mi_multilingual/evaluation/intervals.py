@@ -35,8 +35,16 @@ def mean_interval(values: np.ndarray, *, seed: int = 0) -> tuple[float, float]:
 
 
 def mean_intervals(values: np.ndarray, *, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """95 % bootstrap intervals of the means of several columns, drawn alike: (row, column) -> ends, one per column."""
-    low, high = np.quantile(
-        resampled(len(values), np.random.default_rng(seed)) @ values / len(values), [0.025, 0.975], axis=0
-    )
+    """95 % bootstrap intervals of the means of all columns, (row, column), rows drawn for all of them together.
+
+    Numbers that are missing (NaN) are left out of the means; a column with none left has NaN as its interval.
+    """
+    times = resampled(len(values), np.random.default_rng(seed))
+    there = np.isfinite(values)
+    drawn = times @ there.astype(float)
+    means = np.divide(times @ np.where(there, values, 0.0), drawn, out=np.full(drawn.shape, np.nan), where=drawn > 0)
+    known = there.any(axis=0)
+    low, high = np.full((2, values.shape[1]), np.nan)
+    if known.any():
+        low[known], high[known] = np.nanquantile(means[:, known], [0.025, 0.975], axis=0)
     return low, high

@@ -51,8 +51,8 @@ _WORDS = {
 _TURKISH_LOWER = {"I": "ı", "İ": "i"}
 
 _XNLI_PROMPT = (
-    'Take the following as truth: {premise}\nThen the following statement: "{hypothesis}" is true, false, or '
-    "inconclusive?\nAnswer:"
+    'Take the following as truth: {premise}\nThen the following statement: "{hypothesis}" is "true", "false", or '
+    '"inconclusive"?'
 )
 
 _XNLI_LANGUAGES = ["ar", "bg", "de", "el", "en", "es", "fr", "hi", "ru", "sw", "th", "tr", "ur", "vi", "zh"]
@@ -196,8 +196,8 @@ def load_xnli(
 ) -> list[Item]:
     """Does one sentence follow from another (Conneau et al. 2018), from Hugging Face or a local copy of the data set.
 
-    The question around the two sentences is in English for every language (Wang et al., arXiv 2406.09265); the answers
-    are true, inconclusive and false.
+    The question around the two sentences is in English for every language, and nothing follows it (Wang et al., arXiv
+    2406.09265); the answers true, inconclusive and false stand for the data's entailment, neutral and contradiction.
 
     Raises:
         ValueError: a language or split that the data set does not have, or another layout.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,6 +21,7 @@ from ..tokens import DOCUMENTS, Reading, pad_right, prefix_ids, prompt_ids, rows
 from .reading import check_alike, check_documents, check_finite, joint_corpus, layers_of, origin, read
 
 TYPES = ("all-shared", "partial-shared", "specific", "non-activated")
+TOKENS = ("last", "any", "released")
 _THRESHOLDS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)
 
 
@@ -44,7 +45,7 @@ class Sharing(Summarised):
     thresholds: tuple[float, ...]
     languages: tuple[str, ...]
     tokens: str
-    """"last" or "any": at which tokens an activation counted."""
+    """At which tokens an activation counted: one of `TOKENS`."""
     site: str
     model: str
     model_fingerprint: str
@@ -108,6 +109,18 @@ class Sharing(Summarised):
                         rows.append((task, threshold, layer, name, len(mine), mean))
         return pd.DataFrame(rows, columns=["task", "threshold", "layer", "type", "n_neurons", "stability"])
 
+    def repetition(self) -> pd.DataFrame:
+        """Share of a layer's neurons that had the type for ALL inputs: columns task, threshold, layer, type, repeated.
+
+        Source: Wang et al. 2024, arXiv:2406.09265; `stability` says how much neurons keep their usual type.
+        """
+        share = repeated_share(self.counts, self.n_inputs[:, None, None, None, None])
+        index = pd.MultiIndex.from_product(
+            [self.tasks, self.thresholds, range(self.counts.shape[2]), TYPES],
+            names=["task", "threshold", "layer", "type"],
+        )
+        return pd.DataFrame({"repeated": share.flatten().numpy()}, index=index).reset_index()
+
     def overlap(self, threshold: float | None = None) -> pd.DataFrame:
         """Mean Jaccard overlap of the active neurons of every two languages, languages ordered by similarity.
 
@@ -126,6 +139,13 @@ class Sharing(Summarised):
         return pd.DataFrame(table[np.ix_(order, order)], index=names, columns=names)
 
 
+def repeated_share(
+    counts: Int[Tensor, "*axes layer neuron type"], n_inputs: Int[Tensor, ...] | int
+) -> Float[Tensor, "*axes layer type"]:
+    """Share of a layer's neurons that had the type for all of `n_inputs`."""
+    return (counts == n_inputs).double().mean(dim=-2)
+
+
 def categories(active: Bool[Tensor, "language ..."]) -> Int[Tensor, ...]:
     """Type of each neuron by the number of languages it is active in: an index into `TYPES`.
 
@@ -139,6 +159,14 @@ def categories(active: Bool[Tensor, "language ..."]) -> Int[Tensor, ...]:
     kind[n_active == 0] = TYPES.index("non-activated")
     kind[n_active == n_languages] = TYPES.index("all-shared")
     return kind
+
+
+def shares_by_chance(active: Float[Tensor, "language ..."]) -> Float[Tensor, "... type"]:
+    """Share of each type where languages choose their neurons independently, from the share active in each language."""
+    silent = 1 - active
+    alone = [active[k] * torch.cat([silent[:k], silent[k + 1 :]]).prod(dim=0) for k in range(len(active))]
+    every, one, none = active.prod(dim=0), torch.stack(alone).sum(dim=0), silent.prod(dim=0)
+    return torch.stack([every, 1 - every - one - none, one, none], dim=-1)
 
 
 @torch.no_grad()
@@ -161,7 +189,9 @@ def sharing_categories(
         inputs: documents that are translations of each other, aligned by position.
         reading: of layout "documents", with every input in one row; special tokens in front are not looked at.
         thresholds: a neuron is active when its activation is strictly greater; one result per threshold.
-        tokens: "last": the activation at the last token decides; "any": the largest over all tokens of the text.
+        tokens: "last": the activation at the last token decides; "any": the largest over all tokens of the text;
+            "released": the largest over all tokens of this text and of all before it, input by input and language by
+            language, which is what the notebook published with the paper does.
         tasks: a name for each input, to be told apart in the tables; one task by default.
 
     Raises:
@@ -172,12 +202,9 @@ def sharing_categories(
     """
     check_arguments(inputs, thresholds, tokens, tasks)
     check_documents(reading)
-    reading = reading.for_model(model)
     n_inputs = len(next(iter(inputs.documents.values())))
     tasks = ["all"] * n_inputs if tasks is None else list(tasks)
     names = tuple(dict.fromkeys(tasks))
-    ids = {k: input_ids(model, inputs, k, reading) for k in inputs.languages}
-    n_prefix = len(prefix_ids(model.tokenizer, reading.bos))
     n_layers, n_neurons, n_languages = model.cfg.n_layers, model.cfg.d_mlp, len(inputs.languages)
     shape = (len(names), len(thresholds), n_layers)
     counts = torch.zeros(*shape, n_neurons, len(TYPES), dtype=torch.int32)
@@ -185,14 +212,7 @@ def sharing_categories(
     lowest, highest = torch.ones(*shape, len(TYPES)), torch.zeros(*shape, len(TYPES))
     squares = torch.zeros(*shape, len(TYPES), dtype=torch.float64)
     overlap_sum = torch.zeros(len(thresholds), n_languages, n_languages, dtype=torch.float64)
-    longest = max(len(row) for rows in ids.values() for row in rows)
-    at_once = rows_per_batch(model, longest * n_languages, "prompts")
-    reader = site_of(model, site)
-    for start in tqdm(range(0, n_inputs, at_once), desc="sharing", disable=not progress):
-        chunk = range(start, min(start + at_once, n_inputs))
-        rows = [[ids[k][i] for i in chunk] for k in inputs.languages]
-        values = parallel_activations(model, reader, rows, tokens, n_prefix=n_prefix)
-        check_finite(values, lambda at, first=start: f"for input {first + at[1]} in {inputs.languages[at[0]]!r}")
+    for chunk, values in activation_chunks(model, inputs, reading=reading, tokens=tokens, site=site, progress=progress):
         of_task = torch.tensor([names.index(tasks[i]) for i in chunk])
         for h, threshold in enumerate(thresholds):
             active = values > threshold
@@ -207,7 +227,7 @@ def sharing_categories(
                 lowest[t, h] = torch.minimum(lowest[t, h], share[mine].amin(dim=0))
                 highest[t, h] = torch.maximum(highest[t, h], share[mine].amax(dim=0))
                 squares[t, h] += share[mine].double().square().sum(dim=0)
-            overlap_sum[h] += _jaccard_overlaps(active).sum(dim=0)
+            overlap_sum[h] += jaccard_overlaps(active).sum(dim=0)
     return Sharing(
         counts.long(),
         specific_to.long(),
@@ -221,8 +241,44 @@ def sharing_categories(
         inputs.languages,
         tokens,
         site,
-        **origin(model, inputs, reading),
+        **origin(model, inputs, reading.for_model(model)),
     )
+
+
+@torch.no_grad()
+def activation_chunks(
+    model: HookedModel,
+    inputs: Corpus,
+    *,
+    reading: Reading,
+    tokens: str = "last",
+    site: str = "post",
+    progress: bool = True,
+) -> Iterator[tuple[range, Float[Tensor, "language input layer neuron"]]]:
+    """Each neuron's activation for every parallel input, some inputs at a time; arguments of `sharing_categories`."""
+    reading = reading.for_model(model)
+    ids = {k: input_ids(model, inputs, k, reading) for k in inputs.languages}
+    n_inputs, n_prefix = len(next(iter(ids.values()))), len(prefix_ids(model.tokenizer, reading.bos))
+    longest = max(len(row) for rows in ids.values() for row in rows)
+    at_once = rows_per_batch(model, longest * len(ids), "prompts")
+    reader, before = site_of(model, site), torch.tensor(-torch.inf)
+    for start in tqdm(range(0, n_inputs, at_once), desc="sharing", disable=not progress):
+        chunk = range(start, min(start + at_once, n_inputs))
+        rows = [[ids[k][i] for i in chunk] for k in inputs.languages]
+        values = parallel_activations(model, reader, rows, tokens, n_prefix=n_prefix)
+        check_finite(values, lambda at, first=start: f"for input {first + at[1]} in {inputs.languages[at[0]]!r}")
+        if tokens == "released":
+            values = _largest_so_far(values, before)
+            before = values[-1, -1]
+        yield chunk, values
+
+
+def _largest_so_far(
+    values: Float[Tensor, "language input layer neuron"], before: Float[Tensor, ...]
+) -> Float[Tensor, "language input layer neuron"]:
+    """The largest of each neuron's values up to this one, inputs one after another, and languages within an input."""
+    in_order = rearrange(values, "k i l n -> (i k) l n").cummax(dim=0).values
+    return rearrange(torch.maximum(in_order, before), "(i k) l n -> k i l n", k=len(values))
 
 
 def check_arguments(inputs: Corpus, thresholds: Sequence[float], tokens: str, tasks: Sequence[str] | None) -> None:
@@ -232,8 +288,8 @@ def check_arguments(inputs: Corpus, thresholds: Sequence[float], tokens: str, ta
         raise ValueError(
             f"inputs must be parallel, got {lengths} documents; give every language the same inputs in order"
         )
-    if tokens not in ("last", "any"):
-        raise ValueError(f"tokens must be 'last' or 'any', got {tokens!r}")
+    if tokens not in TOKENS:
+        raise ValueError(f"tokens must be one of {', '.join(TOKENS)}, got {tokens!r}")
     if not len(thresholds) or not all(np.isfinite(thresholds)):
         raise ValueError(f"thresholds={tuple(thresholds)} must be finite numbers, at least one")
     if tasks is not None and len(tasks) != next(iter(lengths.values())):
@@ -284,7 +340,7 @@ def parallel_activations(
     return rearrange(torch.stack([seen[layer] for layer in places]), "l (k i) n -> k i l n", k=len(ids))
 
 
-def _jaccard_overlaps(active: Bool[Tensor, "language input layer neuron"]) -> Float[Tensor, "input language language"]:
+def jaccard_overlaps(active: Bool[Tensor, "language input layer neuron"]) -> Float[Tensor, "input language language"]:
     """Jaccard overlap of the neurons active in every two languages, for each input; 0 where neither has one."""
     flat = rearrange(active, "k i l n -> i k (l n)").float()
     both = flat @ flat.transpose(1, 2)

@@ -9,6 +9,19 @@ from .layer_languages import layer_languages, layer_words, region_effects
 from .neurons import entropy_histogram, layer_counts, neuron_map, neuron_profile, overlap
 from .representations import dominance_by_layer, representation_change, similarity_by_layer
 from .sharing import activity_overlap, sharing_by_layer, type_contributions
+from .experts import expert_heatmap, language_tree, pruning_curves
+from .neurons import entropy_histogram, layer_counts, neuron_map, neuron_profile, overlap
+from .sharing import (
+    active_by_language,
+    activity_overlap,
+    contributions,
+    overlap_against_distance,
+    repeated_types,
+    sharing_by_layer,
+    sharing_by_task,
+    threshold_grid,
+    type_contributions,
+)
 from .steering import fallback, steering_curve, steering_matrix
 from .sweeps import sweep_effects
 from .tuning import alignment_bars, tuning_bars, tuning_matrix
@@ -16,9 +29,11 @@ from .tuning import alignment_bars, tuning_bars, tuning_matrix
 __all__ = [
     "ablation_bars",
     "ablation_panels",
+    "active_by_language",
     "activity_overlap",
     "alignment_bars",
     "change_by_layer",
+    "contributions",
     "deactivation_bars",
     "deactivation_matrix",
     "editing_matrix",
@@ -26,8 +41,10 @@ __all__ = [
     "editing_transfer",
     "dominance_by_layer",
     "entropy_histogram",
+    "expert_heatmap",
     "fallback",
     "found_and_chance",
+    "language_tree",
     "layer_counts",
     "layer_languages",
     "layer_words",
@@ -37,15 +54,21 @@ __all__ = [
     "neuron_map",
     "neuron_profile",
     "overlap",
+    "overlap_against_distance",
     "perplexity_change",
+    "pruning_curves",
     "recovery",
     "representation_change",
     "region_effects",
     "sharing_by_layer",
     "similarity_by_layer",
+    "repeated_types",
+    "sharing_by_layer",
+    "sharing_by_task",
     "steering_curve",
     "steering_matrix",
     "sweep_effects",
+    "threshold_grid",
     "tuning_bars",
     "tuning_matrix",
     "type_contributions",

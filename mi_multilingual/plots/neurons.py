@@ -6,6 +6,7 @@ import plotly.graph_objects as go
 from ..detectors.lape import lape_entropy
 from ..evaluation.intervals import wilson_interval
 from ..evidence.activations import ActivationStats
+from ..languages import by_family
 from ..neurons import NeuronSet
 from .style import COLOURS, asymmetric, layer_step, overlap_heatmap
 
@@ -29,7 +30,11 @@ def layer_counts(neurons: NeuronSet, *, title: str = "Where the neurons sit") ->
 
 
 def overlap(neurons: NeuronSet, *, title: str = "Which languages share neurons") -> go.Figure:
-    """Heatmap of the Jaccard overlap of every two groups; a group with itself is left blank."""
+    """Heatmap of the Jaccard overlap of every two groups; a group with itself is left blank.
+
+    Languages of one family stand side by side.
+    """
+    neurons = neurons.take(by_family(neurons.groups))
     flat = neurons.masks.flatten(1).long()
     hover = "%{y} and %{x}<br>Jaccard overlap %{z:.3f}<br>%{customdata} neurons in both<extra></extra>"
     return overlap_heatmap(neurons.jaccard(), hover, title, customdata=(flat @ flat.T).numpy(), zmin=0)

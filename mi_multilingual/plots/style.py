@@ -7,6 +7,8 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
+from ..languages import by_family
+
 _CHANGES = "RdBu_r"
 
 _AMOUNTS = "Viridis"
@@ -84,9 +86,9 @@ def named_axes(figure: go.Figure) -> go.Figure:
 
 
 def grid(table: pd.DataFrame, row: str, column: str, value: str) -> pd.DataFrame:
-    """`value` by `row` and `column`, both in order of first appearance."""
+    """`value` by `row` and `column`, both in order of first appearance, but languages of one family side by side."""
     wide = table.pivot(index=row, columns=column, values=value)
-    return wide.loc[table[row].unique(), table[column].unique()]
+    return wide.loc[by_family(list(table[row].unique())), by_family(list(table[column].unique()))]
 
 
 _Numbers = pd.Series | np.ndarray

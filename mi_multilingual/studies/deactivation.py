@@ -1,6 +1,6 @@
 """What answers lose without some neurons: those that languages share for a question, or those of a language."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 from ..corpora import Corpus
 from ..evaluation.intervals import mean_interval
 from ..evaluation.likelihood import Continuation, continuations, log_likelihoods
-from ..evaluation.tasks import Item, in_chat, parallel_items
+from ..evaluation.tasks import Item, in_chat, parallel_items, written_accuracy
 from ..evidence.reading import check_finite
 from ..evidence.sharing import TYPES, categories, input_ids, parallel_activations
 from ..models.hooked import HookedModel, site_of
@@ -119,6 +119,51 @@ def deactivation_study(
     return pd.DataFrame(rows, columns=[*_ASKED, *_LABELS, "margin", "correct"])
 
 
+def written_deactivation_study(
+    model: HookedModel,
+    items: Sequence[Item],
+    *,
+    threshold: float = 0.0,
+    seeds: Sequence[int] = (0, 1, 2),
+    extract: Callable[[str], str] = str.strip,
+    bos: str = "tokenizer",
+    progress: bool = True,
+    **decoding: Any,
+) -> pd.DataFrame:
+    """`deactivation_study` with answers that the model writes, each question without its own neurons of each type.
+
+    Args:
+        items: every question (id) in the same languages; choices are not looked at.
+        threshold, seeds, bos: as `deactivation_study`.
+        extract, decoding: what is compared with the right answer, and how it is written (see `written_accuracy`).
+
+    Returns:
+        the columns of `deactivation_study`, with written (the text) in the place of margin.
+
+    Raises:
+        ValueError: no items, items that are not parallel, or as `written_accuracy`.
+
+    Source: Wang et al. 2024, arXiv:2406.09265.
+    """
+    if not items:
+        raise ValueError("items must hold at least one question, got none")
+    check_seeds(seeds)
+    questions = [[Question(item, ()) for item in same.values()] for same in parallel_items(items).values()]
+    rows = []
+    typed = question_types(model, questions, threshold, bos)
+    bar = tqdm(typed, desc="writing without", total=len(questions), unit="question", disable=not progress)
+    for number, (same, types) in enumerate(bar):
+        asked = [question.item for question in same]
+
+        def answered(_: Condition, asked: list[Item] = asked) -> list[dict[str, Any]]:
+            table = written_accuracy(model, asked, extract=extract, bos=bos, progress=False, **decoding)
+            return table[[*_ASKED, "written", "correct"]].to_dict("records")
+
+        conditions = [Condition(), *with_controls(types, seeds, number=number, n_sets=len(questions))]
+        rows += measured(model, conditions, answered, progress=False)
+    return pd.DataFrame(rows, columns=[*_ASKED, *_LABELS, "written", "correct"])
+
+
 def checked_questions(model: HookedModel, items: Sequence[Item], bos: str = "tokenizer") -> list[list[Question]]:
     """Every question in all its languages."""
     if not items:
@@ -202,6 +247,8 @@ def margin(likelihoods: Float[Tensor, " choice"], answer: int) -> float:
 def deactivation_effects(answers: pd.DataFrame) -> pd.DataFrame:
     """What each group of neurons is worth to each language: means of `deactivation_study`, with 95 % intervals.
 
+    The answers of `written_deactivation_study` have no margin, and no row of that measure.
+
     Intervals are of differences between answers to the same questions, by a bootstrap over questions (drawn with
     replacement, 1000 times). Random neurons are averaged over seeds.
 
@@ -219,13 +266,15 @@ def deactivation_effects(answers: pd.DataFrame) -> pd.DataFrame:
     """
     _check_answers(answers)
     under = ["condition", "group", "seed"]
-    together = answers.groupby(["id", *under], sort=False)[["correct", "margin", "n_neurons"]].mean()
+    numbers = [column for column in ("correct", "margin", "n_neurons") if column in answers]
+    together = answers.groupby(["id", *under], sort=False)[numbers].mean()
     parts = {**dict(iter(answers.groupby("language", sort=False))), TOGETHER: together.reset_index()}
     groups = answers[answers.condition != INTACT].group.unique()
     rows = []
+    measures = {measure: column for measure, column in _MEASURES.items() if column in answers}
     for language, part in parts.items():
         sizes = part[part.condition == CHOSEN].groupby("group")["n_neurons"].mean()
-        for measure, column in _MEASURES.items():
+        for measure, column in measures.items():
             wide = part.pivot(index="id", columns=under, values=column).astype(float)
             for group in groups:
                 cell = {"group": group, "language": language, "measure": measure, "n_items": len(wide)}
@@ -239,7 +288,7 @@ def _check_answers(answers: pd.DataFrame) -> None:
         raise ValueError(f"answers must be of every condition, got none that is {min(missing)!r}; give whole studies")
     if (answers.language == TOGETHER).any():
         raise ValueError(f"every language must have a name, got {TOGETHER!r}, which stands for all together")
-    if not np.isfinite(answers.margin).all():
+    if "margin" in answers and not np.isfinite(answers.margin).all():
         item = answers[~np.isfinite(answers.margin)].iloc[0]
         raise ValueError(
             f"every margin must be finite, got {item.margin} for {item.id!r} in {item.language!r} ({item.condition}, "

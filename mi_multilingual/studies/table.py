@@ -14,6 +14,7 @@ from ..detectors.table import Setting
 from . import alignment_tuning, editing, layer_languages, regions, tuning
 from ..evidence.representations import POOLINGS
 from . import lape_tables, representations
+from . import alignment_tuning, editing, experts, layer_languages, regions, sharing, tuning
 from .given import Given
 
 Tables = Mapping[str, pd.DataFrame]
@@ -111,6 +112,8 @@ STUDIES: dict[str, StudyRow] = {
         },
         "Tang et al. 2024, arXiv:2402.16438; Kargaran et al. 2024, arXiv:2410.05873",
     ),
+    "experts": StudyRow(experts.run, experts.TABLES, experts.SETTINGS, "Liu et al. 2024, arXiv:2402.16367"),
+    "sharing": StudyRow(sharing.run, sharing.TABLES, sharing.SETTINGS, "Wang et al. 2024, arXiv:2406.09265"),
 }
 """Name -> the study. The name is that of its file, or of what it is about where a file holds two."""
 

@@ -13,6 +13,10 @@ from . import (
     layer_languages,
     neurons,
     sharing,
+    experts,
+    neurons,
+    sharing,
+    sharing_tasks,
     steering,
     sweeps,
     tuning,
@@ -50,5 +54,7 @@ SUBJECTS = (
     sweeps,
     answers,
 )
+SUBJECTS = (ablation, neurons, detectors, sharing, sharing_tasks, experts, steering, deactivation, editing, tuning)
+SUBJECTS += (sweeps, answers)
 SECTIONS = tuple(section for subject in SUBJECTS for section in subject.SECTIONS)
 """Every section of the page, in its order."""

@@ -76,7 +76,9 @@ FURTHER = {
     "evaluation.edits": ["EditRecord", "editing_prompts", "in_context", "load_edits", "load_fact_edits", "load_mzsre"],
     "evaluation.judge": ["Endpoint", "judge"],
     "evaluation.numbers": ["last_number"],
+    "evaluation.open_language": ["identify_open"],
     "evaluation.prompts": ["equal_openings"],
+    "evaluation.questions": ["INSTRUCTIONS", "load_questions", "open_prompts"],
     "evaluation.quality": [
         "code_switching",
         "continuation_perplexity",
@@ -103,6 +105,7 @@ FURTHER = {
     "studies.editing_tables": ["editing_effects", "editing_neuron_effects", "editing_transfer"],
     "studies.leaderboard": ["ranking_stability"],
     "studies.layer_languages": ["layer_language_shares", "layer_language_study", "layer_word_means"],
+    "studies.open_generation": ["open_generation_study", "open_generation_table"],
     "studies.planted": ["planted_model", "planted_text"],
     "studies.representations": [
         "cka",
@@ -123,6 +126,7 @@ FURTHER = {
         "rate_curve",
         "strength_curve",
     ],
+    "studies.translation": ["translation_scores", "translation_study"],
     "studies.unconditional": ["unconditional_study"],
     "studies.steering_tables": ["best_strength", "found_shares", "steering_quality", "steering_shares"],
     "studies.u_shape": ["u_shape"],

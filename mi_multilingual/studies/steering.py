@@ -39,9 +39,9 @@ RAISING: dict[str, Callable[..., Intervention]] = {
 }
 """How neurons are raised: functions of neurons, statistics, language and strength. The first is that of
 Tang et al. 2024, and what every study does unless it is told otherwise."""
-_Pairs = Sequence[tuple[str, str]]
+Pairs = Sequence[tuple[str, str]]
 """Pairs of source and target."""
-_SteeredPairs = Mapping[Condition, _Pairs]
+_SteeredPairs = Mapping[Condition, Pairs]
 """Condition -> the pairs whose prompts are continued under it; a source's prompts are continued once, whatever the
 number of its targets."""
 
@@ -85,7 +85,7 @@ def language_forcing(
     pairs = [(k, k) for k in prompts.languages]
     how = Steering(stats, raising, strength, source_off=False)
     check_steering(model, how, neurons, pairs)
-    steered = {**intact(pairs, strength=0.0, raising=""), **_steered_pairs(how, neurons, pairs, seeds)}
+    steered = {**intact(pairs, strength=0.0, raising=""), **steered_pairs(how, neurons, pairs, seeds)}
     return outputs(model, prompts.documents, steered, stats.languages, progress, decoding)
 
 
@@ -157,7 +157,7 @@ def steering_matrix(
     pairs = _all_pairs(prompts, neurons, languages)
     how = Steering(stats, raising, strength, source_off)
     check_steering(model, how, neurons, pairs)
-    steered = {**intact(pairs, strength=0.0, raising=""), **_steered_pairs(how, neurons, pairs, seeds)}
+    steered = {**intact(pairs, strength=0.0, raising=""), **steered_pairs(how, neurons, pairs, seeds)}
     return outputs(model, prompts.documents, steered, stats.languages, progress, decoding)
 
 
@@ -186,7 +186,7 @@ def strength_curve(
     for strength in strengths:
         how = Steering(stats, raising, strength, source_off)
         check_steering(model, how, neurons, pairs)
-        steered |= _steered_pairs(how, neurons, pairs, seeds)
+        steered |= steered_pairs(how, neurons, pairs, seeds)
     return outputs(model, prompts.documents, steered, stats.languages, progress, decoding)
 
 
@@ -219,7 +219,7 @@ def rate_curve(
     steered = intact(pairs, strength=0.0, raising="", rate=0.0)
     for rate, neurons in sets.items():
         check_steering(model, how, neurons, pairs)
-        steered |= _steered_pairs(how, neurons, pairs, seeds, rate=rate)
+        steered |= steered_pairs(how, neurons, pairs, seeds, rate=rate)
     return outputs(model, prompts.documents, steered, stats.languages, progress, decoding)
 
 
@@ -259,16 +259,16 @@ def fallback_study(
     return outputs(model, prompts.documents, steered, neurons.groups, progress, decoding)
 
 
-def intact(pairs: _Pairs, **labels: Any) -> dict[Condition, _Pairs]:
+def intact(pairs: Pairs, **labels: Any) -> dict[Condition, Pairs]:
     """The pairs' prompts continued by the model as it is."""
     return {labelled(Condition(), **labels): pairs}
 
 
-def _steered_pairs(
-    how: Steering, neurons: NeuronSet, pairs: _Pairs, seeds: Sequence[int], **labels: Any
-) -> dict[Condition, _Pairs]:
+def steered_pairs(
+    how: Steering, neurons: NeuronSet, pairs: Pairs, seeds: Sequence[int], **labels: Any
+) -> dict[Condition, Pairs]:
     """The conditions that steer the pairs, by the languages' own neurons and by random ones."""
-    found: dict[Condition, _Pairs] = {}
+    found: dict[Condition, Pairs] = {}
     for name, seed, drawn in beside_random(neurons, seeds):
         raised = {target: how.raised(drawn, target) for _, target in pairs}
         for alike in _pairs_alike(pairs, how.source_off):
@@ -280,7 +280,7 @@ def _steered_pairs(
     return found
 
 
-def _pairs_alike(pairs: _Pairs, source_off: bool) -> list[_Pairs]:
+def _pairs_alike(pairs: Pairs, source_off: bool) -> list[Pairs]:
     """Pairs that can share a condition: those of one target, or where the source's neurons go off single ones."""
     found: dict[tuple[str, str], list[tuple[str, str]]] = {}
     for source, target in pairs:
@@ -307,19 +307,26 @@ def outputs(
     known = list(dict.fromkeys([*languages, *named]))
     check_known(known)
 
-    def continued(condition: Condition) -> Iterator[dict[str, str]]:
-        sources = list(dict.fromkeys(source for source, _ in steered[condition]))
-        texts = [text for source in sources for text in documents[source]]
-        written = iter(generate(model, texts, progress=False, **decoding))
-        by_source = {k: [(text, next(written)) for text in documents[k]] for k in sources}
-        for source, target in steered[condition]:
-            for prompt, continuation in by_source[source]:
-                yield {"source": source, "target": target, "prompt": prompt, "continuation": continuation}
+    def written(condition: Condition) -> Iterator[dict[str, str]]:
+        return continued(model, documents, steered[condition], decoding)
 
-    table = pd.DataFrame(measured(model, steered, continued, title="steering", progress=progress))
+    table = pd.DataFrame(measured(model, steered, written, title="steering", progress=progress))
     others = [name for name in table if name not in ("source", "target", "group", "n_neurons")]
     found = identify_language(list(table.continuation), known)
     return table[["source", "target", *others]].assign(found=found)
+
+
+def continued(
+    model: HookedModel, documents: Mapping[str, Sequence[str]], pairs: Pairs, decoding: Mapping[str, Any]
+) -> Iterator[dict[str, str]]:
+    """The prompts of all pairs continued, those of a source once, whatever the number of its targets."""
+    sources = list(dict.fromkeys(source for source, _ in pairs))
+    texts = [text for source in sources for text in documents[source]]
+    continuations = iter(generate(model, texts, progress=False, **decoding))
+    by_source = {k: [(text, next(continuations)) for text in documents[k]] for k in sources}
+    for source, target in pairs:
+        for prompt, continuation in by_source[source]:
+            yield {"source": source, "target": target, "prompt": prompt, "continuation": continuation}
 
 
 def _all_pairs(prompts: Corpus, neurons: NeuronSet, languages: Sequence[str] | None) -> list[tuple[str, str]]:
@@ -342,7 +349,7 @@ def _other_pairs(prompts: Corpus, neurons: NeuronSet, languages: Sequence[str] |
     return others
 
 
-def check_steering(model: HookedModel, how: Steering, neurons: NeuronSet, pairs: _Pairs) -> None:
+def check_steering(model: HookedModel, how: Steering, neurons: NeuronSet, pairs: Pairs) -> None:
     """Raise unless all pairs can be steered so."""
     if how.raising not in RAISING:
         raise ValueError(f"raising must be one of {', '.join(RAISING)}, got {how.raising!r}")

@@ -12,6 +12,7 @@ import pandas as pd
 
 from ..detectors.table import Setting
 from . import alignment_tuning, editing, layer_languages, regions, tuning
+from . import open_generation, translation
 from .given import Given
 
 Tables = Mapping[str, pd.DataFrame]
@@ -73,6 +74,15 @@ STUDIES: dict[str, StudyRow] = {
         editing.TABLES,
         editing.SETTINGS,
         "Wang et al. 2024, arXiv:2406.09265; Meng et al. 2022, arXiv:2202.05262",
+STUDIES: dict[str, StudyRow] = {
+    "open_generation": StudyRow(
+        open_generation.run_open_generation,
+        open_generation.TABLES,
+        open_generation.SETTINGS,
+        "Tang et al. 2024, arXiv:2402.16438",
+    ),
+    "translation": StudyRow(
+        translation.run_translation, translation.TABLES, translation.SETTINGS, "Kojima et al. 2024, arXiv:2404.02431"
     ),
 }
 """Name -> the study. The name is that of its file, or of what it is about where a file holds two."""

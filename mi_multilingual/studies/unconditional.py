@@ -56,4 +56,4 @@ def unconditional_study(
     steered = intact([("", k) for k in values])
     for condition in with_controls(neurons, seeds, change=held, groups=list(values)):
         steered[condition] = [("", condition.labels["group"])]
-    return outputs(model, {"": ("",) * n_texts}, steered, list(values), progress, drawing)
+    return outputs(model, {"": ("",) * n_texts}, steered, neurons.groups, progress, drawing)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -166,6 +166,16 @@ def add_mean_difference(
         raise ValueError(f"the statistics cover {language!r} only; record other languages to take a difference from")
     value = strength * (_mean_of(stats, language) - stats.take(others).mean().mean(dim=-1))
     return Intervention("add", _of_recording(neurons, stats), value, stats.site, positions)
+
+
+RAISING: dict[str, Callable[..., Intervention]] = {
+    "set_to_mean": set_to_mean,
+    "set_to_active_mean": set_to_active_mean,
+    "add_mean": add_mean,
+    "add_mean_difference": add_mean_difference,
+}
+"""How neurons are raised: functions of neurons, statistics, language and strength. The first is that of
+Tang et al. 2024, and what every study of steering does unless it is told otherwise."""
 
 
 def _mean_of(stats: ActivationStats, language: str) -> Float[Tensor, "layer neuron"]:

@@ -5,10 +5,12 @@ from .deactivation import deactivation_bars, deactivation_matrix
 from .detectors import found_and_chance, leaderboard, membership, recovery
 from .editing import editing_matrix, editing_neurons, editing_transfer
 from .neurons import entropy_histogram, layer_counts, neuron_map, neuron_profile, overlap
+from .open_generation import language_off, language_raised
 from .sharing import activity_overlap, sharing_by_layer, type_contributions
 from .steering import fallback, steering_curve, steering_matrix
 from .sweeps import sweep_effects
 from .tuning import alignment_bars, tuning_bars, tuning_matrix
+from .translation import translation
 
 __all__ = [
     "activity_overlap",
@@ -22,6 +24,8 @@ __all__ = [
     "entropy_histogram",
     "fallback",
     "found_and_chance",
+    "language_off",
+    "language_raised",
     "layer_counts",
     "leaderboard",
     "membership",
@@ -36,5 +40,6 @@ __all__ = [
     "sweep_effects",
     "tuning_bars",
     "tuning_matrix",
+    "translation",
     "type_contributions",
 ]

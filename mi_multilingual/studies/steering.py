@@ -8,7 +8,7 @@ intervals are made of them by `steering_shares`, `found_shares` and `steering_qu
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,7 +20,7 @@ from ..evaluation.language_id import check_known, identify_language
 from ..evidence.activations import ActivationStats
 from ..models.hooked import HookedModel, fingerprint
 from ..neurons import NeuronSet
-from ..patching.changes import Intervention, add_mean, add_mean_difference, set_to_active_mean, set_to_mean
+from ..patching.changes import RAISING, Intervention
 from ..patching.conditions import (
     Condition,
     beside_random,
@@ -31,14 +31,6 @@ from ..patching.conditions import (
     with_controls,
 )
 
-RAISING: dict[str, Callable[..., Intervention]] = {
-    "set_to_mean": set_to_mean,
-    "set_to_active_mean": set_to_active_mean,
-    "add_mean": add_mean,
-    "add_mean_difference": add_mean_difference,
-}
-"""How neurons are raised: functions of neurons, statistics, language and strength. The first is that of
-Tang et al. 2024, and what every study does unless it is told otherwise."""
 Pairs = Sequence[tuple[str, str]]
 """Pairs of source and target."""
 _SteeredPairs = Mapping[Condition, Pairs]

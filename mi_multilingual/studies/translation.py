@@ -124,15 +124,13 @@ def translation_scores(translations: pd.DataFrame) -> pd.DataFrame:
         columns target, condition, measure ("bleu", "chrf", both up to 100; "share", of 1), n (sentences), value, low,
         high; for the chosen neurons also change, change_low, change_high, beyond, beyond_low, beyond_high (NaN
         without random neurons).
-
-    Raises:
-        ImportError: sacrebleu is not installed.
     """
     rows: list[dict[str, Any]] = []
     for target, own in translations.groupby("target", sort=False):
         for measure in (*METRICS, "share"):
             drawn = {
-                key: _drawn(part, str(target), measure) for key, part in own.groupby(["condition", "seed"], sort=False)
+                key: score_draws(part, str(target), measure)
+                for key, part in own.groupby(["condition", "seed"], sort=False)
             }
             rows += _rows(str(target), measure, drawn, own.id.nunique())
     return pd.DataFrame(rows)
@@ -164,8 +162,12 @@ def _with_interval(name: str, values: Float[np.ndarray, " draw"]) -> dict[str, f
     return {name: float(values[0]), f"{name}_low": float(low), f"{name}_high": float(high)}
 
 
-def _drawn(part: pd.DataFrame, target: str, measure: str) -> Float[np.ndarray, " draw"]:
-    """The measure of all sentences, and of every draw of the bootstrap, which is the same for every part."""
+def score_draws(part: pd.DataFrame, target: str, measure: str) -> Float[np.ndarray, " draw"]:
+    """The measure of all sentences, and of every draw of the bootstrap, which is the same for every part.
+
+    Args:
+        part: one translation of every sentence.
+    """
     part = part.sort_values("id")
     n = len(part)
     times = np.concatenate([np.ones((1, n), int), resampled(n, np.random.default_rng(0))])
@@ -179,12 +181,8 @@ def _drawn(part: pd.DataFrame, target: str, measure: str) -> Float[np.ndarray, "
 
 def _metric(measure: str, target: str) -> Any:
     """sacrebleu's measure for translations into a language."""
-    try:
-        from sacrebleu.metrics import BLEU, CHRF
-    except ImportError as error:
-        raise ImportError(
-            f"BLEU and chrF need sacrebleu ({error}); pip install 'mi_multilingual[translation]'"
-        ) from error
+    from sacrebleu.metrics import BLEU, CHRF  # here, for its import takes half a second
+
     return BLEU(tokenize=_TOKENIZED.get(target, "13a")) if measure == "bleu" else CHRF()
 
 
@@ -242,7 +240,7 @@ def _targets(parallel: Corpus, neurons: NeuronSet, n: int) -> list[str]:
     found = [k for k in parallel.languages if k != _SOURCE and sizes.get(k, 0) > 0][:n]
     if not found:
         raise ValueError(
-            f"evaluate must have a language besides English with neurons, got {', '.join(parallel.languages)}; give more"
+            f"evaluate must have a language besides English with neurons, got {', '.join(parallel.languages)}"
         )
     return found
 

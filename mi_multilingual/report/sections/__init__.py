@@ -7,5 +7,30 @@ in words. A new table of a run is a new row in the file of its subject.
 from . import ablation, answers, deactivation, detectors, editing, neurons, sharing, steering, sweeps, tuning
 
 SUBJECTS = (ablation, neurons, detectors, sharing, steering, deactivation, editing, tuning, sweeps, answers)
+from . import (
+    ablation,
+    answers,
+    deactivation,
+    detectors,
+    neurons,
+    open_generation,
+    sharing,
+    steering,
+    sweeps,
+    translation,
+)
+
+SUBJECTS = (
+    ablation,
+    neurons,
+    detectors,
+    sharing,
+    steering,
+    open_generation,
+    translation,
+    deactivation,
+    sweeps,
+    answers,
+)
 SECTIONS = tuple(section for subject in SUBJECTS for section in subject.SECTIONS)
 """Every section of the page, in its order."""

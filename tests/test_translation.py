@@ -66,7 +66,7 @@ def test_every_translation_is_that_of_one_sentence_alone(demo_model, neurons, va
             "Target Language:"
         )
         with nullcontext() if row.condition == "intact" else steer(demo_model, held):
-            [text] = generate(demo_model, [prompt], stop=("\n",), progress=False, **DECODING)
+            [text] = generate(demo_model, [prompt], progress=False, **DECODING)
         assert row.continuation == text.strip()
         assert (row.reference, row.text) == (PARALLEL.documents[row.target][row.id], PARALLEL.documents["en"][row.id])
         assert row.seed == (5 if row.condition == "random" else -1)

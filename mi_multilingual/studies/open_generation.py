@@ -291,7 +291,7 @@ def _asked(given: Given, folder: str, n_questions: int, n_languages: int) -> Cor
         corpus = Corpus(
             {k: [first_words(text, k) for text in own] for k, own in texts.items()}, "beginnings of documents"
         )
-    sizes = given.neurons.sizes()
-    languages = [k for k in corpus.languages if sizes.get(k, 0) > 0][:n_languages]
+    sizes = given.neurons.sizes().to_dict()
+    languages = [k for k in corpus.languages if sizes.get(k)][:n_languages]
     first = {k: tuple(corpus.documents[k][:n_questions]) for k in languages}
     return Corpus(first, f"{corpus.source}, first {n_questions}")

@@ -66,8 +66,7 @@ def translation_study(
         parallel: document number i says the same in English and in every target language.
         values: target language -> what its neurons are held at, such as
             dict(zip(texts.languages, medians(texts).unbind(-1))) or the same of stats.mean(), read at `site`.
-        decoding: options of `generate`; 128 new tokens, greedily, and an end at the end of the line where they are not
-            given.
+        decoding: options of `generate`; 128 new tokens, greedily, where they are not given.
 
     Returns:
         one row per translation: id (number of the sentence), target, condition, seed, n_neurons, text (English),
@@ -81,7 +80,7 @@ def translation_study(
     _check_parallel(parallel, targets)
     check_groups(model, neurons.take(targets))
     check_known(parallel.languages)
-    asked = {"max_new_tokens": 128, "stop": ("\n",), **decoding}
+    asked = {"max_new_tokens": 128, **decoding}
     texts = list(parallel.documents[_SOURCE])
 
     def held(one: NeuronSet) -> tuple[Intervention, ...]:
@@ -191,6 +190,7 @@ SETTINGS = {
     "n_languages": Setting(3, "languages that are translated into, the first ones that have neurons", 1),
     "n_texts": Setting(10, "texts that are drawn from nothing for each language and condition", 1),
     "max_new_tokens": Setting(24, "longest translation, and longest text from nothing, in tokens", 1),
+    "min_new_tokens": Setting(0, "shortest of both; for models that would write nothing", 0),
     "median_rate": Setting(0.01, "share of neurons that detect a language best, and worst", 0.0, 0.5, above=True),
     "median_texts": Setting(60, "texts of each language that the detectors and their medians are of", 2),
 }
@@ -207,7 +207,8 @@ def run_translation(given: Given) -> dict[str, pd.DataFrame]:
     of_mean = dict(zip(given.stats.languages, given.stats.mean().unbind(-1), strict=True))
     parallel = _first(given.evaluate, how["n_sentences"])
     targets = _targets(parallel, given.neurons, how["n_languages"])
-    asked = {"seeds": given.seeds, "progress": given.progress, "max_new_tokens": how["max_new_tokens"]}
+    asked = {"seeds": given.seeds, "progress": given.progress}
+    asked |= {name: how[name] for name in ("max_new_tokens", "min_new_tokens")}
     translated = []
     for way, neurons, values, site in zip(
         _WAYS, (detecting, given.neurons), (of_median, of_mean), (texts.site, given.stats.site), strict=True
@@ -236,8 +237,8 @@ def _first(corpus: Corpus, n: int) -> Corpus:
 
 def _targets(parallel: Corpus, neurons: NeuronSet, n: int) -> list[str]:
     """The first languages that can be translated into."""
-    sizes = neurons.sizes()
-    found = [k for k in parallel.languages if k != _SOURCE and sizes.get(k, 0) > 0][:n]
+    sizes = neurons.sizes().to_dict()
+    found = [k for k in parallel.languages if k != _SOURCE and sizes.get(k)][:n]
     if not found:
         raise ValueError(
             f"evaluate must have a language besides English with neurons, got {', '.join(parallel.languages)}"

@@ -47,7 +47,7 @@ def _share(rows: pd.DataFrame) -> str:
 
 def _switched(table: pd.DataFrame) -> pd.DataFrame:
     """The rows that `plots.steering_matrix` shows."""
-    return table[table.change == SWITCHED]
+    return table.query("change == @SWITCHED")
 
 
 _LABELS = (

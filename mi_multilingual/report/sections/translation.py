@@ -17,7 +17,8 @@ _WAYS = {"median": "median of detectors", "mean": "mean of LAPE's neurons"}
 def translation_findings(table: pd.DataFrame) -> list[str]:
     """For which languages the share in the target and BLEU change more than with random neurons."""
     found = []
-    for (way, measure), part in table[table.condition == CHOSEN].groupby(["way", "measure"], sort=False):
+    chosen = table[table.condition == CHOSEN]
+    for (way, measure), part in dict(iter(chosen.groupby(["way", "measure"], sort=False))).items():
         up, down = part[part.beyond_low > 0].target, part[part.beyond_high < 0].target
         words = [f"higher for {listed([named(k) for k in up])}"] if len(up) else []
         words += [f"lower for {listed([named(k) for k in down])}"] if len(down) else []

@@ -1,4 +1,4 @@
-"""How often `identify_open` is right, on text of the demo, on real text, on two languages in one, and on random letters.
+"""How often `identify_open` is right, on real text, on two languages in one text, on random letters.
 
     python benchmarks/open_language.py --data FOLDER
 

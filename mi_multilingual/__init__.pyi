@@ -238,7 +238,6 @@ __all__ = [
     "record_texts",
     "relevance",
     "save",
-    "set_to_active_mean",
     "set_to_mean",
     "sharing_categories",
     "steer",

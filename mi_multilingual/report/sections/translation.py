@@ -18,16 +18,15 @@ def translation_findings(table: pd.DataFrame) -> list[str]:
     """For which languages the share in the target and BLEU change more than with random neurons."""
     found = []
     chosen = table[table.condition == CHOSEN]
-    for (way, measure), part in dict(iter(chosen.groupby(["way", "measure"], sort=False))).items():
+    for way, measure in chosen[["way", "measure"]].drop_duplicates().itertuples(index=False):
+        part = chosen[(chosen.way == way) & (chosen.measure == measure)]
         up, down = part[part.beyond_low > 0].target, part[part.beyond_high < 0].target
         words = [f"higher for {listed([named(k) for k in up])}"] if len(up) else []
         words += [f"lower for {listed([named(k) for k in down])}"] if len(down) else []
         rest = len(part) - len(up) - len(down)
         words += [f"not surely other for {rest} of {len(part)} languages"] if rest else []
-        name = {"share": "the share in the target language", "bleu": "BLEU", "chrf": "chrF"}[str(measure)]
-        found.append(
-            f"Neurons held ({_WAYS.get(str(way), way)}): {name} is {', '.join(words)} than with random neurons."
-        )
+        name = {"share": "the share in the target language", "bleu": "BLEU", "chrf": "chrF"}[measure]
+        found.append(f"Neurons held ({_WAYS.get(way, way)}): {name} is {', '.join(words)} than with random neurons.")
     return found
 
 

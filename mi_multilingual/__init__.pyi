@@ -181,12 +181,12 @@ from .studies.steering_tables import best_strength as best_strength
 from .studies.steering_tables import found_shares as found_shares
 from .studies.steering_tables import steering_quality as steering_quality
 from .studies.steering_tables import steering_shares as steering_shares
+from .studies.translation import translation_scores as translation_scores
+from .studies.translation import translation_study as translation_study
 from .studies.tuning import tuning_effects as tuning_effects
 from .studies.tuning import tuning_study as tuning_study
 from .studies.tuning import tuning_summary as tuning_summary
 from .studies.u_shape import u_shape as u_shape
-from .studies.translation import translation_scores as translation_scores
-from .studies.translation import translation_study as translation_study
 from .studies.unconditional import unconditional_study as unconditional_study
 from .tokens import Reading as Reading
 from .tokens import token_counts as token_counts

@@ -9,8 +9,8 @@ from .open_generation import language_off, language_raised
 from .sharing import activity_overlap, sharing_by_layer, type_contributions
 from .steering import fallback, steering_curve, steering_matrix
 from .sweeps import sweep_effects
-from .tuning import alignment_bars, tuning_bars, tuning_matrix
 from .translation import translation
+from .tuning import alignment_bars, tuning_bars, tuning_matrix
 
 __all__ = [
     "activity_overlap",
@@ -38,8 +38,8 @@ __all__ = [
     "steering_curve",
     "steering_matrix",
     "sweep_effects",
+    "translation",
     "tuning_bars",
     "tuning_matrix",
-    "translation",
     "type_contributions",
 ]

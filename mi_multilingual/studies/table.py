@@ -11,8 +11,7 @@ from typing import Any
 import pandas as pd
 
 from ..detectors.table import Setting
-from . import alignment_tuning, editing, layer_languages, regions, tuning
-from . import open_generation, translation
+from . import alignment_tuning, editing, layer_languages, open_generation, regions, translation, tuning
 from .given import Given
 
 Tables = Mapping[str, pd.DataFrame]
@@ -74,7 +73,7 @@ STUDIES: dict[str, StudyRow] = {
         editing.TABLES,
         editing.SETTINGS,
         "Wang et al. 2024, arXiv:2406.09265; Meng et al. 2022, arXiv:2202.05262",
-STUDIES: dict[str, StudyRow] = {
+    ),
     "open_generation": StudyRow(
         open_generation.run_open_generation,
         open_generation.TABLES,

@@ -4,20 +4,19 @@ A file of this folder holds the sections of one subject: the columns of their ta
 in words. A new table of a run is a new row in the file of its subject.
 """
 
-from . import ablation, answers, deactivation, detectors, editing, neurons, sharing, steering, sweeps, tuning
-
-SUBJECTS = (ablation, neurons, detectors, sharing, steering, deactivation, editing, tuning, sweeps, answers)
 from . import (
     ablation,
     answers,
     deactivation,
     detectors,
+    editing,
     neurons,
     open_generation,
     sharing,
     steering,
     sweeps,
     translation,
+    tuning,
 )
 
 SUBJECTS = (
@@ -29,6 +28,8 @@ SUBJECTS = (
     open_generation,
     translation,
     deactivation,
+    editing,
+    tuning,
     sweeps,
     answers,
 )

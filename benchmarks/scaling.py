@@ -22,7 +22,7 @@ from mi_multilingual.corpora import Corpus
 from mi_multilingual.evidence.activations import TENSORS
 from mi_multilingual.models.hooked import HookedModel
 
-FIELDS = 4  # active, total, total_squares and maximum, 8 bytes each
+FIELDS = 5  # active, total, active_total, total_squares and maximum, 8 bytes each
 LLAMAS = {
     "1B": SimpleNamespace(n_layers=16, d_model=2048, d_mlp=8192, d_kv=512, d_vocab=128256),
     "7B": SimpleNamespace(n_layers=32, d_model=4096, d_mlp=11008, d_kv=4096, d_vocab=32000),

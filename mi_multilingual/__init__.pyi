@@ -66,6 +66,7 @@ from .evaluation.judge import Endpoint as Endpoint
 from .evaluation.judge import judge as judge
 from .evaluation.language_id import identify_language as identify_language
 from .evaluation.numbers import last_number as last_number
+from .evaluation.open_language import identify_open as identify_open
 from .evaluation.perplexity import perplexity as perplexity
 from .evaluation.prompts import equal_openings as equal_openings
 from .evaluation.quality import code_switching as code_switching
@@ -73,6 +74,9 @@ from .evaluation.quality import continuation_perplexity as continuation_perplexi
 from .evaluation.quality import distinct_n as distinct_n
 from .evaluation.quality import language_accuracy as language_accuracy
 from .evaluation.quality import language_distribution as language_distribution
+from .evaluation.questions import INSTRUCTIONS as INSTRUCTIONS
+from .evaluation.questions import load_questions as load_questions
+from .evaluation.questions import open_prompts as open_prompts
 from .evaluation.readers import load_belebele as load_belebele
 from .evaluation.readers import load_facts as load_facts
 from .evaluation.readers import load_mgsm as load_mgsm
@@ -118,6 +122,7 @@ from .neurons import NeuronSet as NeuronSet
 from .patching.changes import Intervention as Intervention
 from .patching.changes import add_mean as add_mean
 from .patching.changes import add_mean_difference as add_mean_difference
+from .patching.changes import set_to_active_mean as set_to_active_mean
 from .patching.changes import set_to_mean as set_to_mean
 from .patching.conditions import Condition as Condition
 from .patching.conditions import applied as applied
@@ -166,6 +171,8 @@ from .studies.layer_languages import layer_word_means as layer_word_means
 from .studies.leaderboard import leaderboard as leaderboard
 from .studies.leaderboard import ranking_stability as ranking_stability
 from .studies.leaderboard import rankings as rankings
+from .studies.open_generation import open_generation_study as open_generation_study
+from .studies.open_generation import open_generation_table as open_generation_table
 from .studies.planted import planted_model as planted_model
 from .studies.planted import planted_text as planted_text
 from .studies.rank_one import Keys as Keys
@@ -196,15 +203,17 @@ from .studies.steering import language_forcing as language_forcing
 from .studies.steering import rate_curve as rate_curve
 from .studies.steering import steering_matrix as steering_matrix
 from .studies.steering import strength_curve as strength_curve
-from .studies.steering import unconditional_study as unconditional_study
 from .studies.steering_tables import best_strength as best_strength
 from .studies.steering_tables import found_shares as found_shares
 from .studies.steering_tables import steering_quality as steering_quality
 from .studies.steering_tables import steering_shares as steering_shares
+from .studies.translation import translation_scores as translation_scores
+from .studies.translation import translation_study as translation_study
 from .studies.tuning import tuning_effects as tuning_effects
 from .studies.tuning import tuning_study as tuning_study
 from .studies.tuning import tuning_summary as tuning_summary
 from .studies.u_shape import u_shape as u_shape
+from .studies.unconditional import unconditional_study as unconditional_study
 from .tokens import Reading as Reading
 from .tokens import token_counts as token_counts
 from .tokens import token_rows as token_rows

@@ -13,7 +13,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-_VERSION = 2
+_VERSIONS = {"ActivationStats": 3}
+"""Version of a noun's file, 2 unless it stands here; 3 of the statistics has the sum where a neuron was active."""
 HOMES = {
     "ActivationStats": "evidence.activations",
     "Impact": "evidence.impact",
@@ -62,7 +63,7 @@ def save(noun: Any, path: Path | str) -> None:
             header[field.name] = {"noun": type(value).__name__, **asdict(value)}  # type: ignore[call-overload]
         else:
             header[field.name] = dict(value) if isinstance(value, Mapping) else value
-    save_record(path, f"{name}/{_VERSION}", tensors, header)
+    save_record(path, f"{name}/{_VERSIONS.get(name, 2)}", tensors, header)
 
 
 def load(path: Path | str, expected: type | None = None) -> Any:
@@ -79,9 +80,10 @@ def load(path: Path | str, expected: type | None = None) -> Any:
     if name not in HOMES or (expected is not None and name != expected.__name__):
         wanted = expected.__name__ if expected is not None else f"one of {', '.join(HOMES)}"
         raise ValueError(f"{path} must hold {wanted}, got {schema or 'no record of this package'}")
-    if version != str(_VERSION):
+    if version != str(_VERSIONS.get(name, 2)):
+        lacking = "how its text was read" if version == "1" else "the sums where neurons were active"
         raise ValueError(
-            f"{path} was written by mi_multilingual 0.1, which did not note how its text was read; make it again"
+            f"{path} was written by an earlier mi_multilingual ({schema}), without {lacking}; make it again"
         )
     values: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in header.items()}
     for key, tensor in tensors.items():

@@ -6,6 +6,8 @@ import math
 import numpy as np
 import torch
 
+from mi_multilingual.evaluation import intervals
+
 
 def probabilities(active, n_tokens):
     """{(layer, neuron): [float32 probability a language]}; float32 as the released code, held in Python floats."""
@@ -613,3 +615,57 @@ def layer_experts(total, weights, most):
         if not above:
             return [most if i in full else shares[i] for i in range(len(weights))]
         full |= above
+def open_counts(rows):
+    """Answers counted by loops: key -> n, in the language wanted, unknown, mixed, mean of distinct, loss per token."""
+    found = {}
+    for row in rows:
+        key = tuple(row[name] for name in ("change", "group", "drawn", "condition", "source", "target"))
+        found.setdefault(key, []).append(row)
+    return {
+        key: (
+            len(own),
+            sum(r["found"] == r["target"] for r in own),
+            sum(r["found"] == "unknown" for r in own),
+            sum(r["found"] == "mixed" for r in own),
+            sum(r["distinct_2"] for r in own) / len(own),
+            sum(r["nll"] * r["n_tokens"] for r in own) / sum(r["n_tokens"] for r in own),
+        )
+        for key, own in found.items()
+    }
+
+
+def overlap_of_pairs(groups):
+    """Group -> set of neurons: share of the first's that are the second's too, for every ordered pair."""
+    return {(a, b): len(groups[a] & groups[b]) / len(groups[a]) for a in groups for b in groups if a != b}
+
+
+def middle(values):
+    """The 2.5th and 97.5th percentile by linear interpolation."""
+    ordered = sorted(values)
+    found = []
+    for quantile in (0.025, 0.975):
+        place = quantile * (len(ordered) - 1)
+        below = int(place)
+        above = min(below + 1, len(ordered) - 1)
+        found.append(ordered[below] + (place - below) * (ordered[above] - ordered[below]))
+    return tuple(found)
+
+
+def translation_draws(candidates, references, metrics):
+    """Scores of sacrebleu over all sentences and over every bootstrap draw, drawn sentence by sentence.
+
+    Returns: measure -> for every candidate a list, the first of which is the text as it is.
+    """
+    n = len(references)
+    draws = [[1] * n, *intervals.resampled(n, np.random.default_rng(0)).tolist()]
+    found = {}
+    for name, metric in zip(("bleu", "chrf"), metrics, strict=True):
+        found[name] = []
+        for texts in zip(*candidates, strict=True):
+            scores = []
+            for times in draws:
+                places = [i for i, often in enumerate(times) for _ in range(often)]
+                chosen = metric.corpus_score([texts[i] for i in places], [[references[i] for i in places]])
+                scores.append(chosen.score)
+            found[name].append(scores)
+    return found

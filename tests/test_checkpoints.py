@@ -9,7 +9,7 @@ import torch
 from transformers import AutoTokenizer
 
 import checkpoints
-from mi_multilingual import ablate, lape, load_model, record
+from mi_multilingual import Condition, Intervention, NeuronSet, ablate, applied, lape, load_model, record, save
 from mi_multilingual.models.hooked import all_logits, fingerprint, model_name
 from mi_multilingual.models.native import native_of, native_pass
 from mi_multilingual.tokens import Reading
@@ -78,6 +78,26 @@ def test_a_gguf_file_is_loaded_by_its_path_and_by_its_folder(gguf_file):
     torch.testing.assert_close(logits(by_path), logits(by_folder), atol=0, rtol=0)
     assert model_name(by_path) == gguf_file.name
     assert by_path.tokenizer("The dog")["input_ids"] == by_folder.tokenizer("The dog")["input_ids"] != []
+
+
+def test_the_harness_takes_a_gguf_file_as_the_plain_model_it_is(gguf_file, tmp_path):
+    """Its weights are no safetensors, and transformers would call the model quantised."""
+    pytest.importorskip("lm_eval", reason="lm-eval is not installed; pip install mi_multilingual[harness]")
+    from mi_multilingual.evaluation.harness import IntervenedLM
+
+    model, ids = load_model(gguf_file, device="cpu"), [1, 5, 9, 7]
+    masks = torch.ones(1, model.cfg.n_layers, model.cfg.d_mlp, dtype=torch.bool)
+    off = NeuronSet(masks, ("all",), "test", model_fingerprint=fingerprint(model))
+    save(off, tmp_path / "n.safetensors")
+    plain, changed = (
+        IntervenedLM(str(gguf_file), device="cpu", **o) for o in ({}, {"neurons": tmp_path / "n.safetensors"})
+    )
+    for lm, condition in ((plain, Condition()), (changed, Condition(interventions=(Intervention("zero", off),)))):
+        [(found, _)] = lm._loglikelihood_tokens([(None, ids[:1], ids[1:])], disable_tqdm=True)
+        with applied(model, condition), torch.no_grad():
+            logs = model(torch.tensor([ids]), return_type="logits")[0, :-1].log_softmax(-1)
+        expected = logs.gather(-1, torch.tensor(ids[1:])[:, None]).sum().item()
+        assert found == pytest.approx(expected, abs=1e-3)
 
 
 def test_a_folder_with_several_gguf_files_names_them(gguf_file, tmp_path):

@@ -1,4 +1,5 @@
 import re
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -183,13 +184,15 @@ def test_evaluate_hands_on_what_it_is_told(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("mi_multilingual.evaluation.harness.harness_scores", scores)
     out = tmp_path / "scores.parquet"
     options = "--groups fr,ja --intervention scale --value 0.5 --site post --bos none --limit 4 --batch-size 2"
-    options += " --dtype bfloat16 --device cpu --revision step1000"
+    options += " --dtype bfloat16 --device cpu --revision step1000 --evidence stats.safetensors --off en"
     assert main(["evaluate", "demo", "--tasks", "xcopa_id,xcopa_th", "--out", str(out), *options.split()]) == 0
     expected = {
         "groups": ("fr", "ja"),
         "intervention": "scale",
         "value": 0.5,
         "site": "post",
+        "evidence": Path("stats.safetensors"),
+        "off": ("en",),
         "bos": "none",
         "limit": 4,
         "chat": False,

@@ -42,7 +42,7 @@ def statistics(draw):
     total = torch.randint(-6, 7, (layers, neurons, k), generator=random).double() * n_tokens
     silent = torch.rand(layers, neurons, generator=random) < 0.3
     active[silent], total[silent] = 0, 0.0
-    return ActivationStats(LANGUAGES[:k], n_tokens, active, total, total**2, total, **ORIGIN)
+    return ActivationStats(LANGUAGES[:k], n_tokens, active, total, total, total**2, total, **ORIGIN)
 
 
 def cells(found):
@@ -211,7 +211,7 @@ def test_rates_and_thresholds_out_of_range_are_refused():
         ("en", "fr"),
         torch.tensor([3, 3]),
         torch.ones(1, 4, 2, dtype=torch.int64),
-        *[torch.ones(1, 4, 2, dtype=torch.float64)] * 3,
+        *[torch.ones(1, 4, 2, dtype=torch.float64)] * 4,
         **ORIGIN,
     )
     with pytest.raises(ValueError, match="threshold must be a probability that can be exceeded"):

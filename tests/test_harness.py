@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import checkpoints
+import mi_multilingual as mm
 from mi_multilingual import Intervention, NeuronSet, export, load, load_model, save, steer
 from mi_multilingual.cli import main
 from mi_multilingual.models.hooked import fingerprint
@@ -155,6 +156,29 @@ def test_what_weights_cannot_carry_acts_by_hooks(checkpoint, neurons, kind, site
     assert abs(likelihood(model) - steered) > 0.01
 
 
+@pytest.mark.parametrize("checkpoint", ["llama-grouped"], indirect=True)
+@pytest.mark.parametrize("kind", harness.RECORDED)
+def test_recorded_values_raise_a_language_while_another_is_off(checkpoint, neurons, corpus, kind, tmp_path):
+    model, found = load_model(checkpoint, device="cpu"), load(neurons)
+    corpus, reading = corpus.take(["en", "fr"]), mm.Reading(layout="documents")
+    if kind == "set_to_median":
+        recorded, strength = mm.record_texts(model, corpus, site="post", reading=reading, progress=False)["mean"], {}
+        raised = Intervention("set", found["fr"], mm.medians(recorded)[..., 1], "post")
+    else:
+        recorded, strength = mm.record(model, corpus, reading=reading, progress=False), {"value": 3}
+        raised = getattr(mm, kind)(found["fr"], recorded, "fr", strength=3)
+    save(recorded, tmp_path / "recorded.safetensors")
+    given = {"neurons": neurons, "intervention": kind, "groups": "fr", "evidence": tmp_path / "recorded.safetensors"}
+    alone, both = (of_tokens(made(checkpoint, **given, **strength, **off)) for off in ({}, {"off": "en"}))
+    with steer(model, raised):
+        assert alone == pytest.approx(likelihood(model), abs=1e-4)
+    off = replace(found["en"], masks=found["en"].masks & ~found["fr"].masks)
+    with steer(model, Intervention("zero", off), raised):
+        assert both == pytest.approx(likelihood(model), abs=1e-4)
+    assert abs(alone - both) > 1e-3
+    assert abs(alone - likelihood(model)) > 1e-3
+
+
 IDS = [5, 40, 80, 120, 33, 7]
 
 
@@ -203,6 +227,17 @@ def test_bad_arguments_are_told_before_anything_runs(checkpoint, neurons, tasks,
         "other weights": {"neurons": tmp_path / "other.safetensors"},
         "has no neurons": {"neurons": tmp_path / "empty.safetensors"},
         "load the model the set was made for": {"neurons": tmp_path / "shallow.safetensors"},
+        "evidence must be given for set_to_mean, .* got None for 'add_mean'": {
+            "neurons": neurons,
+            "intervention": "add_mean",
+        },
+        "for nothing else, got 'stats' for 'set'": {"neurons": neurons, "intervention": "set", "evidence": "stats"},
+        "groups must be one language for 'add_mean', got en, fr": {
+            "neurons": neurons,
+            "intervention": "add_mean",
+            "evidence": "stats",
+        },
+        "no neurons for 'tlh'": {"neurons": neurons, "off": ["tlh"]},
         "no neurons for intervention 'zero'": {"intervention": "zero"},
         "no neurons for intervention None, groups 'fr'": {"groups": ["fr"]},
     }.items():

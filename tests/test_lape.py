@@ -16,7 +16,7 @@ ORIGIN |= {"reading": Reading()}
 
 def stats_of(active: torch.Tensor, n_tokens: torch.Tensor) -> ActivationStats:
     zeros = torch.zeros(active.shape, dtype=torch.float64)
-    return ActivationStats(LANGUAGES[: len(n_tokens)], n_tokens, active, zeros, zeros, zeros, **ORIGIN)
+    return ActivationStats(LANGUAGES[: len(n_tokens)], n_tokens, active, zeros, zeros, zeros, zeros, **ORIGIN)
 
 
 @st.composite

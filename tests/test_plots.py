@@ -28,7 +28,9 @@ def stats_of(languages):
     active = (torch.rand(2, 30, 3, generator=random) * n_tokens).long()
     active[0, 0] = 0
     values = torch.rand(2, 30, 3, generator=random).double()
-    return ActivationStats(languages, n_tokens, active, values, values, values, "gate", 0.0, "m", "f", "c", DOCUMENTS)
+    return ActivationStats(
+        languages, n_tokens, active, values, values, values, values, "gate", 0.0, "m", "f", "c", DOCUMENTS
+    )
 
 
 def neurons_of(languages):

@@ -28,7 +28,7 @@ def brute_force(model, corpus, site_name, bos="tokenizer", layout="stream"):
     """Counts, sums, sums of squares and maxima by a loop over rows and positions of an all-activation cache."""
     where = site_of(model, site_name)
     shape = (model.cfg.n_layers, model.cfg.d_mlp, len(corpus.languages))
-    active, total, squares = (torch.zeros(shape, dtype=torch.float64) for _ in range(3))
+    active, total, active_total, squares = (torch.zeros(shape, dtype=torch.float64) for _ in range(4))
     maximum, n_tokens = torch.full(shape, -torch.inf, dtype=torch.float64), torch.zeros(len(corpus.languages))
     for k, language in enumerate(corpus.languages):
         rows = token_rows(corpus, language, model.tokenizer, Reading(window=WINDOW, bos=bos, layout=layout))
@@ -39,10 +39,11 @@ def brute_force(model, corpus, site_name, bos="tokenizer", layout="stream"):
                     value = where.value(cache[where.hook_name(layer)])[0, pos].double()
                     active[layer, :, k] += value > 0
                     total[layer, :, k] += value
+                    active_total[layer, :, k] += value.clamp(min=0)
                     squares[layer, :, k] += value**2
                     maximum[layer, :, k] = torch.maximum(maximum[layer, :, k], value)
             n_tokens[k] += int(valid.sum())
-    return n_tokens, active, total, squares, maximum
+    return n_tokens, active, total, active_total, squares, maximum
 
 
 @pytest.mark.parametrize(
@@ -56,10 +57,12 @@ def test_statistics_equal_a_loop_over_cached_activations(model, corpus, site_nam
     stats = record(
         model, corpus, site=site_name, reading=Reading(window=WINDOW, bos=bos, layout=layout), progress=False
     )
-    n_tokens, active, total, squares, maximum = brute_force(model, corpus, site_name, bos, layout)
+    n_tokens, active, total, active_total, squares, maximum = brute_force(model, corpus, site_name, bos, layout)
     assert stats.n_tokens.tolist() == n_tokens.tolist()
     assert torch.equal(stats.active, active.long())
     torch.testing.assert_close(stats.total, total, atol=1e-4, rtol=1e-5)
+    torch.testing.assert_close(stats.active_total, active_total, atol=1e-4, rtol=1e-5)
+    torch.testing.assert_close(stats.active_mean(), active_total / active.clamp(min=1), atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(stats.total_squares, squares, atol=1e-4, rtol=1e-5)
     torch.testing.assert_close(stats.maximum, maximum, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(stats.mean(), total / n_tokens, atol=1e-5, rtol=1e-5)
@@ -151,10 +154,11 @@ def test_reducing_in_pieces_equals_reducing_at_once(seed, n_tokens, piece, thres
     values = torch.randn(n_tokens, 5, generator=random)
     counted = torch.rand(n_tokens, generator=random) < 0.7
     pieces = [values[p] for p in counted_pieces(counted[None], piece)]
-    active, total, squares, maximum = reduced(pieces, threshold, 5, torch.device("cpu"))
+    active, total, active_total, squares, maximum = reduced(pieces, threshold, 5, torch.device("cpu"))
     kept = values[counted].double()
     assert torch.equal(active, (kept > threshold).sum(0))
     torch.testing.assert_close(total, kept.sum(0), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(active_total, (kept * (kept > threshold)).sum(0), atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(squares, kept.square().sum(0), atol=1e-5, rtol=1e-5)
     assert maximum.double().tolist() == (kept.amax(0) if len(kept) else torch.full((5,), -torch.inf)).tolist()
 
@@ -181,8 +185,8 @@ def test_recording_leaves_no_hook_behind(model, corpus, site_name):
 
 def test_half_precision_sums_do_not_overflow():
     values = torch.full((1000, 2), 60000.0, dtype=torch.float16)
-    _, total, squares, _ = reduced(values.split(128), 0.0, 2, torch.device("cpu"))
-    assert total.tolist() == [6e7, 6e7]
+    _, total, active_total, squares, _ = reduced(values.split(128), 0.0, 2, torch.device("cpu"))
+    assert total.tolist() == active_total.tolist() == [6e7, 6e7]
     torch.testing.assert_close(squares, torch.full((2,), 3.6e12, dtype=torch.float64), rtol=1e-5, atol=0)
 
 

@@ -143,7 +143,9 @@ def write_run(folder, seed=0, **changes):
     active = (torch.rand(2, 60, 3, generator=random) ** 4 * n_tokens).long()
     sums = torch.rand(2, 60, 3, generator=random).double()
     model, languages = changes.get("model", "tiny" + EVIL), changes.get("languages", LANGUAGES)
-    stats = ActivationStats(languages, n_tokens, active, sums, sums, sums, "gate", 0.0, model, model, "c", DOCUMENTS)
+    stats = ActivationStats(
+        languages, n_tokens, active, sums, sums, sums, sums, "gate", 0.0, model, model, "c", DOCUMENTS
+    )
     save(stats, folder / files.STATS)
     neurons = lape(stats, rate=0.2, activation_bar_ratio=0.8)
     save(neurons, folder / files.NEURONS)

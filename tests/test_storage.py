@@ -108,7 +108,8 @@ def test_evidence_of_another_reading_is_not_added(nouns):
 @pytest.mark.parametrize(
     ("schema", "message"),
     [
-        ("NeuronSet/1", "was written by mi_multilingual 0.1.*make it again"),
+        ("NeuronSet/1", "was written by an earlier mi_multilingual .*how its text was read; make it again"),
+        ("ActivationStats/2", "was written by an earlier mi_multilingual .*where neurons were active; make it again"),
         ("os.system/2", "must hold one of ActivationStats, .* got os.system/2"),
         ("", "got no record of this package"),
     ],

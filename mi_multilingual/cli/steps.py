@@ -227,9 +227,17 @@ def evaluate(
     out: _Out,
     neurons: Annotated[Path | None, typer.Option(help="neuron set to intervene on; else the model as it is")] = None,
     groups: Annotated[str | None, typer.Option(help="of the neuron set, e.g. fr,de; all by default")] = None,
-    intervention: Annotated[str | None, typer.Option(help="zero (by default), set, add or scale")] = None,
-    value: Annotated[float | None, typer.Option(help="for set, add and scale")] = None,
-    site: Annotated[str, typer.Option(help="where: gate or post")] = "gate",
+    intervention: Annotated[
+        str | None,
+        typer.Option(
+            help="zero (by default), set, add or scale; with --evidence set_to_mean, set_to_active_mean, add_mean, "
+            "add_mean_difference or set_to_median"
+        ),
+    ] = None,
+    value: Annotated[float | None, typer.Option(help="for set, add and scale; else the strength")] = None,
+    site: Annotated[str | None, typer.Option(help="where: gate (by default) or post")] = None,
+    evidence: Annotated[Path | None, typer.Option(help="recorded statistics, or texts for the median")] = None,
+    off: Annotated[str | None, typer.Option(help="groups that are switched off besides, e.g. en")] = None,
     include_path: Annotated[Path | None, typer.Option(help="folder with task definitions of your own")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="at most so many items per task, to try things out")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="texts per forward pass")] = 8,
@@ -254,6 +262,8 @@ def evaluate(
         groups=split_names(groups),
         value=value,
         site=site,
+        evidence=evidence,
+        off=split_names(off),
         chat=chat,
         bos=bos,
         include_path=include_path,

@@ -223,7 +223,7 @@ def write_steering(running: Running) -> None:
     options["languages"] = [k for k in neurons.groups if set(how.chosen_by) - {k}]
     tried = strength_curve(model, held_out, neurons, running.stats, how.strengths, seeds=(), **options)
     by = ["strength", "condition"]
-    quality = steering_quality(model, tried, by, progress=progress).drop(columns="n")
+    quality = steering_quality(model, tried, by, progress=progress).drop(columns=["n", "raising"])
     steering_shares(tried, by).merge(quality, on=by).to_parquet(out / files.STEERING_CURVE)
     options["strength"] = best_strength(tried)
     outputs = steering_matrix(model, prompts, neurons, running.stats, seeds=(0,), **options)

@@ -15,6 +15,7 @@ import warnings
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,10 +38,13 @@ except ImportError as error:
     ) from error
 
 from ..chat import check_template
-from ..models.checkpoints import checkpoint_place
+from ..detectors.average_precision import medians
+from ..evidence.activations import ActivationStats
+from ..evidence.texts import TextActivations
+from ..models.checkpoints import hugging_face, place_and_options
 from ..models.loading import load_model
 from ..neurons import NeuronSet
-from ..patching.changes import Intervention
+from ..patching.changes import RAISING, Intervention
 from ..patching.export import edit_checkpoint
 from ..patching.hooks import steer
 from ..patching.weights import NotWritableError
@@ -48,6 +52,9 @@ from ..storage import load
 from ..tokens import check_bos, prefix_ids
 
 _MODEL_TYPE = "mi_multilingual"
+_MEDIAN = "set_to_median"
+RECORDED = (*RAISING, _MEDIAN)
+"""Interventions whose values, a number for each neuron, come from recorded evidence."""
 
 
 class IntervenedLM(HFLM):
@@ -70,7 +77,9 @@ class IntervenedLM(HFLM):
         intervention: str | None = None,
         groups: str | None = None,
         value: float | int | None = None,
-        site: str = "gate",
+        site: str | None = None,
+        evidence: str | None = None,
+        off: str | None = None,
         bos: str = "tokenizer",
         dtype: Any = "auto",
         **options: Any,
@@ -78,11 +87,17 @@ class IntervenedLM(HFLM):
         """Load and change the model.
 
         Args:
-            pretrained: a Hugging Face id, a checkpoint folder, or "demo".
+            pretrained: a Hugging Face id, a checkpoint folder, a GGUF file, "demo" or "smollm2".
             neurons: file of a NeuronSet; without one the model is as it is.
-            intervention: zero (by default), set, add or scale; the last three need `value`.
-            groups: whose neurons, those of all groups by default; several as in fr+de.
-            site: gate or post.
+            intervention: zero (by default); set, add or scale, which need `value`, one number; or set_to_mean,
+                set_to_active_mean, add_mean, add_mean_difference (need a recording in `evidence`, and take `value` as
+                the strength, 1 by default) and set_to_median (needs recorded texts in `evidence`).
+            groups: whose neurons, those of all groups by default; several as in fr+de. What evidence gives the values
+                for is one language.
+            site: gate (by default) or post; with `evidence` it is that of the recording.
+            evidence: file of `ActivationStats`, or of `TextActivations` for the median.
+            off: groups whose neurons are off besides, such as the source's while a target is raised; those that are
+                raised stay so.
             bos: special tokens before every text (see `Reading`).
             dtype: of the weights; "auto" as they are stored.
             options: those of the harness' `hf` type, such as batch_size, device, max_length, revision.
@@ -92,20 +107,20 @@ class IntervenedLM(HFLM):
                 model.
         """
         check_bos(bos)
-        change = _named_intervention(neurons, intervention, groups, value, site)
+        changes = named_interventions(neurons, intervention, groups, value, site, evidence, off)
         options.setdefault("device", "cuda" if torch.cuda.is_available() else "cpu")
-        # As stored: weights are changed in their own precision, and neurons compared with the weights they are of.
-        super().__init__(checkpoint_place(pretrained), dtype="auto", use_safetensors=True, **options)
+        source, loading = _source(pretrained, options["device"])
+        super().__init__(source, **{**loading, **options})
         self.prefix = prefix_ids(self.tokenizer, bos)
-        if change is not None:
-            self.apply(change)
+        if changes:
+            self.apply(changes)
         if dtype != "auto":
             self._model = self._model.to(get_dtype(dtype))
 
-    def apply(self, change: Intervention) -> None:
+    def apply(self, changes: Sequence[Intervention]) -> None:
         """Change the loaded model for good."""
         try:
-            edit_checkpoint(self._model, self.tokenizer, [change])
+            edit_checkpoint(self._model, self.tokenizer, changes)
         except NotWritableError:
             bridge = load_model(
                 self._model,
@@ -115,7 +130,7 @@ class IntervenedLM(HFLM):
                 dtype=self._model.dtype,
             )
             hooks = ExitStack()
-            hooks.enter_context(steer(bridge, change))
+            hooks.enter_context(steer(bridge, *changes))
             # They come off with this object, and at the end of the program while that still can be done.
             weakref.finalize(self, hooks.close)
             # The bridge's hooks are in the Hugging Face model, which generates and scores as any other.
@@ -177,19 +192,68 @@ class IntervenedLM(HFLM):
             self.add_bos_token = given
 
 
-def _named_intervention(
-    neurons: str | None, intervention: str | None, groups: str | None, value: float | int | None, site: str
-) -> Intervention | None:
-    """The intervention that strings describe; None without neurons."""
+def _source(pretrained: str, device: str) -> tuple[Any, dict[str, Any]]:
+    """What the harness loads, and how: weights as stored, for they are changed in their own precision, and neurons are
+    compared with the weights they are of. A GGUF file is loaded here, as the plain model it then is."""
+    place, found = place_and_options(pretrained)
+    if "gguf_file" not in found:
+        return place, {"dtype": "auto", "use_safetensors": True}
+    model, tokenizer, _ = hugging_face(pretrained, None, "auto")
+    return model.to(device), {"tokenizer": tokenizer}
+
+
+def named_interventions(
+    neurons: str | None,
+    intervention: str | None,
+    groups: str | None,
+    value: float | int | None,
+    site: str | None,
+    evidence: str | None,
+    off: str | None,
+) -> list[Intervention]:
+    """The interventions that strings describe, as of `IntervenedLM`; none without neurons."""
     if neurons is None:
-        if (intervention, groups, value) != (None, None, None):
+        if (intervention, groups, value, evidence, off) != (None,) * 5:
             raise ValueError(
-                f"no neurons for intervention {intervention!r}, groups {groups!r}, value {value!r}; give neurons=FILE, "
-                "or leave these out"
+                f"no neurons for intervention {intervention!r}, groups {groups!r}, value {value!r}, evidence "
+                f"{evidence!r}, off {off!r}; give neurons=FILE, or leave these out"
             )
-        return None
-    chosen = load(neurons, NeuronSet)
-    return Intervention(intervention or "zero", chosen.take(groups.split("+")) if groups else chosen, value, site)
+        return []
+    known = load(neurons, NeuronSet)
+    chosen = known.take(groups.split("+")) if groups else known
+    kind = intervention or "zero"
+    if (kind in RECORDED) != (evidence is not None):
+        raise ValueError(
+            f"evidence must be given for {', '.join(RECORDED)} and for nothing else, got {evidence!r} for {kind!r}"
+        )
+    if evidence is None:
+        first = Intervention(kind, chosen, value, site or "gate")
+    else:
+        first = _recorded_intervention(kind, chosen, evidence, value, site)
+    if off is None:
+        return [first]
+    others = known.take(off.split("+"))
+    others = replace(others, masks=others.masks & ~chosen.union())
+    return [Intervention("zero", others), first] if others.masks.any() else [first]
+
+
+def _recorded_intervention(
+    kind: str, neurons: NeuronSet, evidence: str, strength: float | int | None, site: str | None
+) -> Intervention:
+    """The intervention whose values come from a file of evidence."""
+    if len(neurons.groups) != 1:
+        raise ValueError(f"groups must be one language for {kind!r}, got {', '.join(neurons.groups)}; name it")
+    [language] = neurons.groups
+    recorded = load(evidence, TextActivations if kind == _MEDIAN else ActivationStats)
+    if site not in (None, recorded.site):
+        raise ValueError(f"site must be that of the evidence, {recorded.site!r}, got {site!r}; leave it out")
+    if kind != _MEDIAN:
+        return RAISING[kind](neurons, recorded, language, strength=1.0 if strength is None else strength)
+    if strength is not None:
+        raise ValueError(f"value must be left out for {kind!r}, got {strength}")
+    if language not in recorded.languages:
+        raise ValueError(f"evidence must cover {language!r}, got {', '.join(recorded.languages)}; record it")
+    return Intervention("set", neurons, medians(recorded)[..., recorded.languages.index(language)], recorded.site)
 
 
 def harness_scores(
@@ -200,7 +264,9 @@ def harness_scores(
     intervention: str | None = None,
     groups: Sequence[str] | None = None,
     value: float | int | None = None,
-    site: str = "gate",
+    site: str | None = None,
+    evidence: str | Path | None = None,
+    off: Sequence[str] | None = None,
     chat: bool = False,
     bos: str = "tokenizer",
     include_path: str | Path | None = None,
@@ -211,10 +277,10 @@ def harness_scores(
     """What tasks of the lm-evaluation-harness give, under an intervention if neurons are given.
 
     Args:
-        model: a Hugging Face id, a checkpoint folder, or "demo".
+        model: a Hugging Face id, a checkpoint folder, a GGUF file, "demo" or "smollm2".
         tasks: names of tasks, groups or tags that the harness or `include_path` has.
-        neurons: file of a NeuronSet; intervention, groups, value and site say what happens to them, as in
-            `IntervenedLM`.
+        neurons: file of a NeuronSet; intervention, groups, value, site, evidence and off say what happens to them, as
+            in `IntervenedLM`.
         chat: ask in the tokenizer's chat template.
         bos: special tokens before every text (see `Reading`); a chat template writes them itself.
         include_path: folder with task definitions (YAML) of your own.
@@ -237,6 +303,7 @@ def harness_scores(
             raise ValueError(f"the harness has no task {task!r}; see `lm_eval ls tasks`, or give include_path")
     arguments: dict[str, Any] = {"pretrained": str(model), **options}
     arguments |= {"neurons": None if neurons is None else str(neurons), "groups": "+".join(groups) if groups else None}
+    arguments |= {"evidence": None if evidence is None else str(evidence), "off": "+".join(off) if off else None}
     arguments |= {"intervention": intervention, "value": value, "site": site, "bos": bos}
     how: dict[str, Any] = {"batch_size": batch_size, "limit": limit, "task_manager": manager}
     how |= {"apply_chat_template": chat, "log_samples": False}

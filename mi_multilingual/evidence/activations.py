@@ -22,7 +22,7 @@ from ..storage import load_record, save_record
 from ..tokens import Reading, TokenRows, rows_per_batch, tokenizer_rows
 from .reading import check_alike, joint_corpus, layers_of, origin, read
 
-_CHECKPOINT_SCHEMA = "ActivationStats checkpoint/2"
+_CHECKPOINT_SCHEMA = "ActivationStats checkpoint/3"
 
 # Reduced in pieces of about so many activations, so that a piece stays in the processor's cache between the reductions.
 _CPU_PIECE = 2**17
@@ -48,6 +48,8 @@ class ActivationStats(Summarised):
     """Tokens at which the activation exceeded `threshold`."""
     total: Float[Tensor, "layer neuron language"]
     """Sum of activations."""
+    active_total: Float[Tensor, "layer neuron language"]
+    """Sum of the activations that exceeded `threshold`."""
     total_squares: Float[Tensor, "layer neuron language"]
     """Sum of squared activations."""
     maximum: Float[Tensor, "layer neuron language"]
@@ -61,7 +63,7 @@ class ActivationStats(Summarised):
     """How the text became rows of tokens."""
 
     def __post_init__(self) -> None:
-        shapes = {tuple(t.shape) for t in (self.active, self.total, self.total_squares, self.maximum)}
+        shapes = {tuple(t.shape) for t in (getattr(self, name) for name in TENSORS[1:])}
         if (
             len(shapes) != 1
             or self.active.shape[-1] != len(self.languages)
@@ -79,6 +81,7 @@ class ActivationStats(Summarised):
             torch.zeros(shape, dtype=torch.int64),
             torch.zeros(shape, dtype=torch.float64),
             torch.zeros(shape, dtype=torch.float64),
+            torch.zeros(shape, dtype=torch.float64),
             torch.full(shape, -torch.inf, dtype=torch.float64),
             **origin,
         )
@@ -90,6 +93,7 @@ class ActivationStats(Summarised):
             n_tokens=self.n_tokens + other.n_tokens,
             active=self.active + other.active,
             total=self.total + other.total,
+            active_total=self.active_total + other.active_total,
             total_squares=self.total_squares + other.total_squares,
             maximum=torch.maximum(self.maximum, other.maximum),
             corpus_fingerprint=joint_corpus(self, other),
@@ -124,6 +128,11 @@ class ActivationStats(Summarised):
         self._check_counted()
         return self.total / self.n_tokens
 
+    def active_mean(self) -> Float[Tensor, "layer neuron language"]:
+        """Mean activation over the tokens at which the neuron was active, float64; 0 where it never was."""
+        self._check_counted()
+        return self.active_total / self.active.clamp(min=1)
+
     def std(self) -> Float[Tensor, "layer neuron language"]:
         """Standard deviation of the activation over tokens (population), float64."""
         return (self.total_squares / self.n_tokens - self.mean() ** 2).clamp(min=0).sqrt()
@@ -140,7 +149,7 @@ class ActivationStats(Summarised):
         return {name: getattr(self, name) for name in _HEADER} | {"reading": asdict(self.reading)}
 
 
-TENSORS = ("n_tokens", "active", "total", "total_squares", "maximum")
+TENSORS = ("n_tokens", "active", "total", "active_total", "total_squares", "maximum")
 
 _HEADER = ("languages", "site", "threshold", "model", "model_fingerprint", "corpus_fingerprint")
 
@@ -304,13 +313,14 @@ def batch_stats(model: HookedModel, site: Site, batch: TokenRows, like: Activati
 
     read(model, batch.tokens, layers_of(model, site), reduce)
     layers = range(model.cfg.n_layers)
-    stacked = (torch.stack([sums[layer][i].to(device) for layer in layers]).cpu()[..., None] for i in range(4))
-    active, total, squares, maximum = stacked
+    stacked = (torch.stack([sums[layer][i].to(device) for layer in layers]).cpu()[..., None] for i in range(5))
+    active, total, active_total, squares, maximum = stacked
     return replace(
         like,
         n_tokens=torch.tensor([batch.n_tokens]),
         active=active,
         total=total.double(),
+        active_total=active_total.double(),
         total_squares=squares.double(),
         maximum=maximum.double(),
     )
@@ -335,19 +345,21 @@ def counted_pieces(valid: Bool[Tensor, "row pos"], size: int) -> list[_Piece]:
     return [slice(i, min(i + size, end)) for start, end in runs for i in range(start, end, size)]
 
 
-Sums = tuple[Int[Tensor, " neuron"], Float[Tensor, " neuron"], Float[Tensor, " neuron"], Float[Tensor, " neuron"]]
+_PerNeuron = Float[Tensor, " neuron"]
+Sums = tuple[Int[Tensor, " neuron"], _PerNeuron, _PerNeuron, _PerNeuron, _PerNeuron]
 
 
 def reduced(
     pieces: Iterable[Float[Tensor, "_ neuron"]], threshold: float, n_neurons: int, device: torch.device
 ) -> Sums:
-    """Number above `threshold`, sum, sum of squares and maximum over the tokens of all pieces.
+    """Number above `threshold`, sum, sum of those above it, sum of squares and maximum over the tokens of all pieces.
 
     Sums run over a piece in float32, over pieces in float64: float16 would overflow.
     """
     accurate = torch.float64 if device.type != "mps" else torch.float32
     active = torch.zeros(n_neurons, dtype=torch.int64, device=device)
     total = torch.zeros(n_neurons, dtype=accurate, device=device)
+    active_total = torch.zeros(n_neurons, dtype=accurate, device=device)
     squares = torch.zeros(n_neurons, dtype=accurate, device=device)
     maximum = torch.full((n_neurons,), -torch.inf, device=device)
     scratch = torch.empty(0, n_neurons, device=device)
@@ -358,10 +370,11 @@ def reduced(
         room = scratch[: len(part)]
         # Ones in float32 add up exactly to 2^24 and several times faster than booleans.
         active += torch.gt(part, threshold, out=room).sum(dim=0).long()
+        active_total += room.mul_(part).sum(dim=0)
         total += part.sum(dim=0)
         squares += torch.mul(part, part, out=room).sum(dim=0)
         torch.maximum(maximum, part.amax(dim=0), out=maximum)
-    return active, total, squares, maximum
+    return active, total, active_total, squares, maximum
 
 
 def checked_finite(stats: ActivationStats) -> ActivationStats:

@@ -28,7 +28,7 @@ def hugging_face(
     """
     if isinstance(source, PreTrainedModel):
         return _loaded(source, tokenizer, dtype, placing)
-    place, options = _place_and_options(source)
+    place, options = place_and_options(source)
     if "revision" in placing and Path(place).exists():
         raise ValueError(
             f"revision must be left out for {str(source)!r}, which is a checkpoint on this machine, got "
@@ -78,7 +78,7 @@ def _loaded(
     return model, tokenizer, model.config.name_or_path or architecture(model)
 
 
-def _place_and_options(source: str | Path) -> tuple[str, dict[str, str]]:
+def place_and_options(source: str | Path) -> tuple[str, dict[str, str]]:
     """What `from_pretrained` is to be given for a source.
 
     Raises:

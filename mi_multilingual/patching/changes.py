@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -101,12 +101,31 @@ def set_to_mean(
 ) -> Intervention:
     """Hold the neurons at `strength` times their mean activation in the language, at the site of the recording.
 
-    Strength 1 is the steering of Tang et al. 2024.
+    Strength 1 is the steering of Tang et al. 2024. The mean is over all tokens of the language.
 
     Raises:
         ValueError: a language without statistics, statistics of site "up", or of another model than the neurons'.
     """
     value = strength * _mean_of(stats, language)
+    return Intervention("set", _of_recording(neurons, stats), value, stats.site, positions)
+
+
+def set_to_active_mean(
+    neurons: NeuronSet,
+    stats: ActivationStats,
+    language: str,
+    *,
+    strength: float = 1.0,
+    positions: str | tuple[int, ...] = "all",
+) -> Intervention:
+    """`set_to_mean` with the mean over the language's tokens at which the neuron is active; 0 where it never is.
+
+    Higher than the mean over all tokens, the more so the rarer a neuron is active. Ours.
+
+    Raises:
+        ValueError: as `set_to_mean`.
+    """
+    value = strength * stats.take([language]).active_mean()[..., 0]
     return Intervention("set", _of_recording(neurons, stats), value, stats.site, positions)
 
 
@@ -147,6 +166,16 @@ def add_mean_difference(
         raise ValueError(f"the statistics cover {language!r} only; record other languages to take a difference from")
     value = strength * (_mean_of(stats, language) - stats.take(others).mean().mean(dim=-1))
     return Intervention("add", _of_recording(neurons, stats), value, stats.site, positions)
+
+
+RAISING: dict[str, Callable[..., Intervention]] = {
+    "set_to_mean": set_to_mean,
+    "set_to_active_mean": set_to_active_mean,
+    "add_mean": add_mean,
+    "add_mean_difference": add_mean_difference,
+}
+"""How neurons are raised: functions of neurons, statistics, language and strength. The first is that of
+Tang et al. 2024, and what every study of steering does unless it is told otherwise."""
 
 
 def _mean_of(stats: ActivationStats, language: str) -> Float[Tensor, "layer neuron"]:

@@ -8,6 +8,7 @@ from .lape_tables import ablation_bars, ablation_panels, loss_against_size
 from .layer_languages import layer_languages, layer_words, region_effects
 from .neurons import entropy_histogram, layer_counts, neuron_map, neuron_profile, overlap
 from .representations import dominance_by_layer, representation_change, similarity_by_layer
+from .open_generation import language_off, language_raised
 from .sharing import activity_overlap, sharing_by_layer, type_contributions
 from .experts import expert_heatmap, language_tree, pruning_curves
 from .neurons import entropy_histogram, layer_counts, neuron_map, neuron_profile, overlap
@@ -24,6 +25,7 @@ from .sharing import (
 )
 from .steering import fallback, steering_curve, steering_matrix
 from .sweeps import sweep_effects
+from .translation import translation
 from .tuning import alignment_bars, tuning_bars, tuning_matrix
 
 __all__ = [
@@ -45,6 +47,8 @@ __all__ = [
     "fallback",
     "found_and_chance",
     "language_tree",
+    "language_off",
+    "language_raised",
     "layer_counts",
     "layer_languages",
     "layer_words",
@@ -69,6 +73,7 @@ __all__ = [
     "steering_matrix",
     "sweep_effects",
     "threshold_grid",
+    "translation",
     "tuning_bars",
     "tuning_matrix",
     "type_contributions",

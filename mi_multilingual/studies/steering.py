@@ -2,19 +2,17 @@
 
 Every study returns its single outputs, one per row: source (language of the prompt), target (the language wanted),
 condition ("intact", "chosen" for the languages' own neurons, or "random" for as many random ones per layer), seed (-1
-unless random), what the study varies, prompt, continuation, and found (language of the continuation, "" where it is
-none of the study's). Tables with intervals are made of them by `steering_shares`, `found_shares` and
-`steering_quality`.
+unless random), what the study varies, raising (how neurons were raised, a name in `RAISING`; "" for the intact model),
+prompt, continuation, and found (language of the continuation, "" where it is none of the study's). Tables with
+intervals are made of them by `steering_shares`, `found_shares` and `steering_quality`.
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import pandas as pd
-from jaxtyping import Float
-from torch import Tensor
 
 from ..corpora import Corpus
 from ..evaluation.generation import generate
@@ -22,7 +20,7 @@ from ..evaluation.language_id import check_known, identify_language
 from ..evidence.activations import ActivationStats
 from ..models.hooked import HookedModel, fingerprint
 from ..neurons import NeuronSet
-from ..patching.changes import Intervention, add_mean, add_mean_difference, set_to_mean
+from ..patching.changes import RAISING, Intervention
 from ..patching.conditions import (
     Condition,
     beside_random,
@@ -33,15 +31,9 @@ from ..patching.conditions import (
     with_controls,
 )
 
-RAISING: dict[str, Callable[..., Intervention]] = {
-    "set_to_mean": set_to_mean,
-    "add_mean": add_mean,
-    "add_mean_difference": add_mean_difference,
-}
-"""How neurons are raised: functions of neurons, statistics, language and strength."""
-_Pairs = Sequence[tuple[str, str]]
+Pairs = Sequence[tuple[str, str]]
 """Pairs of source and target."""
-_SteeredPairs = Mapping[Condition, _Pairs]
+_SteeredPairs = Mapping[Condition, Pairs]
 """Condition -> the pairs whose prompts are continued under it; a source's prompts are continued once, whatever the
 number of its targets."""
 
@@ -72,7 +64,7 @@ def language_forcing(
     neurons: NeuronSet,
     stats: ActivationStats,
     *,
-    raising: str = "add_mean",
+    raising: str = "set_to_mean",
     strength: float | Mapping[str, float] = 1.0,
     seeds: Sequence[int] = (0, 1, 2),
     progress: bool = True,
@@ -84,8 +76,8 @@ def language_forcing(
     """
     pairs = [(k, k) for k in prompts.languages]
     how = Steering(stats, raising, strength, source_off=False)
-    _check_steering(model, how, neurons, pairs)
-    steered = {**intact(pairs, strength=0.0), **_steered_pairs(how, neurons, pairs, seeds)}
+    check_steering(model, how, neurons, pairs)
+    steered = {**intact(pairs, strength=0.0, raising=""), **steered_pairs(how, neurons, pairs, seeds)}
     return outputs(model, prompts.documents, steered, stats.languages, progress, decoding)
 
 
@@ -96,7 +88,7 @@ def steering_matrix(
     stats: ActivationStats,
     *,
     languages: Sequence[str] | None = None,
-    raising: str = "add_mean",
+    raising: str = "set_to_mean",
     strength: float | Mapping[str, float] = 1.0,
     source_off: bool = True,
     seeds: Sequence[int] = (0, 1, 2),
@@ -114,14 +106,17 @@ def steering_matrix(
         neurons: a group for every language.
         stats: recorded at the site to write to, "gate" or "post".
         languages: the targets; all groups of `neurons` by default.
-        raising: a name in `RAISING`.
+        raising: a name in `RAISING`: set to the mean activation in the target language (Tang et al. 2024), or to the
+            mean over the tokens at which the neuron is active (ours); or add the mean, or its difference from that of
+            the other languages (Gurgurov et al. 2025).
         strength: times the mean (difference); one number, or one for each target (`best_strength`).
         source_off: switch the source's neurons off.
         seeds: of the random neurons; none for no control.
         decoding: options of `generate`, such as `max_new_tokens`, `bos`, and `chat` (prompts are what users say).
 
     Returns:
-        columns source, target, condition, seed, strength, prompt, continuation, found; outputs of the intact model
+        columns source, target, condition, seed, strength, raising, prompt, continuation, found; outputs of the intact
+            model
         (strength 0) stand beside every target.
 
     Raises:
@@ -153,8 +148,8 @@ def steering_matrix(
     """
     pairs = _all_pairs(prompts, neurons, languages)
     how = Steering(stats, raising, strength, source_off)
-    _check_steering(model, how, neurons, pairs)
-    steered = {**intact(pairs, strength=0.0), **_steered_pairs(how, neurons, pairs, seeds)}
+    check_steering(model, how, neurons, pairs)
+    steered = {**intact(pairs, strength=0.0, raising=""), **steered_pairs(how, neurons, pairs, seeds)}
     return outputs(model, prompts.documents, steered, stats.languages, progress, decoding)
 
 
@@ -166,7 +161,7 @@ def strength_curve(
     strengths: Sequence[float],
     *,
     languages: Sequence[str] | None = None,
-    raising: str = "add_mean",
+    raising: str = "set_to_mean",
     source_off: bool = False,
     seeds: Sequence[int] = (0, 1, 2),
     progress: bool = True,
@@ -179,11 +174,11 @@ def strength_curve(
     pairs = _other_pairs(prompts, neurons, languages)
     if not strengths:
         raise ValueError("strengths must hold at least one number, got none; give some, such as [1, 2, 4]")
-    steered = intact(pairs, strength=0.0)
+    steered = intact(pairs, strength=0.0, raising="")
     for strength in strengths:
         how = Steering(stats, raising, strength, source_off)
-        _check_steering(model, how, neurons, pairs)
-        steered |= _steered_pairs(how, neurons, pairs, seeds)
+        check_steering(model, how, neurons, pairs)
+        steered |= steered_pairs(how, neurons, pairs, seeds)
     return outputs(model, prompts.documents, steered, stats.languages, progress, decoding)
 
 
@@ -194,7 +189,7 @@ def rate_curve(
     stats: ActivationStats,
     *,
     languages: Sequence[str] | None = None,
-    raising: str = "add_mean",
+    raising: str = "set_to_mean",
     strength: float | Mapping[str, float] = 1.0,
     source_off: bool = False,
     seeds: Sequence[int] = (0, 1, 2),
@@ -213,10 +208,10 @@ def rate_curve(
         raise ValueError("sets must hold at least one set, got none; give some, such as {0.01: lape(stats, rate=0.01)}")
     pairs = _other_pairs(prompts, next(iter(sets.values())), languages)
     how = Steering(stats, raising, strength, source_off)
-    steered = intact(pairs, strength=0.0, rate=0.0)
+    steered = intact(pairs, strength=0.0, raising="", rate=0.0)
     for rate, neurons in sets.items():
-        _check_steering(model, how, neurons, pairs)
-        steered |= _steered_pairs(how, neurons, pairs, seeds, rate=rate)
+        check_steering(model, how, neurons, pairs)
+        steered |= steered_pairs(how, neurons, pairs, seeds, rate=rate)
     return outputs(model, prompts.documents, steered, stats.languages, progress, decoding)
 
 
@@ -256,72 +251,28 @@ def fallback_study(
     return outputs(model, prompts.documents, steered, neurons.groups, progress, decoding)
 
 
-def unconditional_study(
-    model: HookedModel,
-    neurons: NeuronSet,
-    values: Mapping[str, Float[Tensor, "layer neuron"]],
-    *,
-    n_texts: int = 20,
-    site: str = "gate",
-    seeds: Sequence[int] = (0, 1, 2),
-    progress: bool = True,
-    **decoding: Any,
-) -> pd.DataFrame:
-    """Texts drawn from BOS with each language's neurons held at a value (Kojima et al. 2024, section 4).
-
-    Args:
-        values: language -> what its neurons are held at, such as
-            dict(zip(texts.languages, medians(texts).unbind(-1))) or the same of stats.mean(), read at `site`.
-        n_texts: number of texts per language and condition.
-        decoding: options of `generate`; `temperature` is 1 where it is not given.
-
-    Returns:
-        columns source (""), target, condition, seed, prompt (""), continuation, found.
-
-    Raises:
-        ValueError: before anything runs: a language without neurons, values that do not fit or are not finite,
-            neurons of another model, greedy decoding, or no texts.
-    """
-    drawing = {"temperature": 1.0, **decoding}
-    if n_texts < 1 or drawing["temperature"] == 0:
-        raise ValueError(
-            f"n_texts must be at least 1 and temperature above 0, got {n_texts} and {drawing['temperature']}; greedy "
-            "texts would all be the same"
-        )
-    if not values:
-        raise ValueError("values must hold at least one language, got none; give {language: (layer, neuron) table}")
-    check_groups(model, neurons.take(list(values)))
-
-    def held(one: NeuronSet) -> tuple[Intervention, ...]:
-        return (Intervention("set", one, values[one.groups[0]], site),)
-
-    steered = intact([("", k) for k in values])
-    for condition in with_controls(neurons, seeds, change=held, groups=list(values)):
-        steered[condition] = [("", condition.labels["group"])]
-    return outputs(model, {"": ("",) * n_texts}, steered, list(values), progress, drawing)
-
-
-def intact(pairs: _Pairs, **labels: Any) -> dict[Condition, _Pairs]:
+def intact(pairs: Pairs, **labels: Any) -> dict[Condition, Pairs]:
     """The pairs' prompts continued by the model as it is."""
     return {labelled(Condition(), **labels): pairs}
 
 
-def _steered_pairs(
-    how: Steering, neurons: NeuronSet, pairs: _Pairs, seeds: Sequence[int], **labels: Any
-) -> dict[Condition, _Pairs]:
+def steered_pairs(
+    how: Steering, neurons: NeuronSet, pairs: Pairs, seeds: Sequence[int], **labels: Any
+) -> dict[Condition, Pairs]:
     """The conditions that steer the pairs, by the languages' own neurons and by random ones."""
-    found: dict[Condition, _Pairs] = {}
+    found: dict[Condition, Pairs] = {}
     for name, seed, drawn in beside_random(neurons, seeds):
         raised = {target: how.raised(drawn, target) for _, target in pairs}
         for alike in _pairs_alike(pairs, how.source_off):
             source, target = alike[0]
-            off = _switched_off(drawn, source, target) if how.source_off else ()
-            own = {**labels_of(name, drawn[target], seed), **labels, "strength": how.strength_of(target)}
+            off = switched_off(drawn, source, target) if how.source_off else ()
+            own = {**labels_of(name, drawn[target], seed), **labels}
+            own |= {"strength": how.strength_of(target), "raising": how.raising}
             found[Condition(own, (*off, raised[target]))] = alike
     return found
 
 
-def _pairs_alike(pairs: _Pairs, source_off: bool) -> list[_Pairs]:
+def _pairs_alike(pairs: Pairs, source_off: bool) -> list[Pairs]:
     """Pairs that can share a condition: those of one target, or where the source's neurons go off single ones."""
     found: dict[tuple[str, str], list[tuple[str, str]]] = {}
     for source, target in pairs:
@@ -329,7 +280,7 @@ def _pairs_alike(pairs: _Pairs, source_off: bool) -> list[_Pairs]:
     return list(found.values())
 
 
-def _switched_off(neurons: NeuronSet, source: str, target: str) -> tuple[Intervention, ...]:
+def switched_off(neurons: NeuronSet, source: str, target: str) -> tuple[Intervention, ...]:
     """The source's neurons off, but for those that are the target's too."""
     off = replace(neurons[source], masks=neurons[source].masks & ~neurons[target].masks)
     return (Intervention("zero", off),) if off.masks.any() else ()
@@ -348,19 +299,26 @@ def outputs(
     known = list(dict.fromkeys([*languages, *named]))
     check_known(known)
 
-    def continued(condition: Condition) -> Iterator[dict[str, str]]:
-        sources = list(dict.fromkeys(source for source, _ in steered[condition]))
-        texts = [text for source in sources for text in documents[source]]
-        written = iter(generate(model, texts, progress=False, **decoding))
-        by_source = {k: [(text, next(written)) for text in documents[k]] for k in sources}
-        for source, target in steered[condition]:
-            for prompt, continuation in by_source[source]:
-                yield {"source": source, "target": target, "prompt": prompt, "continuation": continuation}
+    def written(condition: Condition) -> Iterator[dict[str, str]]:
+        return continued(model, documents, steered[condition], decoding)
 
-    table = pd.DataFrame(measured(model, steered, continued, title="steering", progress=progress))
+    table = pd.DataFrame(measured(model, steered, written, title="steering", progress=progress))
     others = [name for name in table if name not in ("source", "target", "group", "n_neurons")]
     found = identify_language(list(table.continuation), known)
     return table[["source", "target", *others]].assign(found=found)
+
+
+def continued(
+    model: HookedModel, documents: Mapping[str, Sequence[str]], pairs: Pairs, decoding: Mapping[str, Any]
+) -> Iterator[dict[str, str]]:
+    """The prompts of all pairs continued, those of a source once, whatever the number of its targets."""
+    sources = list(dict.fromkeys(source for source, _ in pairs))
+    texts = [text for source in sources for text in documents[source]]
+    continuations = iter(generate(model, texts, progress=False, **decoding))
+    by_source = {k: [(text, next(continuations)) for text in documents[k]] for k in sources}
+    for source, target in pairs:
+        for prompt, continuation in by_source[source]:
+            yield {"source": source, "target": target, "prompt": prompt, "continuation": continuation}
 
 
 def _all_pairs(prompts: Corpus, neurons: NeuronSet, languages: Sequence[str] | None) -> list[tuple[str, str]]:
@@ -383,7 +341,7 @@ def _other_pairs(prompts: Corpus, neurons: NeuronSet, languages: Sequence[str] |
     return others
 
 
-def _check_steering(model: HookedModel, how: Steering, neurons: NeuronSet, pairs: _Pairs) -> None:
+def check_steering(model: HookedModel, how: Steering, neurons: NeuronSet, pairs: Pairs) -> None:
     """Raise unless all pairs can be steered so."""
     if how.raising not in RAISING:
         raise ValueError(f"raising must be one of {', '.join(RAISING)}, got {how.raising!r}")

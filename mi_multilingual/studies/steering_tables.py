@@ -1,4 +1,7 @@
-"""Outputs of the steering studies made into tables with intervals."""
+"""Outputs of the steering studies made into tables with intervals.
+
+Where neurons were raised, a last column `raising` says how.
+"""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -41,9 +44,8 @@ def steering_shares(outputs: pd.DataFrame, by: Sequence[str] = ("target", "condi
     )
     table = table.reset_index()
     low, high = wilson_interval(table.in_target.to_numpy(float), table.n.to_numpy(float))
-    return table.assign(low=low, high=high).reindex(
-        columns=[*by, "n", "in_target", "low", "high", "in_source", "elsewhere"]
-    )
+    columns = [*by, "n", "in_target", "low", "high", "in_source", "elsewhere"]
+    return _with_ways(table.assign(low=low, high=high).reindex(columns=columns), outputs, by)
 
 
 def found_shares(outputs: pd.DataFrame, by: Sequence[str] = ("n_off", "off", "condition")) -> pd.DataFrame:
@@ -64,7 +66,8 @@ def found_shares(outputs: pd.DataFrame, by: Sequence[str] = ("n_off", "off", "co
             share = counts.get(k, 0) / n
             low, high = wilson_interval(share, n)
             rows.append((*key, k, n, share, low, high))
-    return pd.DataFrame(rows, columns=[*by, "found", "n", "share", "low", "high"])
+    table = pd.DataFrame(rows, columns=[*by, "found", "n", "share", "low", "high"])
+    return _with_ways(table, outputs, by)
 
 
 def steering_quality(
@@ -102,7 +105,8 @@ def steering_quality(
         nll, low, high = loss_interval(total, n_tokens)
         distinct = pd.Series([distinct_n(list(p), 2) for _, p in group.groupby(["target", "seed"]).continuation])
         rows.append((*key, len(group), nll, low, high, math.exp(nll), distinct.mean()))
-    return pd.DataFrame(rows, columns=[*by, "n", "nll", "nll_low", "nll_high", "ppl", "distinct_2"])
+    table = pd.DataFrame(rows, columns=[*by, "n", "nll", "nll_low", "nll_high", "ppl", "distinct_2"])
+    return _with_ways(table, outputs, by)
 
 
 def loss_interval(total: np.ndarray, n_tokens: np.ndarray, *, seed: int = 0) -> tuple[float, float, float]:
@@ -127,6 +131,14 @@ def best_strength(outputs: pd.DataFrame) -> dict[str, float]:
     table = steering_shares(steered, ["target", "strength"]).sort_values("strength")
     best = table.loc[table.groupby("target", sort=False).in_target.idxmax()].set_index("target").strength
     return {target: float(best[target]) for target in steered.target.unique()}
+
+
+def _with_ways(table: pd.DataFrame, outputs: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
+    """The table with how the neurons of each group were raised, where the outputs say it."""
+    if "raising" not in outputs or "raising" in by:
+        return table
+    ways = outputs.groupby(list(by), sort=False).raising.agg(lambda given: " or ".join(filter(None, given.unique())))
+    return table.merge(ways.reset_index(), on=list(by), validate="many_to_one")
 
 
 def _named_groups(outputs: pd.DataFrame, by: Sequence[str]) -> Iterator[tuple[Any, pd.DataFrame]]:

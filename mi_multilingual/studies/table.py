@@ -15,6 +15,7 @@ from . import alignment_tuning, editing, layer_languages, regions, tuning
 from ..evidence.representations import POOLINGS
 from . import lape_tables, representations
 from . import alignment_tuning, editing, experts, layer_languages, regions, sharing, tuning
+from . import alignment_tuning, editing, layer_languages, open_generation, regions, translation, tuning
 from .given import Given
 
 Tables = Mapping[str, pd.DataFrame]
@@ -114,6 +115,15 @@ STUDIES: dict[str, StudyRow] = {
     ),
     "experts": StudyRow(experts.run, experts.TABLES, experts.SETTINGS, "Liu et al. 2024, arXiv:2402.16367"),
     "sharing": StudyRow(sharing.run, sharing.TABLES, sharing.SETTINGS, "Wang et al. 2024, arXiv:2406.09265"),
+    "open_generation": StudyRow(
+        open_generation.run_open_generation,
+        open_generation.TABLES,
+        open_generation.SETTINGS,
+        "Tang et al. 2024, arXiv:2402.16438",
+    ),
+    "translation": StudyRow(
+        translation.run_translation, translation.TABLES, translation.SETTINGS, "Kojima et al. 2024, arXiv:2404.02431"
+    ),
 }
 """Name -> the study. The name is that of its file, or of what it is about where a file holds two."""
 

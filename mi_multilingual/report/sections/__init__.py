@@ -41,6 +41,15 @@ SUBJECTS = (
     lape_tables,
     neurons,
     representations,
+    neurons,
+    open_generation,
+    sharing,
+    steering,
+    sweeps,
+    translation,
+    tuning,
+)
+
 SUBJECTS = (
     ablation,
     neurons,
@@ -56,5 +65,13 @@ SUBJECTS = (
 )
 SUBJECTS = (ablation, neurons, detectors, sharing, sharing_tasks, experts, steering, deactivation, editing, tuning)
 SUBJECTS += (sweeps, answers)
+    open_generation,
+    translation,
+    deactivation,
+    editing,
+    tuning,
+    sweeps,
+    answers,
+)
 SECTIONS = tuple(section for subject in SUBJECTS for section in subject.SECTIONS)
 """Every section of the page, in its order."""

@@ -16,6 +16,16 @@ _WHO = {
     RANDOM: "The model with random neurons changed instead",
 }
 
+RAISING_WORDS = {
+    "": "–",
+    "set_to_mean": "set to the mean",
+    "set_to_active_mean": "set to the mean where active",
+    "add_mean": "mean added",
+    "add_mean_difference": "difference of means added",
+}
+RAISING_COLUMN = column("raising", "neurons", words=said(RAISING_WORDS))
+"""How neurons were raised."""
+
 
 def steering_findings(table: pd.DataFrame) -> list[str]:
     """What `steering_shares` by source, target and condition say of prompts in another language than the target."""
@@ -57,6 +67,7 @@ SECTIONS = (
             interval("{:.0%}"),
             column("in_source", "in the prompt's", "{:.0%}"),
             column("elsewhere", "elsewhere", "{:.0%}"),
+            RAISING_COLUMN,
         ),
         findings=steering_findings,
         language="target",
@@ -75,7 +86,7 @@ SECTIONS = (
         "steering-curve",
         "Strength of steering",
         (STEERING_CURVE,),
-        "Held-out prompts, steered to the other languages; strength times the mean activation is added. Perplexity is "
+        "Held-out prompts, steered to the other languages; strength times the mean activation. Perplexity is "
         "that of the outputs under the model as it is, a cost in fluency.",
         (
             column("strength", "", "{:g}"),
@@ -86,6 +97,7 @@ SECTIONS = (
             column("ppl", "perplexity per token", "{:.1f}"),
             Column(("nll_low", "nll_high"), "loss, nats per token: 95 % interval", "{:.2f} to {:.2f}"),
             column("distinct_2", "distinct pairs of words", "{:.0%}"),
+            RAISING_COLUMN,
         ),
         figures=(
             Figure(

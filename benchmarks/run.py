@@ -116,7 +116,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--limit", type=float, default=300, help="seconds for each process")
-    parser.add_argument("--tokens", type=int, nargs="+", default=[10_000, 1_000_000], help="part memory: recorded")
+    parser.add_argument("--tokens", type=int, nargs="+", default=[10_000, 500_000], help="part memory: recorded")
     parser.add_argument("--out", type=Path, help="a JSON file for all numbers")
     parser.add_argument("--single", nargs=3, help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -143,6 +143,7 @@ def main() -> None:
     for sentence in sentences:
         print(f"- {sentence}")
     if asked.out:
+        asked.out.parent.mkdir(parents=True, exist_ok=True)
         numbers = {"environment": about, "rounds": asked.rounds, "times": [asdict(row) for row in rows]}
         asked.out.write_text(json.dumps(numbers | {"left out": sentences}, indent=1) + "\n")
 

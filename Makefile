@@ -64,8 +64,8 @@ pytest: $(STAMP) ## the tests, slow ones, browser and notebooks included
 notebooks: $(STAMP) ## run every notebook from top to bottom
 	$(BIN)/python -m pytest tests/test_notebooks.py
 
-bench: $(BENCH) ## speed and memory beside the tools people use, as ratios, an hour
-	.venv-bench/bin/python benchmarks/run.py
+bench: $(BENCH) ## speed and memory beside the tools people use, one table of ratios, twenty minutes
+	.venv-bench/bin/python benchmarks/run.py --out build/bench.json
 
 test-tl4: $(STAMP_TL4) ## the same tests with TransformerLens 4, but for browser, notebooks, the demo, and what never calls a model
 	$(PYTEST_SETTINGS) .venv-tl4/bin/python -m pytest $(PYTEST_OPTIONS) -m "not browser and not notebook" $(TL4_LEFT_OUT)

@@ -16,7 +16,7 @@ from mi_multilingual.evaluation.generation import continuation_text
 from mi_multilingual.models.hooked import end_ids
 
 _BATCHES = {"cpu": (1, 4, 16), "cuda": (1, 16, 128)}
-_NEW = {"cpu": 24, "cuda": 128}
+_NEW = {"cpu": 16, "cuda": 128}
 _OFF = 0.01
 
 
@@ -29,7 +29,7 @@ def cases(subject: Subject) -> Iterator[Case]:
         for backend, model in subject.ours.items():
             ways[f"generate, {backend}"] = lambda m=model, p=prompts, n=n_new: _ours(m, p, n)
         goals = {f"generate, {DEFAULT}": 0.9}
-        yield _case(f"{size} prompts", ways, n_tokens, expected, goals)
+        yield _case(_counted(size), ways, n_tokens, expected, goals)
         yield from _changed(subject, neurons, prompts, n_new)
 
 
@@ -52,7 +52,11 @@ def _changed(subject: Subject, neurons: NeuronSet, prompts: Sequence[str], n_new
 
         ways[f"generate under ablate, {backend}"] = ours
     goals = {f"generate under ablate, {DEFAULT}": 0.9}
-    yield _case(f"{len(prompts)} prompts, {_OFF:.0%} of the neurons off", ways, n_tokens, expected, goals)
+    yield _case(f"{_counted(len(prompts))}, {_OFF:.0%} of the neurons off", ways, n_tokens, expected, goals)
+
+
+def _counted(size: int) -> str:
+    return f"{size} prompt{'s' * (size > 1)}, speed over transformers' greedy generate"
 
 
 def _case(title: str, ways: dict, n_tokens: int, expected: list[str], goals: dict[str, float]) -> Case:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from generating import random_neurons, switched_off
@@ -24,6 +24,8 @@ _SAME = {torch.float32: 1e-4, torch.bfloat16: 2e-2}
 """Largest relative difference of a loss; zeros written into weights round otherwise than zeros written by hooks."""
 _SWEEP = 0.15
 """Of the usual work for each layer."""
+_SWEPT = 10
+"""Layers of a sweep at the most, from all over the model."""
 
 
 def matrix_cases(subject: Subject) -> Iterator[Case]:
@@ -38,7 +40,7 @@ def matrix_cases(subject: Subject) -> Iterator[Case]:
     for backend, model in subject.ours.items():
         ways[f"intact, {backend}"] = lambda m=model, r=rows[backend]: row_losses(m, r) is None or None
         ways[f"cell, {backend}"] = lambda m=model, r=rows[backend]: _cell(m, r, condition)
-    title = f"losses with {_OFF:.0%} of the neurons off"
+    title = f"losses with {_OFF:.0%} of the neurons off, {plain.tokens.numel()} tokens, in units of a plain pass"
     yield Case(
         title,
         ways,
@@ -52,19 +54,18 @@ def matrix_cases(subject: Subject) -> Iterator[Case]:
 
 def sweep_cases(subject: Subject) -> Iterator[Case]:
     text, reading = _text(subject, subject.n_rows(_WINDOW, _SWEEP))
-    neurons = random_neurons(subject, _OFF)
+    layers = list(range(0, subject.n_layers, -(-subject.n_layers // _SWEPT)))
+    neurons = random_neurons(subject, _OFF).in_layers(layers)
     rows = corpus_rows(subject.ours[DEFAULT], text, reading)["en"]
-    expected = torch.stack([_off_in(subject, neurons, rows, layer) for layer in range(subject.n_layers)])
-    ways = {}
-    for backend, model in subject.ours.items():
-        ways[f"a pass for each layer, {backend}"] = lambda m=model: _naive(m, neurons, rows)
+    expected = torch.stack([_off_in(subject, neurons, rows, layer) for layer in layers])
+    ways = {"a pass for each layer": lambda: _naive(subject.ours[DEFAULT], neurons, layers, rows)}
     for backend, model in subject.ours.items():
         ways[f"layer_sweep, {backend}"] = lambda m=model: _swept(m, text, neurons, reading)
-    title = f"losses with {_OFF:.0%} of the neurons off, layer by layer"
+    title = f"losses with {_OFF:.0%} of the neurons off, layer by layer, in units of a pass for each"
     yield Case(
         title,
         ways,
-        rows.tokens.numel() * subject.n_layers,
+        rows.tokens.numel() * len(layers),
         goals={f"layer_sweep, {DEFAULT}": 0.6},
         expected=expected,
         difference=_relative,
@@ -104,9 +105,9 @@ def _off_in(subject: Subject, neurons: NeuronSet, rows: TokenRows, layer: int) -
         return _plain_losses(subject, rows).sum() / rows.valid[:, 1:].sum()
 
 
-def _naive(model: HookedModel, neurons: NeuronSet, rows: TokenRows) -> Float[Tensor, " layer"]:
+def _naive(model: HookedModel, neurons: NeuronSet, layers: Sequence[int], rows: TokenRows) -> Float[Tensor, " layer"]:
     found = []
-    for layer in range(model.cfg.n_layers):
+    for layer in layers:
         with ablate(model, neurons.in_layers([layer])):
             losses = row_losses(model, rows)
         found.append(losses.nll.sum() / losses.n_tokens.sum())

@@ -9,15 +9,18 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 import transformers
+from subjects import BACKENDS
+from timing import Row
 from transformers import AutoTokenizer
 
 from mi_multilingual import load_corpus, load_model, record
 from mi_multilingual.corpora import Corpus
 from mi_multilingual.models.checkpoints import checkpoint_place
-from mi_multilingual.models.loading import HookedTransformer
 
 LOADING_GOAL = 1.3
+_GROWTH = 1.05
 _GIB = {
     "vocab_size": 32000,
     "hidden_size": 1536,
@@ -34,35 +37,36 @@ def memory(name: str) -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
 
 
-def tables(sizes: Sequence[int]) -> list[dict[str, Any]]:
-    """Measure and print both; every measurement in a process of its own."""
-    return [*_recording_table(sizes), *_loading_table()]
+def rows(sizes: Sequence[int]) -> list[Row]:
+    """Both, every measurement in a process of its own; seconds are not measured."""
+    return [*_recording_rows(sizes), *_loading_rows()]
 
 
-def _recording_table(sizes: Sequence[int]) -> list[dict[str, Any]]:
-    print("| tokens recorded | peak memory, MiB | over the first |\n|---|---|---|")
-    found: list[dict[str, Any]] = []
-    for size in sizes:
-        n_tokens, peak = _in_a_process(_recording_peak, size)
-        found.append({"what": "recording", "tokens": n_tokens, "peak": peak})
-        print(f"| {n_tokens:,} | {peak / 2**20:.0f} | {peak / found[0]['peak']:.3f} |", flush=True)
-    return found
+def _row(model: str, case: str, way: str, ratio: float, goal: float | None) -> Row:
+    return Row("memory", model, "float32", case, way, 0.0, ratio, ratio, ratio, goal, None, 0.0, None)
 
 
-def _loading_table() -> list[dict[str, Any]]:
-    print("\n| backend | weights, MB | peak of loading / weights | held in the end / weights | goal |")
-    print("|---|---|---|---|---|")
+def _recording_rows(sizes: Sequence[int]) -> list[Row]:
+    found = [_in_a_process(_recording_peak, size) for size in sizes]
+    least = found[0][1]
+    case = f"peak memory over that with {found[0][0]:,} tokens, {least / 2**20:.0f} MiB"
+    return [_row("demo", case, f"record {n:,} tokens, {BACKENDS[0]}", peak / least, _GROWTH) for n, peak in found[1:]]
+
+
+def _loading_rows() -> list[Row]:
     found = []
     with tempfile.TemporaryDirectory() as folder:
-        config = transformers.LlamaConfig(**_GIB)
-        transformers.LlamaForCausalLM(config).save_pretrained(folder)
-        AutoTokenizer.from_pretrained(checkpoint_place("demo")).save_pretrained(folder)
-        gc.collect()
-        for backend in ("bridge",) if HookedTransformer is None else ("hooked", "bridge"):
-            weights, peak, held = _in_a_process(_loading_peak, folder, backend)
-            found.append({"what": "loading", "backend": backend, "weights": weights, "peak": peak, "held": held})
-            ratios = f"{peak / weights:.3f} | {held / weights:.3f} | <= {LOADING_GOAL}"
-            print(f"| {backend} | {weights / 1e6:.0f} | {ratios} |", flush=True)
+        for dtype in (torch.float32, torch.bfloat16):
+            config = transformers.LlamaConfig(**_GIB)
+            transformers.LlamaForCausalLM(config).to(dtype).save_pretrained(folder)
+            AutoTokenizer.from_pretrained(checkpoint_place("demo")).save_pretrained(folder)
+            gc.collect()
+            stored = f"stored in {str(dtype).removeprefix('torch.')}"
+            for backend in BACKENDS:
+                weights, peak, _ = _in_a_process(_loading_peak, folder, backend)
+                case = f"peak memory over the weights, {stored}"
+                model = f"Llama of {weights / 1e9:.1f} GB"
+                found.append(_row(model, case, f"load_model, {backend}", peak / weights, LOADING_GOAL))
     return found
 
 
@@ -97,7 +101,3 @@ def _loading_peak(folder: str, backend: str, queue: multiprocessing.Queue) -> No
     gc.collect()
     owners = {p.untyped_storage().data_ptr(): p.untyped_storage().nbytes() for p in model.parameters()}
     queue.put((sum(owners.values()), memory("VmHWM") - before, memory("VmRSS") - before))
-
-
-if __name__ == "__main__":
-    tables([10_000])

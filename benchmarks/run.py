@@ -2,8 +2,10 @@
 
     make bench
 
-Every way is checked before its time counts. Ratios are of medians; least and most are those of single rounds. The
-tables go to standard output, to be put into LOG.md, and all numbers into a JSON file where `--out` names one.
+Every way is checked before its time counts. Ratios are of medians; least and most are those of single rounds. Each part
+of each model runs in a process of its own, and one that fails or takes too long is named and ends nothing else. One
+table goes to standard output, to be put into LOG.md, what is going on to standard error, and all numbers into a JSON
+file where `--out` names one.
 """
 
 from __future__ import annotations
@@ -12,9 +14,15 @@ import argparse
 import json
 import os
 import platform
-from collections.abc import Sequence
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import evidence
 import generating
@@ -24,7 +32,8 @@ import recording
 import scoring
 import torch
 import transformers
-from subjects import BACKENDS, MODELS, Subject, subjects
+from subjects import BACKENDS, DTYPES, MODELS, subject_of
+from table import table
 from timing import Row, matrix_rate, measured
 
 TIMED = {
@@ -36,39 +45,61 @@ TIMED = {
     "evidence": evidence.cases,
 }
 PARTS = (*TIMED, "memory")
+_CHECKPOINTS = ("demo", "smollm2")
+PLAN = {
+    "record": [(model, dtype) for dtype in DTYPES for model in MODELS],
+    **{part: [(model, "float32") for model in _CHECKPOINTS] for part in TIMED if part != "record"},
+    "memory": [("", "")],
+}
+"""Part -> the models and number formats that are measured."""
 
 
-def compared(subject: Subject, part: str, rounds: int, peak: float) -> list[Row]:
-    """Measure one part of one model, and print its tables."""
-    dtype, rows = str(subject.dtype).removeprefix("torch."), []
+def planned(parts: Sequence[str], models: Sequence[str], dtypes: Sequence[str]) -> list[tuple[str, str, str]]:
+    """Part, model and number format of each process."""
+    found = [(part, *of) for part in PARTS if part in parts for of in PLAN[part]]
+    return [(part, model, dtype) for part, model, dtype in found if not model or (model in models and dtype in dtypes)]
+
+
+def in_a_process(part: str, model: str, dtype: str, limit: float, options: Sequence[str]) -> dict[str, Any]:
+    """What one part gives: its rows, and sentences about what is left out."""
+    title = ", ".join(filter(None, (part, model, dtype)))
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "found.json"
+        command = [sys.executable, __file__, "--single", part, model, dtype, "--out", str(out), *options]
+        ended = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, process_group=0)
+        try:
+            _, complaints = ended.communicate(timeout=limit)
+        except subprocess.TimeoutExpired:
+            os.killpg(ended.pid, signal.SIGKILL)  # with the processes that it has started
+            ended.communicate()
+            return {"rows": [], "sentences": [f"{title}: left out, not finished after {limit:.0f} s"]}
+        if ended.returncode == 0:
+            return json.loads(out.read_text())
+        reason = (complaints.strip().splitlines() or [f"exit status {ended.returncode}"])[-1][:200]
+        return {"rows": [], "sentences": [f"{title}: left out, {reason}"]}
+
+
+def single(part: str, model: str, dtype: str, rounds: int, tokens: Sequence[int]) -> dict[str, Any]:
+    """Measure one part of one model in this process."""
+    if part == "memory":
+        return {"rows": [asdict(row) for row in memory.rows(tokens)], "sentences": []}
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    subject = subject_of(model, dtype, device)
+    if isinstance(subject, str):
+        return {"rows": [], "sentences": [subject]}
+    peak, rows, sentences = matrix_rate(device, subject.dtype), [], []
     for case in TIMED[part](subject):
         if isinstance(case, str):
-            print(f"{case}\n")
+            sentences.append(case)
             continue
-        found, sentences = measured(part, subject.name, dtype, case, rounds, peak)
-        print(f"{part}, {subject.name}, {dtype}: {case.title}\n\n{table(found, speed=case.speed)}\n", flush=True)
-        for sentence in sentences:
-            print(f"{sentence}\n")
+        found, wrong = measured(part, subject.name, dtype, case, rounds, peak)
         rows += found
-    return rows
+        sentences += wrong
+    return {"rows": [asdict(row) for row in rows], "sentences": sentences}
 
 
-def table(rows: Sequence[Row], *, speed: bool) -> str:
-    """A markdown table."""
-    share = any(row.share_of_peak for row in rows)
-    head = ["way", "s", "speed" if speed else "ratio", "least", "most", "goal", "difference", "tokens/s"]
-    head += ["of the matrix rate"] * share
-    lines = [head, ["---"] * len(head)]
-    for row in rows:
-        goal = "" if row.goal is None else f"{'>=' if speed else '<='} {row.goal:g}"
-        difference = "" if row.difference is None else f"{row.difference:.1g}"
-        ratios = [f"{x:.3f}" for x in (row.ratio, row.least, row.most)]
-        cells = [row.way, f"{row.seconds:.4g}", *ratios, goal, difference, f"{row.tokens_per_second:,.0f}"]
-        lines.append([*cells, *(["" if row.share_of_peak is None else f"{row.share_of_peak:.0%}"] * share)])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def environment(device: str) -> str:
+def environment() -> str:
+    device = "cuda" if torch.cuda.is_available() else "cpu"
     name = torch.cuda.get_device_name() if device == "cuda" else platform.machine()
     load = f"load {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
     return (
@@ -81,31 +112,40 @@ def environment(device: str) -> str:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
+    parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=list(DTYPES))
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--tokens", type=int, nargs="+", default=[10_000, 1_000_000], help="part memory: recorded")
+    parser.add_argument("--limit", type=float, default=300, help="seconds for each process")
+    parser.add_argument("--tokens", type=int, nargs="+", default=[10_000, 500_000], help="part memory: recorded")
     parser.add_argument("--out", type=Path, help="a JSON file for all numbers")
+    parser.add_argument("--single", nargs=3, help=argparse.SUPPRESS)
     return parser.parse_args()
+
+
+def _all_parts(asked: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    options = ["--rounds", str(asked.rounds), "--tokens", *map(str, asked.tokens)]
+    for part, model, dtype in planned(asked.parts, asked.models, asked.dtypes):
+        started = time.monotonic()
+        found = in_a_process(part, model, dtype, asked.limit, options)
+        print(f"{part} {model} {dtype}: {time.monotonic() - started:.0f} s", *found["sentences"], file=sys.stderr)
+        yield found
 
 
 def main() -> None:
     asked = _arguments()
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    about = environment(device)
-    print(f"{about}\n", flush=True)
-    rows: list[Row] = []
-    peaks: dict[torch.dtype, float] = {}
-    for subject in subjects(asked.models if set(asked.parts) & set(TIMED) else [], device):
-        if isinstance(subject, str):
-            print(f"{subject}\n", flush=True)
-            continue
-        peaks.setdefault(subject.dtype, matrix_rate(device, subject.dtype))
-        for part in (part for part in TIMED if part in asked.parts):
-            rows += compared(subject, part, asked.rounds, peaks[subject.dtype])
-    used = memory.tables(asked.tokens) if "memory" in asked.parts else []
+    if asked.single:
+        asked.out.write_text(json.dumps(single(*asked.single, asked.rounds, asked.tokens)))
+        return
+    about, found = environment(), list(_all_parts(asked))
+    rows = [Row(**row) for part in found for row in part["rows"]]
+    sentences = list(dict.fromkeys(sentence for part in found for sentence in part["sentences"]))
+    print(f"{about}\n\n{table(rows)}\n")
+    for sentence in sentences:
+        print(f"- {sentence}")
     if asked.out:
-        found = {"environment": about, "rounds": asked.rounds, "times": [asdict(row) for row in rows], "memory": used}
-        asked.out.write_text(json.dumps(found, indent=1) + "\n")
+        asked.out.parent.mkdir(parents=True, exist_ok=True)
+        numbers = {"environment": about, "rounds": asked.rounds, "times": [asdict(row) for row in rows]}
+        asked.out.write_text(json.dumps(numbers | {"left out": sentences}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

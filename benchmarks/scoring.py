@@ -12,7 +12,6 @@ from torch import Tensor
 
 from mi_multilingual import load_facts
 from mi_multilingual.evaluation.likelihood import Continuation, continuations, log_likelihoods
-from mi_multilingual.models.hooked import HookedModel
 from mi_multilingual.tokens import pad_right
 
 _SAME = {torch.float32: 1e-3, torch.bfloat16: 1.0}
@@ -26,8 +25,10 @@ def cases(subject: Subject) -> Iterator[Case]:
     items = [item for item in load_facts(wordings=(0,)) if item.language == "en"][: 3 * _QUESTIONS[subject.device]]
     model = subject.ours[DEFAULT]
     facts = [c for item in items for c in continuations(model, item.prompt, item.choices)]
-    yield _case(subject, f"{len(items)} facts, {len(facts)} answers", facts)
-    title = f"{_QUESTIONS[subject.device]} prompts of {_PROMPT} tokens, {_CHOICES} answers each"
+    yield _case(subject, f"{len(items)} facts, {len(facts)} answers, in units of a row for each", facts)
+    title = (
+        f"{_QUESTIONS[subject.device]} prompts of {_PROMPT} tokens, {_CHOICES} answers each, in units of a row for each"
+    )
     yield _case(subject, title, list(_long(subject)))
 
 
@@ -44,12 +45,10 @@ def _long(subject: Subject) -> Iterator[Continuation]:
 
 
 def _case(subject: Subject, title: str, found: Sequence[Continuation]) -> Case:
-    def logits_of(model: HookedModel) -> Callable[[Tensor], Tensor]:
-        return lambda tokens: model(tokens, return_type="logits")
+    def by_row() -> Float[Tensor, " continuation"]:
+        return _row_by_row(lambda tokens: subject.hf(input_ids=tokens, use_cache=False).logits, found, subject.device)
 
-    by_row = {f"a row for each, {backend}": logits_of(model) for backend, model in subject.ours.items()}
-    by_row["a row for each, transformers"] = lambda tokens: subject.hf(input_ids=tokens, use_cache=False).logits
-    ways = {name: lambda f=f: _row_by_row(f, found, subject.device) for name, f in by_row.items()}
+    ways: dict[str, Callable[[], Tensor]] = {"a row for each": by_row}
     for backend, model in subject.ours.items():
         ways[f"log_likelihoods, {backend}"] = lambda m=model: log_likelihoods(m, found)
     return Case(
@@ -57,7 +56,7 @@ def _case(subject: Subject, title: str, found: Sequence[Continuation]) -> Case:
         ways,
         sum(len(c.ids) - 1 for c in found),
         goals={f"log_likelihoods, {DEFAULT}": 0.6},
-        expected=ways["a row for each, transformers"](),
+        expected=by_row(),
         difference=lambda expected, got: (got - expected).abs().max(),
         limit=_SAME[subject.dtype],
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -125,19 +124,15 @@ def shared(model: PreTrainedModel) -> PreTrainedModel:
     return copy.deepcopy(model, {id(p): p for p in model.parameters()})
 
 
-def subjects(names: list[str], device: str) -> Iterator[Subject | str]:
-    """The models asked for in every number format, or why one is left out."""
-    for name in names:
-        for dtype, torch_dtype in DTYPES.items():
-            if dtype == "bfloat16" and device == "cpu" and "amx_bf16" not in _processor_flags():
-                yield f"{name} in bfloat16 is left out: amx_bf16 is not among the processor's flags"
-                continue
-            try:
-                hf, tokenizer = _loaded(name, torch_dtype)
-            except ValueError as error:
-                yield f"{name} is left out: {error}"
-                break
-            yield Subject(name, hf.to(device).eval().requires_grad_(False), tokenizer)
+def subject_of(name: str, dtype: str, device: str) -> Subject | str:
+    """The model in a number format, or why it is left out."""
+    if dtype == "bfloat16" and device == "cpu" and "amx_bf16" not in _processor_flags():
+        return "bfloat16 is left out: amx_bf16 is not among the processor's flags"
+    try:
+        hf, tokenizer = _loaded(name, DTYPES[dtype])
+    except ValueError as error:
+        return f"{name} is left out: {error}"
+    return Subject(name, hf.to(device).eval().requires_grad_(False), tokenizer)
 
 
 def _loaded(name: str, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

@@ -11,8 +11,6 @@ from typing import Any
 
 import torch
 
-WARM_UP = 1
-
 
 @dataclass(frozen=True)
 class Case:
@@ -52,19 +50,25 @@ class Row:
     difference: float | None
     tokens_per_second: float
     share_of_peak: float | None
+    speed: bool = False
+    """Whether ratios are of speeds, more is better."""
 
 
-def timed(calls: Mapping[str, Callable[[], Any]], rounds: int = 7) -> dict[str, list[float]]:
-    """Seconds of each call in each round; the calls take turns, so that a slow moment hits all of them."""
+def timed(calls: Mapping[str, Callable[[], Any]], rounds: int = 7, warm_up: int = 1) -> dict[str, list[float]]:
+    """Seconds of each call in each round; the calls take turns, so that a slow moment hits all of them.
+
+    Args:
+        warm_up: rounds before, which do not count.
+    """
     times: dict[str, list[float]] = {name: [] for name in calls}
-    for i in range(WARM_UP + rounds):
+    for i in range(warm_up + rounds):
         for name, call in calls.items():
             gc.collect()
             _wait()
             started = time.perf_counter()
             call()
             _wait()
-            if i >= WARM_UP:
+            if i >= warm_up:
                 times[name].append(time.perf_counter() - started)
     return times
 
@@ -98,8 +102,8 @@ def measured(part: str, model: str, dtype: str, case: Case, rounds: int, peak: f
     Args:
         peak: operations per second of a large matrix product.
     """
-    differences, sentences = checked(case)
-    times = timed({way: case.ways[way] for way in differences}, rounds)
+    differences, sentences = checked(case)  # which also warms them up
+    times = timed({way: case.ways[way] for way in differences}, rounds, warm_up=0)
     unit = times[next(iter(case.ways))]
     rows = []
     for way, seconds in times.items():
@@ -108,8 +112,8 @@ def measured(part: str, model: str, dtype: str, case: Case, rounds: int, peak: f
         rate = case.n_tokens / own
         share = rate * case.flops[way] / peak if way in case.flops else None
         numbers = (own, its / own if case.speed else own / its, min(turns), max(turns))
-        row = (part, model, dtype, case.title, way, *numbers, case.goals.get(way), differences[way], rate, share)
-        rows.append(Row(*row))
+        about = (part, model, dtype, case.title, way)
+        rows.append(Row(*about, *numbers, case.goals.get(way), differences[way], rate, share, case.speed))
     return rows, sentences
 
 

@@ -205,19 +205,17 @@ def _query_key_impact(
 ) -> tuple[Float[Tensor, "document q_column"], Float[Tensor, "document k_column"]]:
     """Norm of the change of the pattern, over heads that use the column and positions, without each column.
 
-    softmax(s - d) is proportional to softmax(s) exp(-d), so the scores themselves are not needed.
+    A softmax of the pattern's logarithm is the pattern, so the scores themselves are not needed.
     """
     n_heads, n_kv = q.shape[2], k.shape[2]
-    k_of_head = k.repeat_interleave(n_heads // n_kv, dim=2)
-    by_head = torch.empty(len(q), n_heads, q.shape[3], device=q.device)
-    for d in range(q.shape[3]):
-        left_out = einsum(q[..., d], k_of_head[..., d], "doc i head, doc j head -> doc head i j") / scale
-        # Only differences matter to a softmax: without the largest exponent nothing overflows.
-        left_out = left_out - left_out.masked_fill(pattern == 0, torch.inf).amin(dim=-1, keepdim=True)
-        weight = torch.where(pattern > 0, pattern * (-left_out).exp(), 0.0)
-        change = weight / weight.sum(dim=-1, keepdim=True) - pattern
-        change = change.masked_fill(~valid[:, None, :, None], 0.0)
-        by_head[..., d] = change.square().sum(dim=(2, 3))
+    q = rearrange(q / -scale, "doc i head d -> d doc head i 1")
+    k = rearrange(k.repeat_interleave(n_heads // n_kv, dim=2), "doc j head d -> d doc head 1 j")
+    scores, counted = pattern.log(), valid[:, None].to(pattern)
+    by_column = []
+    for q_d, k_d in zip(q, k, strict=True):
+        change = torch.addcmul(scores, q_d, k_d).softmax(dim=-1).sub_(pattern)
+        by_column.append((change.square_().sum(dim=-1) * counted).sum(dim=-1))
+    by_head = torch.stack(by_column, dim=-1)
     by_kv_head = rearrange(by_head, "doc (kv group) d -> doc kv group d", kv=n_kv).sum(dim=2)
     return by_head.sqrt().flatten(1), by_kv_head.sqrt().flatten(1)
 

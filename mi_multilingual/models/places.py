@@ -44,10 +44,10 @@ def find_places(
     blocks = []
     for layer, block in enumerate(hooked_blocks):
         found = _block_places(model, block, linears)
+        if model.cfg.gated_mlp and (gate := found["mlp.hook_pre"]) and id(gate.module) in paths:
+            mlp = hf_model.get_submodule(paths[id(gate.module)].rpartition(".")[0])
+            found[ACTIVATED] = _activation_place(mlp, model.cfg.act_fn)
         found = {name: place for name, place in found.items() if place and id(place.module) in paths}
-        if model.cfg.gated_mlp and "mlp.hook_pre" in found:
-            mlp = hf_model.get_submodule(paths[id(found["mlp.hook_pre"].module)].rpartition(".")[0])
-            found |= {ACTIVATED: place for place in _activation_places(mlp, model.cfg.act_fn)}
         if "mlp.hook_post" in found:
             # A block is what its list of blocks knows by a number.
             parts = paths[id(found["mlp.hook_post"].module)].split(".")
@@ -74,13 +74,13 @@ def _block_places(model: Any, block: Any, linears: Sequence[Module]) -> dict[str
     return places
 
 
-def _activation_places(mlp: Module, name: str) -> list[Place]:
+def _activation_place(mlp: Module, name: str) -> Place | None:
     """What the activation function of a gated MLP gives, where that is a module of its own."""
     from transformers.activations import ACT2FN
 
     kind = type(ACT2FN[name]) if name in ACT2FN else None
     found = [Place(child, at_input=False) for child in mlp.children() if type(child) is kind]
-    return found if len(found) == 1 else []
+    return found[0] if len(found) == 1 else None
 
 
 def _bridged(block: Any, name: str, at_input: bool, linears: Sequence[Module]) -> Place | None:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:  # takes seconds to import
 _SUMMED, _SAMPLED = 2**18, 2**15
 """Numbers of a parameter up to which all are summed to see changes, and the most of a larger one."""
 
-_EACH = 8
+_EACH = 4
 """Numbers of each row and of each column that are enough to see a change of it."""
 
 

@@ -61,9 +61,9 @@ def rewritten(model: HookedModel, interventions: Sequence[Intervention]) -> Iter
     saved: list[tuple[Projection, RowsChange, Tensor, Tensor | None]] = []
     try:
         for projection, row in _rewrites(model, interventions):
-            bias = projection.bias
-            saved.append((projection, row, projection.rows[row.index], None if bias is None else bias.detach().clone()))
-            write(projection, row)
+            bias, rows = projection.bias, projection.rows[row.index]
+            saved.append((projection, row, rows, None if bias is None else bias.detach().clone()))
+            _write_over(projection, row, rows)
         yield
     finally:
         with torch.no_grad():
@@ -192,10 +192,14 @@ def column_rewrites(
             yield Projection(bias[head, :, None]), in_head
 
 
-@torch.no_grad()
 def write(projection: Projection, row: RowsChange) -> None:
     """Write into the weights; a bias that is missing is made where it is needed."""
-    rows = projection.rows[row.index]
+    _write_over(projection, row, projection.rows[row.index])
+
+
+@torch.no_grad()
+def _write_over(projection: Projection, row: RowsChange, rows: Float[Tensor, "changed d_model"]) -> None:
+    """`write`, where the rows are known: reading some columns of a large matrix is the dearest part of it."""
     accurate = rows.to(torch.promote_types(rows.dtype, torch.float32))
     projection.rows[row.index] = (row.factor.to(accurate)[:, None] * accurate).to(rows.dtype)
     if row.offset.any():

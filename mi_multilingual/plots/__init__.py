@@ -4,14 +4,12 @@ from .ablation import change_by_layer, perplexity_change
 from .deactivation import deactivation_bars, deactivation_matrix
 from .detectors import found_and_chance, leaderboard, membership, recovery
 from .editing import editing_matrix, editing_neurons, editing_transfer
+from .experts import expert_heatmap, language_tree, pruning_curves
 from .lape_tables import ablation_bars, ablation_panels, loss_against_size
 from .layer_languages import layer_languages, layer_words, region_effects
 from .neurons import entropy_histogram, layer_counts, neuron_map, neuron_profile, overlap
-from .representations import dominance_by_layer, representation_change, similarity_by_layer
 from .open_generation import language_off, language_raised
-from .sharing import activity_overlap, sharing_by_layer, type_contributions
-from .experts import expert_heatmap, language_tree, pruning_curves
-from .neurons import entropy_histogram, layer_counts, neuron_map, neuron_profile, overlap
+from .representations import dominance_by_layer, representation_change, similarity_by_layer
 from .sharing import (
     active_by_language,
     activity_overlap,
@@ -38,17 +36,17 @@ __all__ = [
     "contributions",
     "deactivation_bars",
     "deactivation_matrix",
+    "dominance_by_layer",
     "editing_matrix",
     "editing_neurons",
     "editing_transfer",
-    "dominance_by_layer",
     "entropy_histogram",
     "expert_heatmap",
     "fallback",
     "found_and_chance",
-    "language_tree",
     "language_off",
     "language_raised",
+    "language_tree",
     "layer_counts",
     "layer_languages",
     "layer_words",
@@ -62,13 +60,12 @@ __all__ = [
     "perplexity_change",
     "pruning_curves",
     "recovery",
-    "representation_change",
     "region_effects",
-    "sharing_by_layer",
-    "similarity_by_layer",
     "repeated_types",
+    "representation_change",
     "sharing_by_layer",
     "sharing_by_task",
+    "similarity_by_layer",
     "steering_curve",
     "steering_matrix",
     "sweep_effects",

@@ -11,11 +11,20 @@ from typing import Any
 import pandas as pd
 
 from ..detectors.table import Setting
-from . import alignment_tuning, editing, layer_languages, regions, tuning
 from ..evidence.representations import POOLINGS
-from . import lape_tables, representations
-from . import alignment_tuning, editing, experts, layer_languages, regions, sharing, tuning
-from . import alignment_tuning, editing, layer_languages, open_generation, regions, translation, tuning
+from . import (
+    alignment_tuning,
+    editing,
+    experts,
+    lape_tables,
+    layer_languages,
+    open_generation,
+    regions,
+    representations,
+    sharing,
+    translation,
+    tuning,
+)
 from .given import Given
 
 Tables = Mapping[str, pd.DataFrame]
@@ -77,7 +86,7 @@ STUDIES: dict[str, StudyRow] = {
         editing.TABLES,
         editing.SETTINGS,
         "Wang et al. 2024, arXiv:2406.09265; Meng et al. 2022, arXiv:2202.05262",
-STUDIES: dict[str, StudyRow] = {
+    ),
     "lape_tables": StudyRow(
         lape_tables.run,
         ("ablation_outputs", "ablation_matrix", "ablation_comparison", "ablation_curve"),

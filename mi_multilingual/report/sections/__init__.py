@@ -10,68 +10,21 @@ from . import (
     deactivation,
     detectors,
     editing,
+    experts,
+    lape_tables,
     layer_languages,
     neurons,
-    sharing,
-    experts,
-    neurons,
+    open_generation,
+    representations,
     sharing,
     sharing_tasks,
     steering,
     sweeps,
-    tuning,
-)
-
-SUBJECTS = (ablation, neurons, detectors, sharing, steering, deactivation, editing, tuning, sweeps, answers)
-from . import (
-    ablation,
-    answers,
-    deactivation,
-    detectors,
-    lape_tables,
-    neurons,
-    representations,
-    sharing,
-    steering,
-    sweeps,
-)
-
-SUBJECTS = (
-    ablation,
-    lape_tables,
-    neurons,
-    representations,
-    neurons,
-    open_generation,
-    sharing,
-    steering,
-    sweeps,
     translation,
     tuning,
 )
 
-SUBJECTS = (
-    ablation,
-    neurons,
-    detectors,
-    sharing,
-    steering,
-    deactivation,
-    editing,
-    tuning,
-    layer_languages,
-    sweeps,
-    answers,
-)
-SUBJECTS = (ablation, neurons, detectors, sharing, sharing_tasks, experts, steering, deactivation, editing, tuning)
-SUBJECTS += (sweeps, answers)
-    open_generation,
-    translation,
-    deactivation,
-    editing,
-    tuning,
-    sweeps,
-    answers,
-)
+SUBJECTS = (ablation, lape_tables, neurons, representations, layer_languages, detectors, sharing, sharing_tasks)
+SUBJECTS += (experts, steering, open_generation, translation, deactivation, editing, tuning, sweeps, answers)
 SECTIONS = tuple(section for subject in SUBJECTS for section in subject.SECTIONS)
 """Every section of the page, in its order."""

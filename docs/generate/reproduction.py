@@ -6,21 +6,24 @@ build/reproduction, and the claims are measured on the tables there. Stopped at 
 
 import argparse
 import importlib
+import json
 import pkgutil
 import time
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
+import yaml
 
 import claims
 from claims.claim import Claim, Effect, verdict
 from mi_multilingual.experiments import load_study, run, study_tables
 
 HERE = Path(__file__).parents[1]
-MODELS = {"demo": "lape={rate: 0.05, filter_rate: 0.985}", "smollm2": "lape={rate: 0.01}"}
-"""The models, and how LAPE is asked of each: in the small one, 1 % would be six neurons per language."""
+SIZES: Mapping[str, Mapping[str, Any]] = yaml.safe_load((HERE / "reproduction" / "sizes.yaml").read_text("utf-8"))
+"""Model -> protocol -> the keys of the study file that say how much is measured, for half an hour in all."""
 NAMES = {"demo": "the demo model", "smollm2": "SmolLM2-135M-Instruct"}
 HEAD = """# What holds
 
@@ -39,7 +42,8 @@ TAIL = """
     mi-multilingual plan docs/reproduction/representations.yaml --set model=meta-llama/Llama-2-7b-hf
     mi-multilingual run docs/reproduction/representations.yaml --set model=meta-llama/Llama-2-7b-hf --out runs/llama
 
-`plan` tells time and memory before anything runs.
+`plan` tells time and memory before anything runs. How much was measured here is in `docs/reproduction/sizes.yaml`; with
+text of your own (`--set corpus=FOLDER`) the presets take the papers' sizes.
 """
 
 
@@ -54,13 +58,19 @@ def run_protocols(names: Sequence[str], models: Sequence[str], folder: Path) -> 
     outcome = {}
     for model in models:
         for name in names:
-            study = load_study(HERE / "reproduction" / f"{name}.yaml", [f"model={model}", MODELS[model]])
+            study = load_study(HERE / "reproduction" / f"{name}.yaml", [f"model={model}", *sizes(model, name)])
             started = time.monotonic()
             made = run(study, folder / model / name, progress=False)
             error = "; ".join(made.failed.error) if len(made.failed) else ""
             outcome[name, model] = pd.Series({"seconds": made.seconds, "error": error})
             print(f"{model} {name}: {time.monotonic() - started:.0f} s {error}", flush=True)
     return outcome
+
+
+def sizes(model: str, name: str) -> list[str]:
+    """What the protocol's file is given beside the model: `every` protocol's keys, and its own."""
+    own = {**SIZES[model].get("every", {}), **SIZES[model].get(name, {})}
+    return [f"{key}={json.dumps(value)}" for key, value in own.items()]
 
 
 def measured(claim: Claim, folder: Path) -> Effect | str:
@@ -117,10 +127,10 @@ def times(outcome: Mapping[tuple[str, str], pd.Series], models: Sequence[str]) -
 def main() -> None:
     """Run, measure, write."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", action="append", choices=MODELS, help="one of the models; both by default")
+    parser.add_argument("--model", action="append", choices=NAMES, help="one of the models; both by default")
     parser.add_argument("--out", type=Path, default=Path("build/reproduction"), help="run folders")
     options = parser.parse_args()
-    models, known = options.model or list(MODELS), all_claims()
+    models, known = options.model or list(NAMES), all_claims()
     names = list(dict.fromkeys(claim.study for claim in known))
     outcome = run_protocols(names, models, options.out)
     found = {(claim, model): measured(claim, options.out / model) for claim in known for model in models}

@@ -94,7 +94,7 @@ SECTIONS = (
         _NEURONS,
         figures=(
             Figure(
-                "editing-neurons",
+                "editing-neurons-figure",
                 (EDITING_NEURON_EFFECTS,),
                 plots.editing_neurons,
                 "Above zero, neurons of the type carry more of the edit than as many others would.",

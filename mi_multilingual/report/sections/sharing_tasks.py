@@ -84,7 +84,7 @@ SECTIONS = (
         findings=task_findings,
         folded=True,
         figures=(
-            Figure("sharing-tasks", (SHARING_TYPES,), plots.sharing_by_task, "Bands: all questions.", wide=True),
+            Figure("sharing-tasks-figure", (SHARING_TYPES,), plots.sharing_by_task, "Bands: all questions.", wide=True),
             Figure(
                 "sharing-repeated",
                 (SHARING_TYPES,),

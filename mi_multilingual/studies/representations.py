@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from itertools import combinations, permutations
+from itertools import combinations, permutations, product
 from typing import Any
 
 import numpy as np
@@ -66,7 +66,7 @@ def sentence_similarity(representations: Representations) -> pd.DataFrame:
         7       floor   0.93
         8   corrected   0.01
     """
-    return _pair_table(representations, unit, _similarities)
+    return _pair_table(representations, unit, _similarities, MEASURES[:3])
 
 
 def retrieval(representations: Representations) -> pd.DataFrame:
@@ -83,7 +83,7 @@ def retrieval(representations: Representations) -> pd.DataFrame:
     def hits(one: Tensor, other: Tensor) -> _PerSentence:
         return {"retrieval": retrieved(one, other)}
 
-    return _pair_table(representations, unit, hits, pairs=permutations, shares=True)
+    return _pair_table(representations, unit, hits, ["retrieval"], pairs=permutations, shares=True)
 
 
 def mexa(representations: Representations) -> pd.DataFrame:
@@ -103,7 +103,7 @@ def mexa(representations: Representations) -> pd.DataFrame:
     def hits(one: Tensor, other: Tensor) -> _PerSentence:
         return {"mexa": mutually_retrieved(one, other)}
 
-    return _pair_table(representations, unit, hits, shares=True)
+    return _pair_table(representations, unit, hits, ["mexa"], shares=True)
 
 
 def cka(representations: Representations, *, unbiased: bool = False) -> pd.DataFrame:
@@ -126,7 +126,10 @@ def cka(representations: Representations, *, unbiased: bool = False) -> pd.DataF
     def alignment(one: Tensor, other: Tensor) -> _PerSentence:
         return {"cka": centred_alignment(one, other, unbiased=unbiased)}
 
-    return _pair_table(representations, lambda v: torch.stack([gram(x, unbiased=unbiased) for x in v]), alignment)
+    def grams(vectors: Tensor) -> Tensor:
+        return torch.stack([gram(x, unbiased=unbiased) for x in vectors])
+
+    return _pair_table(representations, grams, alignment, ["cka"])
 
 
 def dominance(representations: Representations, *, shifted: bool = False) -> pd.DataFrame:
@@ -165,21 +168,28 @@ def _pair_table(
     representations: Representations,
     prepared: Callable[[Tensor], Tensor],
     measure: Callable[[Tensor, Tensor], _PerSentence],
+    names: Sequence[str],
     *,
     pairs: Callable[..., Iterator[tuple[int, int]]] = combinations,
     shares: bool = False,
 ) -> pd.DataFrame:
-    """A measure of every pair of languages in every layer, with its intervals."""
+    """Measures of every pair of languages in every layer, with their intervals."""
     _check(representations)
-    cells, values = [], []
+    n_layers, n_languages, n_sentences, _ = representations.values.shape
+    compared, languages = list(pairs(range(n_languages), 2)), representations.languages
+    # All at once: small tensors that stay between large ones that go would scatter the memory.
+    values = torch.empty(n_layers, len(compared), len(names), n_sentences, dtype=torch.float64)
     for layer, vectors in enumerate(representations.values):
         ready = prepared(vectors)
-        for a, b in pairs(range(len(vectors)), 2):
-            names = {"language": representations.languages[a], "other": representations.languages[b]}
-            for name, value in measure(ready[a], ready[b]).items():
-                cells.append({"layer": layer, **names, "measure": name})
-                values.append(value)
-    return _with_intervals(cells, torch.stack(values).double().numpy(), shares)
+        for i, (a, b) in enumerate(compared):
+            found = measure(ready[a], ready[b])
+            for j, name in enumerate(names):
+                values[layer, i, j] = found[name]
+    cells = [
+        {"layer": layer, "language": languages[a], "other": languages[b], "measure": name}
+        for layer, (a, b), name in product(range(n_layers), compared, names)
+    ]
+    return _with_intervals(cells, values.flatten(0, 2).numpy(), shares)
 
 
 def _with_intervals(cells: list[_Cell], values: np.ndarray, shares: bool = False) -> pd.DataFrame:

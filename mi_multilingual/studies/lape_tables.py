@@ -283,29 +283,41 @@ def ablation_comparison(outputs: pd.DataFrame) -> pd.DataFrame:
     Raises:
         ValueError: no group that is a language of the text, or rows that are missing.
     """
-    _, change, _ = drawn = _drawn(outputs, _CELL)
-    cells = drawn[0].index.to_frame(index=False)
+    loss, change, _ = _drawn(outputs, _CELL)
+    cells = loss.index.to_frame(index=False)
     if not (cells.group == cells.evaluated).any():
         raise ValueError("neurons must be of languages of the text, got none that are; use ablation_matrix")
     first = cells.method[cells.condition == CHOSEN].iloc[0]
-    rows = []
     effects = {name: _own_and_others(cells, change, *key) for name, key in _keys(cells, first).items()}
+    rows = []
     for name, found in effects.items():
-        own, others = found["own"], found["others"]
-        measures = {"own": own, "others": others, "dominance": None if others is None else own - others}
-        if name not in (UNIFORM, MATCHED):
-            control = _own_and_others(cells, change, name, RANDOM)
-            measures["beyond random"] = own - control["own"]
-            if name == first:
-                measures["dominance beyond random"] = own - others - control["own"] + control["others"]
-        if name != first:
-            measures["less than the first"] = effects[first]["own"] - own
-        for measure, draws in measures.items():
-            if draws is not None:
-                low, high = np.quantile(draws[1:], [0.025, 0.975])
-                rows.append({"method": name, "measure": measure, "n_neurons": found["n_neurons"]})
-                rows[-1] |= {"value": draws[0], "low": low, "high": high}
+        control = None if name in (UNIFORM, MATCHED) else _own_and_others(cells, change, name, RANDOM)
+        for measure, draws in _compared(found, control, None if name == first else effects[first]).items():
+            low, high = np.quantile(draws[1:], [0.025, 0.975])
+            interval = {"value": draws[0], "low": low, "high": high}
+            rows.append({"method": name, "measure": measure, "n_neurons": found["n_neurons"], **interval})
     return pd.DataFrame(rows)
+
+
+def _compared(
+    found: Mapping[str, Any], control: Mapping[str, Any] | None, first: Mapping[str, Any] | None
+) -> dict[str, np.ndarray]:
+    """The measures of one method in every draw, as far as there is what they are held against.
+
+    Args:
+        control: the effects of as many random neurons per layer.
+        first: the effects of the first method, for the others.
+    """
+    measures = {"own": found["own"]}
+    if found["others"] is not None:
+        measures |= {"others": found["others"], "dominance": found["own"] - found["others"]}
+    if control is not None:
+        measures["beyond random"] = found["own"] - control["own"]
+        if control["others"] is not None:
+            measures["dominance beyond random"] = measures["dominance"] - control["own"] + control["others"]
+    if first is not None:
+        measures["less than the first"] = first["own"] - found["own"]
+    return measures
 
 
 def _keys(cells: pd.DataFrame, first: str) -> dict[str, tuple[str, str]]:

@@ -282,24 +282,28 @@ def representation_effects(outputs: pd.DataFrame) -> pd.DataFrame:
         change (value less intact), low, high (its 95 % interval), random_change (with random neurons off, less intact),
         random_low, random_high, beyond (change less random_change), beyond_low, beyond_high.
     """
-    wide = _by_sentence(outputs)
-    intact = wide.xs((INTACT, "", NOT_RANDOM), axis=1, level=["condition", "group", "seed"])
-    tables = []
-    for group in outputs[outputs.condition == CHOSEN].group.unique():
-        chosen = wide.xs((CHOSEN, group, NOT_RANDOM), axis=1, level=["condition", "group", "seed"])[intact.columns]
-        random = wide.xs((RANDOM, group), axis=1, level=["condition", "group"]).T
-        random = random.groupby(level=list(intact.columns.names)).mean().T[intact.columns]
-        size = outputs.n_neurons[(outputs.condition == CHOSEN) & (outputs.group == group)].iloc[0]
-        table = pd.DataFrame({"intact": intact.mean(), "value": chosen.mean()})
-        for name, difference in (("", chosen - intact), ("random_", random - intact), ("beyond_", chosen - random)):
-            low, high = mean_intervals(difference.to_numpy())
-            table["beyond" if name == "beyond_" else f"{name}change"] = difference.mean()
-            table[f"{name}low"], table[f"{name}high"] = low, high
-        described = table.reset_index().assign(group=group, n_sentences=len(wide), n_neurons=size)
-        tables.append(described)
+    wide, off = _by_sentence(outputs), outputs[outputs.condition == CHOSEN]
+    sizes = off.groupby("group", sort=False).n_neurons.first()
+    tables = [_group_effects(wide, str(group)).assign(group=group, n_neurons=n) for group, n in sizes.items()]
+    joined = pd.concat(tables, ignore_index=True).assign(n_sentences=len(wide))
     first = ["group", "measure", "layer", "language", "n_sentences", "n_neurons"]
-    joined = pd.concat(tables, ignore_index=True)
-    return joined[[*first, *(name for name in joined if name not in first)]]
+    return joined.reindex(columns=[*first, *(name for name in joined if name not in first)])
+
+
+def _group_effects(wide: pd.DataFrame, group: str) -> pd.DataFrame:
+    """Changes without one group's neurons, one row per measure, layer and language."""
+    labels = ["condition", "group", "seed"]
+    intact = wide.xs((INTACT, "", NOT_RANDOM), axis=1, level=labels)
+    chosen = wide.xs((CHOSEN, group, NOT_RANDOM), axis=1, level=labels)[intact.columns]
+    draws = wide.xs((RANDOM, group), axis=1, level=labels[:2]).T
+    random = draws.groupby(level=list(intact.columns.names)).mean().T[intact.columns]
+    table = pd.DataFrame({"intact": intact.mean(), "value": chosen.mean()})
+    differences = {"change": chosen - intact, "random_change": random - intact, "beyond": chosen - random}
+    for name, difference in differences.items():
+        low, high = mean_intervals(difference.to_numpy())
+        prefix = {"change": "", "random_change": "random_", "beyond": "beyond_"}[name]
+        table = table.assign(**{name: difference.mean(), f"{prefix}low": low, f"{prefix}high": high})
+    return table.reset_index()
 
 
 def _by_sentence(outputs: pd.DataFrame) -> pd.DataFrame:
@@ -324,7 +328,8 @@ def layer_means(outputs: pd.DataFrame) -> pd.DataFrame:
     wide = _intact(outputs)
     low, high = mean_intervals(wide.to_numpy())
     means = wide.mean().rename("value").reset_index()
-    return means.assign(n=len(wide), low=low, high=high)[["measure", "layer", "n", "value", "low", "high"]]
+    columns = ["measure", "layer", "n", "value", "low", "high"]
+    return means.assign(n=len(wide), low=low, high=high).reindex(columns=columns)
 
 
 def middle_and_ends(outputs: pd.DataFrame) -> pd.DataFrame:

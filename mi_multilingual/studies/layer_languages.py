@@ -159,13 +159,17 @@ def layer_word_means(outputs: pd.DataFrame) -> pd.DataFrame:
     """
     if outputs.empty:
         raise ValueError("outputs must have rows, got none; give what layer_words returned")
-    rows = []
-    for (language, layer, decoded), part in outputs.groupby(["language", "layer", "decoded"], sort=False):
-        kept = part.probability.dropna().to_numpy()
-        low, high = mean_interval(kept) if len(kept) else (np.nan, np.nan)
-        mean = kept.mean() if len(kept) else np.nan
-        rows.append((language, layer, decoded, mean, low, high, len(part), len(part) - len(kept)))
-    return pd.DataFrame(rows, columns=_MEANS)
+    found = outputs.groupby(_MEANS[:3], sort=False).probability.apply(_word_mean)
+    return found.unstack(sort=False).reset_index().astype({"n": int, "n_dropped": int})[_MEANS]
+
+
+def _word_mean(probability: pd.Series) -> pd.Series:
+    """The columns of `layer_word_means` for one word's language, from all items."""
+    kept = probability.dropna().to_numpy()
+    low, high = mean_interval(kept) if len(kept) else (np.nan, np.nan)
+    mean = kept.mean() if len(kept) else np.nan
+    n, n_dropped = len(probability), len(probability) - len(kept)
+    return pd.Series({"probability": mean, "low": low, "high": high, "n": n, "n_dropped": n_dropped})
 
 
 def openings(corpus: Corpus, n: int) -> Corpus:

@@ -284,6 +284,7 @@ REGION_SETTINGS = {
         12, "documents per language that neurons are found on, and as many that loss is measured on", 1
     ),
     "facts": Setting(12, "questions per language; 0 for the loss alone", 0),
+    "languages": Setting(None, "languages whose neurons are off, the first ones; all where no number is given", 1),
 }
 """Of the row in `STUDIES`."""
 
@@ -299,9 +300,17 @@ def run(given: Given) -> dict[str, pd.DataFrame]:
     impact = record_impact(given.model, _first(given.identify, int(asked["documents"])), progress=given.progress)
     attention = [plnd(impact, rate=asked["attention_rate"], part=part) for part in ("q", "k", "v")]
     neurons = {"mlp": [plnd(impact, rate=asked["rate"])], "attention": attention}
+    chosen = found[found.language.isin(evaluated.languages[: asked["languages"] and int(asked["languages"])])]
     items = _facts(evaluated.languages, int(asked["facts"]))
     outputs = region_study(
-        given.model, evaluated, neurons, found, items, seeds=given.seeds, reading=given.reading, progress=given.progress
+        given.model,
+        evaluated,
+        neurons,
+        chosen,
+        items,
+        seeds=given.seeds,
+        reading=given.reading,
+        progress=given.progress,
     )
     return {"regions": found, "region_outputs": outputs, "region_effects": region_effects(outputs)}
 

@@ -109,7 +109,7 @@ def pivot_words(tables: Tables) -> Effect:
 
 
 def loss_beyond_random(structure: str, region: str, *, less_pivot: bool = False) -> Callable[[Tables], Effect]:
-    """Loss without a language's neurons less that without random ones: in its own text, or less the same in the pivot."""
+    """Loss of a language without its neurons less that without random ones; or of this, less the same in the pivot."""
 
     def measure(tables: Tables) -> Effect:
         outputs = tables["region_outputs"]

@@ -17,20 +17,17 @@ _REACH = 3
 
 def _last_shares(shares: pd.DataFrame) -> pd.DataFrame:
     """Each prompt language's own share after the last block, by condition."""
-    own = shares[(shares.position == "prompt") & (shares.decoded == shares.language)]
-    return own[own.layer == own.layer.max()]
+    own = (shares.position == "prompt") & (shares.decoded == shares.language)
+    return shares.loc[own & (shares.layer == shares.layer.max())]
 
 
 def layer_findings(shares: pd.DataFrame) -> list[str]:
     """The language of the middle layers, where the prompt's own comes back, and what neurons change of it."""
     pivot = pivot_of(shares)
     intact = shares[(shares.condition == INTACT) & (shares.position == "prompt")]
-    wide = intact.pivot(index=["language", "layer"], columns="decoded", values=["low", "high"])
-    foreign = [
-        language
-        for language in intact.language.unique()
-        if language != pivot and (wide["low"][pivot] > wide["high"][language])[language].any()
-    ]
+    own = intact[(intact.decoded == intact.language) & (intact.language != pivot)]
+    pairs = own.merge(intact[intact.decoded == pivot], on=["language", "layer"], suffixes=("", "_pivot"))
+    foreign = list(pairs[pairs.low_pivot > pairs.high].language.unique())
     sentences = [
         f"In the middle layers prompts in other languages are decoded into {named(pivot)} most. "
         + (

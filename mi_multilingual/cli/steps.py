@@ -74,7 +74,7 @@ def record(
         str,
         typer.Option(
             metavar="KIND",
-            help="one of activations, texts, impact, relevance, sharing, weight change, representations (see `detectors`)",
+            help="activations, texts, impact, relevance, sharing, weight change or representations (see `detectors`)",
         ),
     ] = "activations",
     site: Annotated[

@@ -60,7 +60,7 @@ SECTIONS = (
         "Neurons tuned",
         (TUNING, TUNING_SUMMARY),
         "One language tuned on at a time, for equally many steps: only its neurons, as many random ones per layer, or "
-        "all weights, each at the learning rate that is best on text set aside. Change of every language's loss in nats "
+        "all weights, each at the learning rate that is best on text set aside. Change of each language's loss in nats "
         "per token; 95 % intervals by bootstrap over rows of text.",
         (
             language_column("group", "tuned on"),

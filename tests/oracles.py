@@ -565,10 +565,10 @@ def last_token_of(text, end, pieces):
 
 
 def tuning_changes(rows):
-    """(condition, group, evaluated) -> change of the loss per token, mean over seeds, from rows of a `tuning_study`."""
+    """(arm, group, evaluated) -> change of the loss per token, mean over seeds, from rows of a `tuning_study`."""
     sums = {}
     for row in rows:
-        cell = sums.setdefault((row["condition"], row["group"], row["evaluated"]), {})
+        cell = sums.setdefault((row["arm"], row["group"], row["evaluated"]), {})
         change, n = cell.get(row["seed"], (0.0, 0))
         cell[row["seed"]] = (change + row["after"] - row["before"], n + row["n_tokens"])
     return {cell: sum(change / n for change, n in by_seed.values()) / len(by_seed) for cell, by_seed in sums.items()}

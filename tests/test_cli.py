@@ -249,7 +249,7 @@ RECORD = ["record", "demo", "demo", "--out", "s"]
             "error: --dtype must be one of auto, float32, bfloat16, float16, got 'int8'",
         ),
         ([*RECORD, "--evidence", "dreams"], 1, "error: --evidence must be one of activations, texts, "),
-        ([*RECORD, "--evidence", "weight change"], 1, "error: --evidence must be one of activations, texts, "),
+        ([*RECORD, "--evidence", "weights"], 1, "error: --evidence must be one of activations, texts, "),
         ([*RECORD, "--evidence", "impact", "--site", "up"], 1, "error: --site must be left out for impact"),
         ([*RECORD, "--evidence", "texts", "--batch-size", "3"], 1, "error: --batch-size must be left out for texts"),
         ([*RECORD, "--set", "score=paper"], 1, "error: settings of activations must be among none, got 'score'"),

@@ -124,7 +124,11 @@ def test_the_presets_are_those_of_the_documentation():
             2,
             ["detector cannot be 'lapee'", "did you mean 'lape'?", "allowed: lape, lap, lave"],
         ),
-        ("detector: parameter_variation", 1, ["cannot be 'parameter_variation'", "allowed: lape"]),
+        (
+            "detector:\n  name: parameter_variation\n  mark: least",
+            3,
+            ["detector.mark cannot be 'least'; did you mean 'largest'? allowed: smallest, largest"],
+        ),
         ("detector:\n  - {name: lape,\n     filter_rate: 1.5}", 3, ["detector.filter_rate must be above 0", "got 1.5"]),
         ("detector:\n  name: lap\n  threshold: high", 3, ["detector.threshold must be a number, got 'high'"]),
         ("detector:\n  name: sharing\n  threshold: .inf", 3, ["detector.threshold must be a finite number, got inf"]),

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 import oracles
 from mi_multilingual import (
     ActivationStats,
+    Training,
     activation_percentile,
     activation_percentile_scores,
     lap,
@@ -20,6 +21,9 @@ from mi_multilingual import (
     lave_scores,
     parameter_variation,
     parameter_variation_scores,
+    record_tuned_change,
+    tune,
+    tuned_copy,
 )
 from mi_multilingual.evidence.weight_change import WeightChange, record_weight_change
 from mi_multilingual.models.hooked import is_gated
@@ -197,6 +201,35 @@ def test_a_neuron_that_only_one_language_leaves_alone_belongs_to_it(unbridged):
     assert parameter_variation_scores(change).top(1)["en"].to_frame().values.tolist() == [["en", 1, 3]]
     with pytest.raises(ValueError, match="at least two languages"):
         record_weight_change(unbridged, {"en": tuned["en"]})
+
+
+def test_copies_are_tuned_on_each_language_alone_and_the_largest_change_can_mark_it(unbridged, corpus):
+    how = Training(steps=2, learning_rate=0.1, batch_rows=2, optimizer="sgd")
+    reading = Reading(layout="documents")
+    found = record_tuned_change(unbridged, corpus, reading=reading, training=how, progress=False)
+    tuned = {
+        k: tuned_copy(unbridged, tune(unbridged, corpus.take([k]), training=how, reading=reading, progress=False))
+        for k in corpus.languages
+    }
+    for weights in ("all", "in"):
+        found = record_tuned_change(unbridged, corpus, reading=reading, training=how, weights=weights, progress=False)
+        expected = record_weight_change(unbridged, tuned, weights=weights)
+        torch.testing.assert_close(found.relative, expected.relative, atol=1e-7, rtol=1e-4)
+        assert found.relative.min() > 0
+    assert found.training["optimizer"] == "sgd"
+    bar = {"filter_rate": 0.1, "activation_bar_ratio": 0.1}
+    largest = parameter_variation_scores(found, mark="largest", **bar)
+    share = found.relative / found.relative.sum(-1, keepdim=True)
+    entropy = -(share * share.log()).sum(-1, keepdim=True)
+    finite = largest.values.isfinite()
+    torch.testing.assert_close(largest.values[finite], -entropy.expand(finite.shape)[finite])
+    assert parameter_variation(found, rate=0.1, mark="largest", **bar).parameters["mark"] == "largest"
+    for bad, call in (
+        ("mark", lambda: parameter_variation(found, mark="least")),
+        ("weights", lambda: record_weight_change(unbridged, tuned, weights="out")),
+    ):
+        with pytest.raises(ValueError, match=f"{bad} must be one of"):
+            call()
 
 
 @pytest.mark.parametrize("method", [lape, lave, lap, activation_percentile])

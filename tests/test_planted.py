@@ -9,6 +9,7 @@ from mi_multilingual import (
     perplexity_matrix,
     planted_model,
     planted_text,
+    rankings,
     record,
     record_relevance,
     relevance_scores,
@@ -68,6 +69,19 @@ def test_relevance_tells_causes_from_decoys_and_lape_cannot(planted, text):
     by_cause = relevance_scores(record_relevance(planted.model, text, reading=DOCUMENTS, progress=False))
     assert f1(by_cause.top(CAUSAL), planted.causal) >= 0.98
     assert f1(lape_scores(stats).top(CAUSAL), planted.causal) < 0.75
+
+
+def test_the_largest_change_by_descent_finds_what_fires_and_the_smallest_nothing(planted, text):
+    how = {"optimizer": "sgd", "learning_rate": 0.1, "steps": 1}
+    marks = {mark: {"parameter_variation": {"mark": mark, **how}} for mark in ("smallest", "largest")}
+    found = {
+        mark: rankings(planted.model, text, detectors=list(asked), settings=asked, progress=False)
+        for mark, asked in marks.items()
+    }
+    n = CAUSAL + DECOYS + PAIRS
+    right = {mark: f1(scores["parameter_variation"].top(n), planted.correlational) for mark, scores in found.items()}
+    assert right["largest"] >= 0.95
+    assert right["smallest"] == 0
 
 
 def test_the_same_seed_plants_the_same_neurons_and_another_one_others(planted):

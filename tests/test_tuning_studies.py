@@ -29,14 +29,14 @@ READING = Reading(layout="documents")
 
 
 def made_up(changes, n_rows=6, seed=0):
-    """Rows of a `tuning_study` with these mean changes: (condition, group, evaluated) -> nats per token."""
+    """Rows of a `tuning_study` with these mean changes: (arm, group, evaluated) -> nats per token."""
     random = np.random.default_rng(seed)
     n_tokens = {k: random.integers(5, 20, n_rows) for k in ("en", "fr")}
     before = {k: n_tokens[k] * random.uniform(2, 4, n_rows) for k in n_tokens}
     parts = []
-    for (condition, group, evaluated), change in changes.items():
-        for draw in (0, 1) if condition == "random" else (-1,):
-            labels = {"condition": condition, "group": group, "seed": draw, "n_neurons": 4, "n_trained": 64}
+    for (arm, group, evaluated), change in changes.items():
+        for draw in (0, 1) if arm == "random" else (-1,):
+            labels = {"arm": arm, "group": group, "seed": draw, "n_neurons": 4, "n_trained": 64}
             after = before[evaluated] + n_tokens[evaluated] * random.normal(change, 0.01, n_rows)
             columns = {"before": before[evaluated], "after": after, "n_tokens": n_tokens[evaluated]}
             where = {"learning_rate": 10.0**draw, "evaluated": evaluated, "row": np.arange(n_rows)}
@@ -45,8 +45,8 @@ def made_up(changes, n_rows=6, seed=0):
 
 
 CHANGES = {
-    (condition, group, evaluated): own if group == evaluated else other
-    for condition, own, other in (("chosen", -0.5, 0.1), ("random", -0.2, 0.2), ("full", -0.4, 0.6))
+    (arm, group, evaluated): own if group == evaluated else other
+    for arm, own, other in (("chosen", -0.5, 0.1), ("random", -0.2, 0.2), ("full", -0.4, 0.6))
     for group in ("en", "fr")
     for evaluated in ("en", "fr")
 }
@@ -59,15 +59,15 @@ def test_tables_are_those_of_plain_loops(values, seed):
     effects = tuning_effects(rows)
     expected = oracles.tuning_changes(rows.to_dict("records"))
     for row in effects.itertuples():
-        assert row.change == pytest.approx(expected[row.condition, row.group, row.evaluated])
+        assert row.change == pytest.approx(expected[row.arm, row.group, row.evaluated])
         assert row.after - row.before == pytest.approx(row.change)
         assert row.low <= row.change + 1e-9
         assert row.change <= row.high + 1e-9
-        if row.condition != "random":
+        if row.arm != "random":
             random = expected["random", row.group, row.evaluated]
             assert row.beyond == pytest.approx(row.change - random)
-    assert effects.beyond.isna().tolist() == (effects.condition == "random").tolist()
-    summary = tuning_summary(rows).set_index(["condition", "versus", "measure"]).change
+    assert effects.beyond.isna().tolist() == (effects.arm == "random").tolist()
+    summary = tuning_summary(rows).set_index(["arm", "versus", "measure"]).change
     for measure, same in (("own", True), ("others", False)):
         mean = {
             c: np.mean([x for (arm, g, e), x in expected.items() if arm == c and (g == e) is same])
@@ -90,9 +90,9 @@ def test_neurons_that_fire_in_one_language_only_leave_the_others_alone_when_tune
         reading=READING,
         progress=False,
     )
-    assert rows.groupby(["condition", "group"]).learning_rate.nunique().eq(1).all()
-    assert set(rows.n_trained[rows.condition != "full"]) == {6 * 2 * 64}
-    summary = tuning_summary(rows).set_index(["condition", "versus", "measure"])
+    assert rows.groupby(["arm", "group"]).learning_rate.nunique().eq(1).all()
+    assert set(rows.n_trained[rows.arm != "full"]) == {6 * 2 * 64}
+    summary = tuning_summary(rows).set_index(["arm", "versus", "measure"])
     assert summary.loc[("chosen", "", "own")].high < -0.1
     assert summary.loc[("chosen", "random", "others")].high < 0
     assert summary.loc[("chosen", "full", "others")].high < 0
@@ -114,19 +114,19 @@ def questions(n=4):
 def test_alignment_sees_the_same_rows_in_another_order_and_answers_held_out_questions(ungated, corpus):
     how = {"training": Training(steps=2, batch_rows=2, learning_rate=0.05), "seeds": [3], "progress": False}
     rows = alignment_study(ungated, corpus.take(["en", "fr"]), questions(), **how)
-    assert rows.condition.unique().tolist() == ["intact", "aligned", "mixed", "alone"]
-    assert rows.groupby("condition").size().eq(8).all()
-    assert set(rows.seed[rows.condition != "intact"]) == {3}
-    assert rows.groupby(["condition", "id"]).all_shared.nunique().eq(1).all()
+    assert rows.arm.unique().tolist() == ["intact", "aligned", "mixed", "alone"]
+    assert rows.groupby("arm").size().eq(8).all()
+    assert set(rows.seed[rows.arm != "intact"]) == {3}
+    assert rows.groupby(["arm", "id"]).all_shared.nunique().eq(1).all()
     again = alignment_study(ungated, corpus.take(["en", "fr"]), questions(), **how)
     pd.testing.assert_frame_equal(rows, again)
-    effects = alignment_effects(rows).set_index(["condition", "measure"])
-    for condition in ("aligned", "mixed", "alone"):
+    effects = alignment_effects(rows).set_index(["arm", "measure"])
+    for arm in ("aligned", "mixed", "alone"):
         for measure, column in (("accuracy", "correct"), ("all_shared", "all_shared"), ("margin", "margin")):
-            means = [rows[rows.condition == c][column].mean() for c in (condition, "intact", "mixed")]
-            assert effects.loc[(condition, measure)].change == pytest.approx(means[0] - means[1])
-            if condition != "mixed":
-                assert effects.loc[(condition, measure)].beyond == pytest.approx(means[0] - means[2])
+            means = [rows[rows.arm == c][column].mean() for c in (arm, "intact", "mixed")]
+            assert effects.loc[(arm, measure)].change == pytest.approx(means[0] - means[1])
+            if arm != "mixed":
+                assert effects.loc[(arm, measure)].beyond == pytest.approx(means[0] - means[2])
     for measure in ("all_shared", "accuracy", "margin"):
         assert plots.alignment_bars(effects.reset_index(), measure=measure).data[0].y[1] == pytest.approx(
             effects.loc[("mixed", measure)].change
@@ -141,10 +141,10 @@ def test_figures_and_findings_hold_what_the_tables_do():
     assert bars["all weights"].y[1] == pytest.approx(0.6, abs=0.02)
     assert (np.asarray(bars["its neurons"].error_y.array) > 0).all()
     assert np.diag(plots.tuning_matrix(effects).data[0].z) == pytest.approx([-0.5, -0.5], abs=0.02)
-    with pytest.raises(ValueError, match="condition must be one of chosen, random, full, got 'some'"):
-        plots.tuning_matrix(effects, condition="some")
+    with pytest.raises(ValueError, match="arm must be one of chosen, random, full, got 'some'"):
+        plots.tuning_matrix(effects, arm="some")
     own, others = tuning_findings(effects, summary)
-    by = summary.set_index(["condition", "versus", "measure"]).change
+    by = summary.set_index(["arm", "versus", "measure"]).change
     assert f"of the language that is tuned on by {by['chosen', '', 'own']:+.3f} nats" in own
     assert f"against tuning as many random neurons: {by['chosen', 'random', 'own']:+.3f}" in own
     assert f"against tuning all weights: {by['chosen', 'full', 'others']:+.3f}" in others
@@ -153,7 +153,7 @@ def test_figures_and_findings_hold_what_the_tables_do():
 def test_a_claim_is_about_its_arm_and_measure():
     rows = made_up(CHANGES)
     effect = {
-        "condition": "aligned",
+        "arm": "aligned",
         "n_items": 9,
         "intact": 0.1,
         "value": 0.2,

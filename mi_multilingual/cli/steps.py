@@ -74,7 +74,7 @@ def record(
         str,
         typer.Option(
             metavar="KIND",
-            help="activations, texts, impact, relevance, sharing or representations; see the command `detectors`",
+            help="activations, texts, impact, relevance, sharing, weight change or representations (see `detectors`)",
         ),
     ] = "activations",
     site: Annotated[

@@ -23,12 +23,12 @@ def tuning_bars(summary: pd.DataFrame, *, title: str = "What tuning does, by wha
     """Bars of a `tuning_summary`: change of the loss of the language tuned on, and of the others, for every arm."""
     whole = summary[summary.versus == ""]
     figure = go.Figure()
-    for condition, part in whole.groupby("condition", sort=False):
+    for arm, part in whole.groupby("arm", sort=False):
         figure.add_bar(
             x=part.measure.map(_MEASURES),
             y=part.change,
-            name=_ARMS[str(condition)],
-            marker={"color": _ARM_COLOURS[str(condition)]},
+            name=_ARMS[str(arm)],
+            marker={"color": _ARM_COLOURS[str(arm)]},
             error_y=asymmetric(part.change, part.low, part.high),
             customdata=part[["low", "high"]],
             hovertemplate="tuned: %{fullData.name}<br>loss of %{x}<br>change %{y:+.4f} nats per token<br>"
@@ -38,15 +38,15 @@ def tuning_bars(summary: pd.DataFrame, *, title: str = "What tuning does, by wha
     return figure.update_yaxes(title="change of the loss,<br>nats per token")
 
 
-def tuning_matrix(effects: pd.DataFrame, *, condition: str = "chosen", title: str = "") -> go.Figure:
+def tuning_matrix(effects: pd.DataFrame, *, arm: str = "chosen", title: str = "") -> go.Figure:
     """Heatmap of `tuning_effects`: rows the language tuned on, columns the language of the text.
 
     Args:
-        condition: what is tuned: "chosen", "random" or "full".
+        arm: what is tuned: "chosen", "random" or "full".
     """
-    part = effects[effects.condition == condition]
+    part = effects[effects.arm == arm]
     if part.empty:
-        raise ValueError(f"condition must be one of {', '.join(effects.condition.unique())}, got {condition!r}")
+        raise ValueError(f"arm must be one of {', '.join(effects.arm.unique())}, got {arm!r}")
     names = ("low", "high", "before", "after", "learning_rate")
     change, *further = (grid(part, "group", "evaluated", name) for name in ("change", *names))
     hover = (
@@ -56,7 +56,7 @@ def tuning_matrix(effects: pd.DataFrame, *, condition: str = "chosen", title: st
     )
     heat = change_heatmap(change, further, hover, "change,<br>nats per token", texttemplate="%{z:.2f}")
     figure = go.Figure(heat).update_layout(
-        title=title or f"Tuning {_ARMS[condition]}: change of every language's loss",
+        title=title or f"Tuning {_ARMS[arm]}: change of every language's loss",
         xaxis_title="language of the text",
         yaxis_title="language tuned on",
     )
@@ -75,7 +75,7 @@ def alignment_bars(effects: pd.DataFrame, *, measure: str = "all_shared") -> go.
     what, unit, form = _UNITS[measure]
     figure = go.Figure(
         go.Bar(
-            x=part.condition.map(_TEXTS),
+            x=part.arm.map(_TEXTS),
             y=part.change,
             marker={"color": COLOURS[0]},
             error_y=asymmetric(part.change, part.low, part.high),

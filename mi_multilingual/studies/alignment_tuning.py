@@ -21,7 +21,7 @@ from .deactivation import Question, checked_questions, margins, question_types
 from .given import Given
 
 ALIGNED, MIXED, ALONE = "aligned", "mixed", "alone"
-"""What stands in the column `condition`: tuned on the same documents in all languages at every step, on the same text
+"""What stands in the column `arm`: tuned on the same documents in all languages at every step, on the same text
 in any order, or on as many rows of one language alone."""
 _MEASURES = ("all_shared", "accuracy", "margin")
 _HELD_OUT_WORDING = 2
@@ -32,7 +32,7 @@ def alignment_study(
     corpus: Corpus,
     items: Sequence[Item],
     *,
-    training: Training = Training(learning_rate=1e-4),
+    training: Training = Training(),
     seeds: Sequence[int] = (0, 1, 2),
     threshold: float = 0.0,
     reading: Reading = DOCUMENTS,
@@ -47,12 +47,12 @@ def alignment_study(
     Args:
         corpus: document number i says the same in every language.
         items: questions with choices, in at least two languages, whose text is not in `corpus`.
-        training: its `parallel` and `seed` are set here.
+        training: its `parallel` and `seed` are set here; all weights want smaller steps than a few neurons do.
         seeds: of the order of the rows, one tuning each.
         threshold: a neuron is active when its activation at the last token of the prompt is strictly greater.
 
     Returns:
-        one row per question and language: condition ("intact", "aligned", "mixed" or "alone"), seed (-1 for the intact
+        one row per question and language: arm ("intact", "aligned", "mixed" or "alone"), seed (-1 for the intact
         model), id, language, task, correct, margin (nats, see `deactivation_study`), all_shared (share of all MLP
         neurons that is active in all languages of the question: the same for each of them).
 
@@ -66,12 +66,12 @@ def alignment_study(
     check_seeds(seeds)
     if not seeds:
         raise ValueError("seeds must hold at least one number, got none; every tuning has an order of its own")
-    table = list(_answers(model, questions, threshold, {"condition": INTACT, "seed": NOT_RANDOM}))
+    table = list(_answers(model, questions, threshold, {"arm": INTACT, "seed": NOT_RANDOM}))
     arms = list(_arms(corpus, training, seeds))
-    for condition, text, how in tqdm(arms, desc="alignment", unit="tuning", disable=not progress):
+    for arm, text, how in tqdm(arms, desc="alignment", unit="tuning", disable=not progress):
         tuning = tune(model, text, training=how, reading=reading, progress=False)
         with tuned(model, tuning):
-            table += _answers(model, questions, threshold, {"condition": condition, "seed": how.seed})
+            table += _answers(model, questions, threshold, {"arm": arm, "seed": how.seed})
     return pd.DataFrame(table)
 
 
@@ -101,20 +101,20 @@ def alignment_effects(rows: pd.DataFrame) -> pd.DataFrame:
     Intervals are by a bootstrap over questions, of differences between the same questions; seeds are averaged.
 
     Returns:
-        one row per condition that was tuned and measure ("all_shared" and "accuracy", shares; "margin", nats): n_items
+        one row per arm that was tuned and measure ("all_shared" and "accuracy", shares; "margin", nats): n_items
         (questions), intact, value, change, low, high, and beyond, beyond_low, beyond_high: the change less that by the
         same text in any order (NaN for that itself).
     """
-    means = rows.rename(columns={"correct": "accuracy"}).groupby(["condition", "id"], sort=False)[list(_MEASURES)]
+    means = rows.rename(columns={"correct": "accuracy"}).groupby(["arm", "id"], sort=False)[list(_MEASURES)]
     by_id = means.mean().astype(float)
     table = []
-    for condition in [c for c in rows.condition.unique() if c != INTACT]:
+    for arm in [c for c in rows.arm.unique() if c != INTACT]:
         for measure in _MEASURES:
-            intact, value, mixed = (by_id[measure].loc[c].sort_index() for c in (INTACT, condition, MIXED))
-            cell = {"condition": condition, "measure": measure, "n_items": len(intact)}
+            intact, value, mixed = (by_id[measure].loc[c].sort_index() for c in (INTACT, arm, MIXED))
+            cell = {"arm": arm, "measure": measure, "n_items": len(intact)}
             cell |= {"intact": intact.mean(), "value": value.mean()}
             cell |= _mean("change", "low", "high", (value - intact).to_numpy())
-            beyond = (value - mixed).to_numpy() if condition != MIXED else np.full(0, np.nan)
+            beyond = (value - mixed).to_numpy() if arm != MIXED else np.full(0, np.nan)
             table.append(cell | _mean("beyond", "beyond_low", "beyond_high", beyond))
     return pd.DataFrame(table)
 

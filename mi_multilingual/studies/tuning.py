@@ -14,14 +14,14 @@ from ..evaluation.intervals import resampled
 from ..evaluation.perplexity import RowLosses, corpus_losses, corpus_rows
 from ..models.hooked import HookedModel
 from ..neurons import NeuronSet
-from ..patching.conditions import NOT_RANDOM, RANDOM, beside_random, check_groups, labels_of
+from ..patching.conditions import NOT_RANDOM, RANDOM, beside_random, check_groups
 from ..tokens import Reading, TokenRows
 from ..training import DivergedError, Training
 from ..tuning import Tuning, tune, tuned
 from .given import Given
 
 FULL = "full"
-"""What stands in the column `condition` where all weights are tuned."""
+"""What stands in the column `arm` where all weights are tuned."""
 OWN, OTHERS = "own", "others"
 """Of a language that was tuned, its own loss, or the mean loss of the others."""
 _FACTORS = (0.1, 1.0, 10.0)
@@ -64,7 +64,7 @@ def tuning_study(
         seeds: of the random neurons, one draw each.
 
     Returns:
-        one row per row of text under each arm: condition ("chosen", "random" or "full"), group (the language tuned on),
+        one row per row of text under each arm: arm ("chosen", "random" or "full"), group (the language tuned on),
         seed (-1 unless random), n_neurons, n_trained (numbers), learning_rate (chosen), evaluated (language of the
         text), row, before, after (loss, nats, summed over the row's tokens), n_tokens.
 
@@ -108,9 +108,10 @@ def _arms(model: HookedModel, neurons: NeuronSet, seeds: Sequence[int]) -> Itera
     sets = beside_random(neurons, seeds)
     n_all = neurons.masks[0].numel()
     for group in neurons.groups:
-        for condition, seed, drawn in sets:
-            yield _Arm(labels_of(condition, drawn[group], seed), drawn[group])
-        yield _Arm({"condition": FULL, "group": group, "seed": NOT_RANDOM, "n_neurons": n_all}, None)
+        for name, seed, drawn in sets:
+            n_neurons = int(drawn[group].union().sum())
+            yield _Arm({"arm": name, "group": group, "seed": seed, "n_neurons": n_neurons}, drawn[group])
+        yield _Arm({"arm": FULL, "group": group, "seed": NOT_RANDOM, "n_neurons": n_all}, None)
 
 
 def _best(model: HookedModel, arm: _Arm, corpus: Corpus, training: Training, reading: Reading) -> Tuning:
@@ -151,7 +152,7 @@ def _cell(labels: Mapping[str, Any], before: RowLosses, after: RowLosses) -> pd.
 
 
 _Drawn = dict[tuple[str, str, str], np.ndarray]
-"""(condition, group, evaluated) -> change of the loss in nats per token: measured, then in every bootstrap draw."""
+"""(arm, group, evaluated) -> change of the loss in nats per token: measured, then in every bootstrap draw."""
 
 
 def tuning_effects(rows: pd.DataFrame) -> pd.DataFrame:
@@ -160,18 +161,18 @@ def tuning_effects(rows: pd.DataFrame) -> pd.DataFrame:
     Intervals are by a bootstrap over rows of text, the same draws for all arms. Random neurons are averaged over seeds.
 
     Returns:
-        one row per condition, group (language tuned on) and evaluated: n_neurons, n_trained, learning_rate (geometric
+        one row per arm, group (language tuned on) and evaluated: n_neurons, n_trained, learning_rate (geometric
         mean over seeds), before, after (nats per token), change, low, high, and beyond, beyond_low, beyond_high: the
         change less that by random neurons (NaN for these).
     """
     drawn, table = _drawn(rows), []
-    for cell, part in rows.groupby(["condition", "group", "evaluated"], sort=False):
-        condition, group, evaluated = map(str, cell)  # type: ignore[call-overload]
-        change = drawn[condition, group, evaluated]
+    for cell, part in rows.groupby(["arm", "group", "evaluated"], sort=False):
+        arm, group, evaluated = map(str, cell)  # type: ignore[call-overload]
+        change = drawn[arm, group, evaluated]
         random = drawn.get((RANDOM, group, evaluated), np.full(1, np.nan))
-        beyond = change - random if condition != RANDOM else np.full(1, np.nan)
+        beyond = change - random if arm != RANDOM else np.full(1, np.nan)
         total = part[["before", "after"]].sum() / part.n_tokens.sum()
-        first = {"condition": condition, "group": group, "evaluated": evaluated}
+        first = {"arm": arm, "group": group, "evaluated": evaluated}
         sizes = {name: part[name].iloc[0] for name in ("n_neurons", "n_trained")}
         rate = float(np.exp(np.log(part.learning_rate).mean()))
         measured = {
@@ -186,28 +187,28 @@ def tuning_summary(rows: pd.DataFrame) -> pd.DataFrame:
     """What tuning does to the language tuned on and to the others, and how that differs from other arms.
 
     Returns:
-        one row per condition, versus ("" for the change itself, else the arm whose change is taken off) and measure
+        one row per arm, versus ("" for the change itself, else the arm whose change is taken off) and measure
         ("own", or "others": mean over the other languages), means over languages tuned on: change (nats per token),
         low, high (95 % bootstrap interval over rows of text).
     """
-    drawn, conditions, table = _drawn(rows), list(rows.condition.unique()), []
+    drawn, arms, table = _drawn(rows), list(rows.arm.unique()), []
     for measure in (OWN, OTHERS):
         means = _means(drawn, measure)
-        for condition in conditions if means else ():
-            for versus in ("", *(c for c in conditions if c != condition)):
-                change = means[condition] - (means[versus] if versus else 0.0)
-                first = {"condition": condition, "versus": versus, "measure": measure}
+        for arm in arms if means else ():
+            for versus in ("", *(c for c in arms if c != arm)):
+                change = means[arm] - (means[versus] if versus else 0.0)
+                first = {"arm": arm, "versus": versus, "measure": measure}
                 table.append({**first, **interval_of("change", "low", "high", change)})
-    return pd.DataFrame(table, columns=["condition", "versus", "measure", "change", "low", "high"])
+    return pd.DataFrame(table, columns=["arm", "versus", "measure", "change", "low", "high"])
 
 
 def _means(drawn: _Drawn, measure: str) -> dict[str, np.ndarray]:
     """Condition -> mean over the languages tuned on; none where there is no other language."""
     cells: dict[str, list[np.ndarray]] = {}
-    for (condition, group, evaluated), change in drawn.items():
+    for (arm, group, evaluated), change in drawn.items():
         if (group == evaluated) == (measure == OWN):
-            cells.setdefault(condition, []).append(change)
-    return {condition: np.mean(changes, axis=0) for condition, changes in cells.items()}
+            cells.setdefault(arm, []).append(change)
+    return {arm: np.mean(changes, axis=0) for arm, changes in cells.items()}
 
 
 def _drawn(rows: pd.DataFrame) -> _Drawn:
@@ -215,9 +216,9 @@ def _drawn(rows: pd.DataFrame) -> _Drawn:
     for evaluated, part in rows.groupby("evaluated", sort=False):
         n_rows = part.row.nunique()
         times = np.vstack([np.ones(n_rows), resampled(n_rows, np.random.default_rng(0))])
-        for (condition, group), cell in part.groupby(["condition", "group"], sort=False):
+        for (arm, group), cell in part.groupby(["arm", "group"], sort=False):
             by_row = cell.assign(change=cell.after - cell.before).groupby("row")[["change", "n_tokens"]].mean()
-            found[str(condition), str(group), str(evaluated)] = (times @ by_row.change) / (times @ by_row.n_tokens)
+            found[str(arm), str(group), str(evaluated)] = (times @ by_row.change) / (times @ by_row.n_tokens)
     return found
 
 

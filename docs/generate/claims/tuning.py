@@ -19,7 +19,7 @@ def _summary(versus: str, measure: str):
     """Change by tuning the chosen neurons less that by another arm."""
 
     def measured(tables: Mapping[str, pd.DataFrame]) -> Effect:
-        by = tables["tuning_summary"].set_index(["condition", "versus", "measure"])
+        by = tables["tuning_summary"].set_index(["arm", "versus", "measure"])
         row = by.loc[("chosen", versus, measure)]
         return Effect(row.change, row.low, row.high, _ARMS[versus])
 
@@ -30,7 +30,7 @@ def _aligned(measure: str):
     """Change by tuning on the same documents in all languages less that by the same text in any order."""
 
     def measured(tables: Mapping[str, pd.DataFrame]) -> Effect:
-        by = tables["alignment_tuning"].set_index(["condition", "measure"])
+        by = tables["alignment_tuning"].set_index(["arm", "measure"])
         row = by.loc[(ALIGNED, measure)]
         return Effect(row.beyond, row.beyond_low, row.beyond_high, f"the same text in any order ({MIXED})")
 
@@ -41,7 +41,7 @@ def _whole(measure: str):
     """Change by tuning on parallel text, less nothing."""
 
     def measured(tables: Mapping[str, pd.DataFrame]) -> Effect:
-        by = tables["alignment_tuning"].set_index(["condition", "measure"])
+        by = tables["alignment_tuning"].set_index(["arm", "measure"])
         row = by.loc[(ALIGNED, measure)]
         return Effect(row.change, row.low, row.high, "the model before tuning")
 

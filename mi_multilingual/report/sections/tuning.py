@@ -21,7 +21,7 @@ def _apart(low: float, high: float) -> bool:
 
 def tuning_findings(effects: pd.DataFrame, summary: pd.DataFrame) -> list[str]:
     """What tuning a language's neurons does, beside random neurons and all weights."""
-    by = summary.set_index(["condition", "versus", "measure"])
+    by = summary.set_index(["arm", "versus", "measure"])
     sentences = []
     for measure in [m for m in (OWN, OTHERS) if ("chosen", "", m) in by.index]:
         own = by.loc[("chosen", "", measure)]
@@ -42,7 +42,7 @@ def tuning_findings(effects: pd.DataFrame, summary: pd.DataFrame) -> list[str]:
 def alignment_findings(effects: pd.DataFrame) -> list[str]:
     """What tuning on the same documents in all languages does to sharing and answers."""
     sentences = []
-    for row in effects[effects.condition == ALIGNED].itertuples():
+    for row in effects[effects.arm == ALIGNED].itertuples():
         if row.measure == "margin":
             continue
         sure = "" if _apart(row.low, row.high) else ", which is not certain"
@@ -60,11 +60,11 @@ SECTIONS = (
         "Neurons tuned",
         (TUNING, TUNING_SUMMARY),
         "One language tuned on at a time, for equally many steps: only its neurons, as many random ones per layer, or "
-        "all weights, each at the learning rate that is best on text set aside. Change of every language's loss in nats "
+        "all weights, each at the learning rate that is best on text set aside. Change of each language's loss in nats "
         "per token; 95 % intervals by bootstrap over rows of text.",
         (
             language_column("group", "tuned on"),
-            column("condition", "what is tuned", words=said(_ARMS)),
+            column("arm", "what is tuned", words=said(_ARMS)),
             language_column("evaluated", "text"),
             column("n_trained", "numbers trained", "{:,}"),
             column("learning_rate", "", "{:.2g}"),
@@ -84,12 +84,14 @@ SECTIONS = (
                 (TUNING_SUMMARY,),
                 plots.tuning_bars,
                 "Below zero is a gain. Means over languages tuned on.",
+                wide=True,
             ),
             Figure(
                 "tuning-matrix",
                 (TUNING,),
                 plots.tuning_matrix,
                 "Only the language's neurons are tuned; blue is a gain.",
+                wide=True,
             ),
         ),
     ),
@@ -100,7 +102,7 @@ SECTIONS = (
         "All weights tuned on the same documents in all languages at each step, on the same text in any order, or on "
         "one language; measured on questions that were not in the text. 95 % intervals by bootstrap over questions.",
         (
-            column("condition", "tuned on", words=said(_TEXTS)),
+            column("arm", "tuned on", words=said(_TEXTS)),
             column("measure", words=said(_SHARED)),
             column("n_items", "questions", "{:,}"),
             column("intact", "before", "{:.4f}"),

@@ -26,7 +26,9 @@ def editing_matrix(effects: pd.DataFrame, *, editor: str = "rank one") -> go.Fig
     part = effects[effects.editor == editor]
     if part.empty:
         raise ValueError(f"editor must be one of {', '.join(effects.editor.unique())}, got {editor!r}")
-    figure = make_subplots(rows=1, cols=3, shared_yaxes=True, subplot_titles=[_FOLLOWED[name] for name in MEASURES])
+    # Of two lines, the upper one would be cut off where the title stands outside the figure.
+    titles = [_FOLLOWED[name].replace("<br>", " ") for name in MEASURES]
+    figure = make_subplots(rows=1, cols=3, shared_yaxes=True, subplot_titles=titles)
     hover = (
         "edited in %{y}, asked in %{x}<br>%{z:.0%} of %{customdata[4]} facts<br>95 % interval %{customdata[0]:.0%} to "
         "%{customdata[1]:.0%}<br>after the edit of another fact %{customdata[2]:.0%}<br>beyond that "

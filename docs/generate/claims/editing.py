@@ -30,11 +30,15 @@ def _less(value: pd.Series, control: pd.Series, name: str) -> Effect:
     return Effect(float(difference.mean()), *mean_interval(difference), name)
 
 
-def _followed(own: bool):
-    def measure(tables: _Tables) -> Effect:
-        return _less(_share(tables, own=own), _share(tables, own=own, condition=RANDOM), _ANOTHER)
+def _followed(tables: _Tables) -> Effect:
+    """How much more often the new answer is given than after another edit."""
+    return _less(_share(tables, own=True), _share(tables, own=True, condition=RANDOM), _ANOTHER)
 
-    return measure
+
+def _likelier(tables: _Tables) -> Effect:
+    """How much likelier the new answer is in other languages than after another edit."""
+    chosen, random = (_share(tables, "gain", own=False, condition=name) for name in (CHOSEN, RANDOM))
+    return _less(chosen, random, _ANOTHER)
 
 
 def _aimed(tables: _Tables) -> Effect:
@@ -69,7 +73,7 @@ CLAIMS = (
         "An edit of rank one is followed when it is asked for in the language it was made in.",
         "100 % of counterfactuals, in English (GPT-2 XL)",
         "editing",
-        _followed(True),
+        _followed,
         _UNIT,
         1,
         _DELTA,
@@ -86,13 +90,13 @@ CLAIMS = (
     ),
     Claim(
         _ACROSS,
-        "An edit made in one language is followed in other languages.",
+        "An edit made in one language makes the new answer likelier in other languages.",
         "edits have an effect in the other language, in words",
         "editing",
-        _followed(False),
-        _UNIT,
+        _likelier,
+        "nats",
         1,
-        _DELTA,
+        0.1,
     ),
     Claim(
         _ACROSS,

@@ -18,6 +18,7 @@ FUNCTIONS = sorted(name for name in mm.HOMES if inspect.isfunction(getattr(mm, n
 SEVERAL_DEFAULTS = {
     "by": "tables of different studies are grouped by different columns",
     "n": "each list has a length of its own",
+    "permutations": "of whole recordings, which cost much, or of a few languages, which cost nothing",
     "rate": "each detector has its published one; None stands for that",
     "reading": "single documents where evidence or study looks at documents",
     "site": "where the paper read: Sharing Matters at the product, LAPE at the gate",
@@ -25,6 +26,7 @@ SEVERAL_DEFAULTS = {
     "source_off": "a matrix of languages compares switching with raising; a curve varies one thing",
     "split": "each data set has its own part for testing",
     "threshold": "an activation to exceed, or for LAP a probability instead of a rate",
+    "top": "tokens of a layer's prediction, or a share of a layer's neurons",
     "wordings": "each set of questions has its own number of them",
 }
 """Parameters whose default is not the same everywhere, and why."""

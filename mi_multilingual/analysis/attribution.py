@@ -172,7 +172,7 @@ def attribution_by_input(
     Source: Wang et al. 2024, arXiv:2406.09265, section 3.
     """
     check_arguments(prompts, [threshold], "last", None)
-    check_answers(prompts, answers)
+    _check_answers(prompts, answers)
     n_top = number_of(top, model.cfg.d_mlp)
     reading = Reading(layout="documents", bos=bos).for_model(model)
     ids = {k: input_ids(model, prompts, k, reading) for k in prompts.languages}
@@ -203,7 +203,7 @@ def attribution_by_input(
     return pd.concat(parts, ignore_index=True)
 
 
-def check_answers(prompts: Corpus, answers: Corpus) -> None:
+def _check_answers(prompts: Corpus, answers: Corpus) -> None:
     """Raise unless there is one answer per prompt and language."""
     n_inputs = len(next(iter(prompts.documents.values())))
     if prompts.languages != answers.languages or any(len(a) != n_inputs for a in answers.documents.values()):

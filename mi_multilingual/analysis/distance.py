@@ -13,7 +13,7 @@ from scipy.stats import rankdata
 
 from ..languages import LANGUAGES, family_distance, script_distance
 
-DISTANCES = {"family": family_distance, "script": script_distance}
+_DISTANCES = {"family": family_distance, "script": script_distance}
 """How far languages are apart, by what."""
 
 
@@ -98,9 +98,9 @@ def share_against_distance(overlap: pd.DataFrame, *, permutations: int = 9999, s
         >>> bool(mm.share_against_distance(shared).set_index("distance").rho["family"] < 0)
         True
     """
-    table = known_languages(overlap)
+    table = _known_languages(overlap)
     values, rows = table.to_numpy(float), []
-    for name in DISTANCES:
+    for name in _DISTANCES:
         distance = distances(list(table.index), name)
         if np.ptp(distance[np.triu_indices(len(distance), 1)]) > 0:
             found = mantel(values, distance, ranks=True, permutations=permutations, seed=seed)
@@ -108,7 +108,7 @@ def share_against_distance(overlap: pd.DataFrame, *, permutations: int = 9999, s
     return pd.DataFrame(rows, columns=["distance", "rho", "low", "high", "p", "n_pairs", "permutations"])
 
 
-def known_languages(square: pd.DataFrame) -> pd.DataFrame:
+def _known_languages(square: pd.DataFrame) -> pd.DataFrame:
     """The rows and columns of languages whose family is known.
 
     Raises:
@@ -125,20 +125,20 @@ def known_languages(square: pd.DataFrame) -> pd.DataFrame:
 
 
 def distances(languages: list[str], name: str = "family") -> Float[np.ndarray, "language language"]:
-    """Distance of every two languages, by one of `DISTANCES`."""
-    return np.array([[DISTANCES[name](a, b) for b in languages] for a in languages], dtype=float)
+    """Distance of every two languages: of "family" or "script"."""
+    return np.array([[_DISTANCES[name](a, b) for b in languages] for a in languages], dtype=float)
 
 
 def pairs_of(overlap: pd.DataFrame) -> pd.DataFrame:
     """Every two known languages once: language, other, overlap, family and script (their distances)."""
-    table = known_languages(overlap)
+    table = _known_languages(overlap)
     names = list(table.index)
     rows = [
-        (a, b, table.loc[a, b], *(distance(a, b) for distance in DISTANCES.values()))
+        (a, b, table.loc[a, b], *(distance(a, b) for distance in _DISTANCES.values()))
         for i, a in enumerate(names)
         for b in names[i + 1 :]
     ]
-    return pd.DataFrame(rows, columns=["language", "other", "overlap", *DISTANCES])
+    return pd.DataFrame(rows, columns=["language", "other", "overlap", *_DISTANCES])
 
 
 def family_tree(similarity: pd.DataFrame) -> Float[np.ndarray, "merge 4"]:
@@ -151,8 +151,8 @@ def tree_against_families(similarity: pd.DataFrame, *, permutations: int = 9999,
     """Mantel's r of the heights at which languages meet in `family_tree` with whether their families differ (0 or 1).
 
     Raises:
-        ValueError: as `known_languages`, or languages of which all pairs, or none, are of one family.
+        ValueError: fewer than three known languages, or languages of which all pairs, or none, are of one family.
     """
-    table = known_languages(similarity)
+    table = _known_languages(similarity)
     differ = (distances(list(table.index)) == 3).astype(float)
     return mantel(squareform(cophenet(family_tree(table))), differ, permutations=permutations, seed=seed)

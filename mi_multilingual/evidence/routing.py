@@ -155,7 +155,7 @@ def expert_frequency(
         >>> mm.expert_frequency(model, corpus, mm.split_experts(model, 16), reading=reading, progress=False)
         Routing(...4 layers x 16 experts, 4 used by a token: en ..., fr ...)
     """
-    n_experts = check_experts(model, experts)
+    n_experts = _check_experts(model, experts)
     n_used = rank(rate, n_experts, "rate")
     order = experts.argsort(dim=1, stable=True)
     rows = list(language_rows(model, corpus, reading, progress=progress))
@@ -170,7 +170,7 @@ def expert_frequency(
     return Routing(used, n_tokens, experts, n_used, corpus.languages, "post", **origin(model, corpus, reading))
 
 
-def check_experts(model: HookedModel, experts: Int[Tensor, "layer neuron"]) -> int:
+def _check_experts(model: HookedModel, experts: Int[Tensor, "layer neuron"]) -> int:
     """The number of experts of a layer.
 
     Raises:

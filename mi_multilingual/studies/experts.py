@@ -65,7 +65,7 @@ def expert_types(routing: Routing) -> pd.DataFrame:
     """
     frequency = routing.frequency()
     n_experts = frequency.shape[1]
-    kind = categories(is_frequent(routing))
+    kind = categories(_is_frequent(routing))
     by_chance = shares_by_chance(torch.full((len(routing.languages),), routing.n_used / n_experts, dtype=torch.float64))
     rows = []
     for layer, kinds in [(-1, kind.flatten()), *enumerate(kind)]:
@@ -76,7 +76,7 @@ def expert_types(routing: Routing) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["layer", "type", "n_experts", "share", "low", "high", "chance"])
 
 
-def is_frequent(routing: Routing) -> Tensor:
+def _is_frequent(routing: Routing) -> Tensor:
     """Whether an expert is among the `n_used` most frequent of its layer in a language: (language, layer, expert)."""
     order = routing.used.argsort(dim=1, descending=True, stable=True)[:, : routing.n_used]
     return torch.zeros_like(routing.used, dtype=torch.bool).scatter(1, order, True).permute(2, 0, 1)

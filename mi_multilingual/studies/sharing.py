@@ -35,7 +35,7 @@ from ..tokens import Reading
 from .deactivation import deactivation_effects, deactivation_study, written_deactivation_study
 from .given import Given
 
-EMPTY = ("left out", "zero")
+_EMPTY = ("left out", "zero")
 """What a type without neurons counts as in a mean over inputs: nothing, or 0 as in the published figures."""
 _THRESHOLDS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)
 
@@ -183,8 +183,8 @@ def means_over_inputs(
     Raises:
         ValueError: an unknown `empty`.
     """
-    if empty not in EMPTY:
-        raise ValueError(f"empty must be one of {', '.join(EMPTY)}, got {empty!r}")
+    if empty not in _EMPTY:
+        raise ValueError(f"empty must be one of {', '.join(_EMPTY)}, got {empty!r}")
     parts = []
     for task, part in outputs.groupby("task", sort=False):
         order = part.drop_duplicates([*by])[[*by]]
@@ -252,7 +252,7 @@ SETTINGS = {
     "tokens": Setting("last", "at which tokens an activation counts", choices=TOKENS),
     "site": Setting("post", "where activity is read", choices=("post", "gate")),
     "top": Setting(0.1, "neurons per layer that contribute most: a number, or below 1 a share", 0.0, above=True),
-    "empty": Setting("left out", "what a type without neurons counts as in means", choices=EMPTY),
+    "empty": Setting("left out", "what a type without neurons counts as in means", choices=_EMPTY),
     "n_languages": Setting(4, "languages that share, the first of the text; overlaps are those of all", 2),
     "n_inputs": Setting(40, "questions per task, and sentences for overlaps", 2),
     "n_choices": Setting(10, "questions that are answered by choice without neurons", 1),
@@ -270,7 +270,7 @@ TABLES = (
 def run(given: Given) -> dict[str, pd.DataFrame]:
     """All tables of the study, by name."""
     how, n = given.settings, int(given.settings["n_inputs"])
-    tasks = {name: first_questions(items, n) for name, items in _tasks(given).items()}
+    tasks = {name: _first_questions(items, n) for name, items in _tasks(given).items()}
     outputs = sharing_study(
         given.model, tasks, thresholds=[how["threshold"] + h for h in _THRESHOLDS], tokens=how["tokens"],
         site=how["site"], top=how["top"], bos=given.reading.bos, progress=given.progress,
@@ -324,7 +324,7 @@ def _tasks(given: Given) -> dict[str, list[Item]]:
     return tasks
 
 
-def first_questions(items: Sequence[Item], n: int) -> list[Item]:
+def _first_questions(items: Sequence[Item], n: int) -> list[Item]:
     """The first `n` questions in all their languages."""
     kept = set(list(dict.fromkeys(item.id for item in items))[:n])
     return [item for item in items if item.id in kept]
@@ -335,7 +335,7 @@ def _answers(given: Given, tasks: Mapping[str, Sequence[Item]]) -> tuple[pd.Data
     options = {"threshold": given.settings["threshold"], "seeds": given.seeds, "bos": given.reading.bos}
     chosen, written = {}, {}
     for name, items in tasks.items():
-        few, fewer = (first_questions(items, int(given.settings[key])) for key in ("n_choices", "n_written"))
+        few, fewer = (_first_questions(items, int(given.settings[key])) for key in ("n_choices", "n_written"))
         if all(len(item.choices) > 1 for item in few):
             chosen[name] = deactivation_study(given.model, few, progress=given.progress, **options)
         written[name] = written_deactivation_study(

@@ -46,7 +46,7 @@ def answer_findings(table: pd.DataFrame) -> list[str]:
     return sentences + ([f"{listed(rest)}: no type does more harm than random neurons for certain."] if rest else [])
 
 
-def together(table: pd.DataFrame) -> pd.DataFrame:
+def _together(table: pd.DataFrame) -> pd.DataFrame:
     """The rows of all languages together."""
     return table.loc[table.language == TOGETHER]
 
@@ -116,7 +116,7 @@ SECTIONS = (
         "Every question without its own neurons of each type, beside as many random ones per layer; all languages "
         "together. Answers are chosen.",
         (_OF_TASK, *deactivation.COLUMNS),
-        build=together,
+        build=_together,
         findings=answer_findings,
     ),
     Section(
@@ -125,7 +125,7 @@ SECTIONS = (
         (SHARING_WRITTEN,),
         "The answer is what the model writes up to its first full stop.",
         (_OF_TASK, *deactivation.COLUMNS),
-        build=together,
+        build=_together,
         findings=answer_findings,
     ),
     Section(

@@ -90,7 +90,7 @@ def test_the_harness_takes_a_gguf_file_as_the_plain_model_it_is(gguf_file, tmp_p
     off = NeuronSet(masks, ("all",), "test", model_fingerprint=fingerprint(model))
     save(off, tmp_path / "n.safetensors")
     plain, changed = (
-        IntervenedLM(str(gguf_file), device="cpu", **o) for o in ({}, {"neurons": tmp_path / "n.safetensors"})
+        IntervenedLM(str(gguf_file), device="cpu", **o) for o in ({}, {"neurons": str(tmp_path / "n.safetensors")})
     )
     for lm, condition in ((plain, Condition()), (changed, Condition(interventions=(Intervention("zero", off),)))):
         [(found, _)] = lm._loglikelihood_tokens([(None, ids[:1], ids[1:])], disable_tqdm=True)

@@ -166,7 +166,7 @@ def test_recorded_values_raise_a_language_while_another_is_off(checkpoint, neuro
         raised = Intervention("set", found["fr"], mm.medians(recorded)[..., 1], "post")
     else:
         recorded, strength = mm.record(model, corpus, reading=reading, progress=False), {"value": 3}
-        raised = getattr(mm, kind)(found["fr"], recorded, "fr", strength=3)
+        raised = getattr(mm, kind)(found["fr"], recorded, "fr", strength=3.0)
     save(recorded, tmp_path / "recorded.safetensors")
     given = {"neurons": neurons, "intervention": kind, "groups": "fr", "evidence": tmp_path / "recorded.safetensors"}
     alone, both = (of_tokens(made(checkpoint, **given, **strength, **off)) for off in ({}, {"off": "en"}))

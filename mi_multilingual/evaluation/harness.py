@@ -248,7 +248,7 @@ def _recorded_intervention(
     if site not in (None, recorded.site):
         raise ValueError(f"site must be that of the evidence, {recorded.site!r}, got {site!r}; leave it out")
     if kind != _MEDIAN:
-        return RAISING[kind](neurons, recorded, language, strength=1.0 if strength is None else strength)
+        return RAISING[kind](neurons, recorded, language, strength=1.0 if strength is None else float(strength))
     if strength is not None:
         raise ValueError(f"value must be left out for {kind!r}, got {strength}")
     if language not in recorded.languages:

@@ -28,7 +28,10 @@ def translation(table: pd.DataFrame, *, title: str = "Translation with a languag
             for bars in _bars(own[own.measure == measure], measure, words, first=row == column == 1):
                 figure.add_trace(bars, row=row, col=column)
             figure.update_yaxes(title_text=words if column == 1 else "", row=row, col=column)
-    figure.update_yaxes(rangemode="tozero").update_yaxes(tickformat=".0%", range=[0, 1.05], row=1)
+    for row, measure in enumerate(_MEASURES, start=1):
+        # Said here, since plotly.js finds no range for bars on axes that match.
+        highest = 1.0 if measure == "share" else max(1.0, float(table.high[table.measure == measure].max()))
+        figure.update_yaxes(range=[0, 1.05 * highest], tickformat=".0%" if measure == "share" else "", row=row)
     return figure.update_layout(title=title, barmode="group", height=700).update_xaxes(
         title_text="target language", row=3
     )

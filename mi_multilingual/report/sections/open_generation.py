@@ -45,9 +45,9 @@ def _share(rows: pd.DataFrame) -> str:
     return f"{share:.0%} ({low:.0%} to {high:.0%} of {n:,})"
 
 
-def _switched(table: pd.DataFrame) -> pd.DataFrame:
-    """The rows that `plots.steering_matrix` shows."""
-    return table.query("change == @SWITCHED")
+def _steered(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows that `plots.steering_matrix` shows: questions in the language that is raised, and in others."""
+    return table.query("change in (@RAISED, @SWITCHED)")
 
 
 _LABELS = (
@@ -101,10 +101,8 @@ SECTIONS = (
             Figure(
                 "open-switched",
                 (OPEN_GENERATION,),
-                lambda table: plots.steering_matrix(
-                    _switched(table), title="Which language is answered in when switched"
-                ),
-                "Questions in the language of the row, its neurons off and those of the column raised.",
+                lambda table: plots.steering_matrix(_steered(table), title="Language answered in with neurons raised"),
+                "Questions in the language of the row, its neurons off, those of the column raised.",
             ),
         ),
     ),

@@ -24,9 +24,9 @@ def translation_findings(table: pd.DataFrame) -> list[str]:
         words = [f"higher for {listed([named(k) for k in up])}"] if len(up) else []
         words += [f"lower for {listed([named(k) for k in down])}"] if len(down) else []
         rest = len(part) - len(up) - len(down)
-        words += [f"not surely other for {rest} of {len(part)} languages"] if rest else []
+        words += [f"not certainly different for {rest} of {len(part)} languages"] if rest else []
         name = {"share": "the share in the target language", "bleu": "BLEU", "chrf": "chrF"}[measure]
-        found.append(f"Neurons held ({_WAYS.get(way, way)}): {name} is {', '.join(words)} than with random neurons.")
+        found.append(f"Beside random neurons, held at the {_WAYS.get(way, way)}, {name} is {', '.join(words)}.")
     return found
 
 

@@ -39,6 +39,7 @@ except ImportError as error:
 from ..chat import check_template
 from ..models.checkpoints import checkpoint_place
 from ..models.loading import load_model
+from ..models.placed import is_placed
 from ..neurons import NeuronSet
 from ..patching.changes import Intervention
 from ..patching.export import edit_checkpoint
@@ -111,7 +112,7 @@ class IntervenedLM(HFLM):
                 self._model,
                 tokenizer=copy.deepcopy(self.tokenizer),
                 backend="bridge",
-                device=str(self._model.device),
+                device=None if is_placed(self._model) else str(self._model.device),
                 dtype=self._model.dtype,
             )
             hooks = ExitStack()

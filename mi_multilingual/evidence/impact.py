@@ -217,9 +217,11 @@ def _query_key_impact(
     q = rearrange(q / -scale, "doc i head d -> d doc head i 1")
     k = rearrange(k.repeat_interleave(n_heads // n_kv, dim=2), "doc j head d -> d doc head 1 j")
     scores, counted = pattern.log(), valid[:, None].to(pattern)
+    changed, change = torch.empty_like(scores), torch.empty_like(scores)
     by_column = []
     for q_d, k_d in zip(q, k, strict=True):
-        change = torch.addcmul(scores, q_d, k_d).softmax(dim=-1).sub_(pattern)
+        torch.addcmul(scores, q_d, k_d, out=changed)
+        torch.softmax(changed, dim=-1, out=change).sub_(pattern)
         by_column.append((change.square_().sum(dim=-1) * counted).sum(dim=-1))
     by_head = torch.stack(by_column, dim=-1)
     by_kv_head = rearrange(by_head, "doc (kv group) d -> doc kv group d", kv=n_kv).sum(dim=2)

@@ -70,9 +70,11 @@ def in_a_process(part: str, model: str, dtype: str, limit: float, options: Seque
         try:
             _, complaints = ended.communicate(timeout=limit)
         except subprocess.TimeoutExpired:
-            os.killpg(ended.pid, signal.SIGKILL)  # with the processes that it has started
-            ended.communicate()
             return {"rows": [], "sentences": [f"{title}: left out, not finished after {limit:.0f} s"]}
+        finally:
+            if ended.poll() is None:
+                os.killpg(ended.pid, signal.SIGKILL)  # with the processes that it has started
+                ended.wait()
         if ended.returncode == 0:
             return json.loads(out.read_text())
         reason = (complaints.strip().splitlines() or [f"exit status {ended.returncode}"])[-1][:200]

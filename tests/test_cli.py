@@ -1,5 +1,7 @@
 import re
 from pathlib import Path
+import subprocess
+import sys
 
 import numpy as np
 import pandas as pd
@@ -56,6 +58,14 @@ def test_the_single_steps_run_one_after_another(tmp_path, tiny, texts, capsys):
     assert main(["report", str(run), "--compare", str(run)]) == 0
     assert "Compared with run" in (run / "report.html").read_text()
     assert "change of the loss" in capsys.readouterr().out
+
+
+def test_quiet_is_quiet_while_the_model_is_loaded_too(tmp_path, tiny, texts):
+    script = "import sys; from mi_multilingual.cli import main; sys.exit(main(sys.argv[1:]))"
+    command = [sys.executable, "-c", script, "record", tiny, texts, "--out", str(tmp_path / "s"), "--window", "8"]
+    quiet, loud = (subprocess.run([*command, *more], capture_output=True, text=True) for more in (["--quiet"], []))
+    assert (quiet.returncode, quiet.stderr) == (0, "")
+    assert "Loading weights" in loud.stderr
 
 
 def test_record_reads_text_as_it_is_told_to(tmp_path, tiny, texts):

@@ -244,6 +244,8 @@ def test_mistakes_are_told(folders, monkeypatch):
     folder = folders("llama-grouped")
     with pytest.raises(ValueError, match="either device or device_map"):
         mm.load_model(folder, device="cpu", device_map="auto")
+    with pytest.raises(ValueError, match="device must be left out for a loaded model that is spread"):
+        mm.load_model(offload_to_disk(plain(folder)), tokenizer=AutoTokenizer.from_pretrained(folder), device="cpu")
     if HookedTransformer:
         with pytest.raises(ValueError, match="backend must be 'auto' or 'bridge'"):
             loaded_with(folder, backend="hooked")

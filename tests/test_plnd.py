@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from mi_multilingual import common_core, plnd, plnd_scores, record_impact
+import checkpoints
+from mi_multilingual import common_core, load_model, plnd, plnd_scores, record_impact
 from mi_multilingual.corpora import Corpus
 from mi_multilingual.evidence.impact import Impact, ranks
 from mi_multilingual.models.hooked import is_gated
@@ -203,3 +204,10 @@ def test_the_impact_of_two_texts_is_that_of_both_together(model, corpus):
         torch.testing.assert_close(sum(parts).least[part], whole.least[part], atol=1e-5, rtol=1e-4)
         same = (sum(parts).worst_rank[part] == whole.worst_rank[part]).double().mean()
         assert same > 0.95, "ranks of neurons whose impacts tie up to rounding may be swapped"
+
+
+@pytest.mark.parametrize("kind", ["gpt-neox", "phi3"])
+def test_a_bridge_without_rotated_queries_is_refused(kind, tmp_path, corpus):
+    model = load_model(checkpoints.checkpoint(kind, tmp_path), backend="bridge", device="cpu")
+    with pytest.raises(ValueError, match="queries and keys must be there after rotation"):
+        record_impact(model, corpus, progress=False)

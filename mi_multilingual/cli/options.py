@@ -1,5 +1,6 @@
 """Options that several commands share: each group is declared once, with what it makes."""
 
+import os
 from collections.abc import Callable, Sequence
 from functools import wraps
 from inspect import signature
@@ -31,7 +32,16 @@ Bos = Annotated[
         rich_help_panel=_READING,
     ),
 ]
-Quiet = Annotated[bool, typer.Option("--quiet", help="no progress bars")]
+
+
+def _silenced(quiet: bool) -> bool:
+    """Keep the bars of the libraries that load models away too, which are not imported yet."""
+    if quiet:
+        os.environ.update(TQDM_DISABLE="1", HF_HUB_DISABLE_PROGRESS_BARS="1")
+    return quiet
+
+
+Quiet = Annotated[bool, typer.Option("--quiet", help="no progress bars", callback=_silenced)]
 Settings = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="can be given several times")]
 
 

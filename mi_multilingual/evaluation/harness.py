@@ -43,6 +43,7 @@ from ..evidence.activations import ActivationStats
 from ..evidence.texts import TextActivations
 from ..models.checkpoints import hugging_face, place_and_options
 from ..models.loading import load_model
+from ..models.placed import is_placed
 from ..neurons import NeuronSet
 from ..patching.changes import RAISING, Intervention
 from ..patching.export import edit_checkpoint
@@ -126,7 +127,7 @@ class IntervenedLM(HFLM):
                 self._model,
                 tokenizer=copy.deepcopy(self.tokenizer),
                 backend="bridge",
-                device=str(self._model.device),
+                device=None if is_placed(self._model) else str(self._model.device),
                 dtype=self._model.dtype,
             )
             hooks = ExitStack()

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..corpora import Corpus, at_least_two
 from ..display import Summarised
-from ..models.hooked import HookedModel, is_gated, site_of, weight_of
+from ..models.hooked import HookedModel, is_gated, model_name, site_of, weight_of
 from ..rows import rows_bar
 from ..tokens import DOCUMENTS, Reading, TokenRows, language_rows, rows_per_batch
 from .reading import check_alike, check_documents, check_finite, joint_corpus, origin, read
@@ -83,7 +83,8 @@ def record_impact(
         reading: how text becomes rows, of layout "documents".
 
     Raises:
-        ValueError: fewer than two languages, an unknown score, or impacts that are not finite.
+        ValueError: fewer than two languages, an unknown score, a TransformerBridge that does not give rotated queries
+            and keys, or impacts that are not finite.
 
     Source: Zhao et al. 2024, arXiv:2402.18815, section 2.
     """
@@ -144,6 +145,11 @@ def _batch_impact(
     names = _hook_names(model, score)
     places = {(name, i): f"blocks.{i}.{hook}" for i in layers for name, hook in names.items()}
     read(model, batch.tokens, places, lambda place, value: seen.__setitem__(place, value.float()))
+    if ("q", 0) not in seen:
+        raise ValueError(
+            "queries and keys must be there after rotation, got none from the TransformerBridge of "
+            f"{model_name(model)!r}, which makes them with one matrix; load the model with backend='hooked'"
+        )
     found: dict[str, list[Tensor]] = {"mlp": [], "q": [], "k": [], "v": []}
     for i in layers:
         size = weight_of(model, f"blocks.{i}.mlp.W_out").float().norm(dim=1) if score == "paper" else None
@@ -211,9 +217,11 @@ def _query_key_impact(
     q = rearrange(q / -scale, "doc i head d -> d doc head i 1")
     k = rearrange(k.repeat_interleave(n_heads // n_kv, dim=2), "doc j head d -> d doc head 1 j")
     scores, counted = pattern.log(), valid[:, None].to(pattern)
+    changed, change = torch.empty_like(scores), torch.empty_like(scores)
     by_column = []
     for q_d, k_d in zip(q, k, strict=True):
-        change = torch.addcmul(scores, q_d, k_d).softmax(dim=-1).sub_(pattern)
+        torch.addcmul(scores, q_d, k_d, out=changed)
+        torch.softmax(changed, dim=-1, out=change).sub_(pattern)
         by_column.append((change.square_().sum(dim=-1) * counted).sum(dim=-1))
     by_head = torch.stack(by_column, dim=-1)
     by_kv_head = rearrange(by_head, "doc (kv group) d -> doc kv group d", kv=n_kv).sum(dim=2)

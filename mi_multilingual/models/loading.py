@@ -75,6 +75,11 @@ def load_model(
     placing = {key: value for key, value in {**asked, "quantization_config": quantization}.items() if value is not None}
     if device is not None and device_map is not None:
         raise ValueError(f"either device or device_map must be given, got {device!r} and {device_map!r}; leave one out")
+    if device is not None and isinstance(name_or_path, PreTrainedModel) and is_placed(name_or_path):
+        raise ValueError(
+            f"device must be left out for a loaded model that is spread over devices or quantised, got {device!r}: "
+            "nothing of it can be moved"
+        )
     device = _checked_device(device)
     if quantization is not None:
         placing.setdefault("device_map", {"": device})  # what is quantised cannot be moved there later

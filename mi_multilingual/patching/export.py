@@ -15,6 +15,7 @@ from transformers.pytorch_utils import Conv1D
 from ..models.checkpoints import architecture, hugging_face
 from ..models.hooked import HookedModel, is_gated
 from ..models.loading import load_model
+from ..models.placed import is_placed
 from .changes import Change, Intervention, changes, check_applicable
 from .weights import (
     NotWritableError,
@@ -99,7 +100,7 @@ def bridged(hf_model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Ho
         copy.deepcopy(hf_model, shared),
         tokenizer=copy.deepcopy(tokenizer),
         backend="bridge",
-        device=str(hf_model.device),
+        device=None if is_placed(hf_model) else str(hf_model.device),
         dtype=hf_model.dtype,
     )
 

@@ -572,6 +572,8 @@ def tuning_changes(rows):
         change, n = cell.get(row["seed"], (0.0, 0))
         cell[row["seed"]] = (change + row["after"] - row["before"], n + row["n_tokens"])
     return {cell: sum(change / n for change, n in by_seed.values()) / len(by_seed) for cell, by_seed in sums.items()}
+
+
 def shares_by_chance(probabilities):
     """Expected share of each number of languages a neuron is active in, over all 2^K patterns of independent ones."""
     expected = [0.0] * (len(probabilities) + 1)
@@ -615,6 +617,8 @@ def layer_experts(total, weights, most):
         if not above:
             return [most if i in full else shares[i] for i in range(len(weights))]
         full |= above
+
+
 def open_counts(rows):
     """Answers counted by loops: key -> n, in the language wanted, unknown, mixed, mean of distinct, loss per token."""
     found = {}

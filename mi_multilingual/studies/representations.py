@@ -364,7 +364,7 @@ def run(given: Given) -> dict[str, pd.DataFrame]:
     reading = replace(given.reading, layout="documents", max_tokens=None, equal_tokens=False)
     asked = {"pooling": settings["pooling"], "reading": reading, "progress": given.progress}
     neurons = given.neurons.take([g for g, n in given.neurons.sizes().items() if n])
-    off = neurons if settings["off"] == "each" else replace(neurons, masks=neurons.union()[None], groups=(_UNION,))
+    off = neurons if settings["silenced"] == "each" else replace(neurons, masks=neurons.union()[None], groups=(_UNION,))
     recorded = record_representations(given.model, corpus, **asked)
     outputs = representation_study(given.model, corpus, off, seeds=given.seeds, **asked)
     pairs = [f(recorded) for f in (sentence_similarity, retrieval, mexa, cka)]

@@ -69,7 +69,13 @@ SECTIONS = (
         build=_over_layers,
         findings=type_findings,
         figures=(
-            Figure("experts-figure", (EXPERTS,), plots.expert_heatmap, "Share of a language's tokens that use it.", wide=True),
+            Figure(
+                "experts-figure",
+                (EXPERTS,),
+                plots.expert_heatmap,
+                "Share of a language's tokens that use it.",
+                wide=True,
+            ),
             Figure(
                 "expert-tree",
                 (EXPERT_SIMILARITY,),
@@ -121,7 +127,9 @@ SECTIONS = (
         findings=pruning_findings,
         folded=True,
         figures=(
-            Figure("pruning-figure", (PRUNING,), plots.pruning_curves, "All languages; bars are 95 % intervals.", wide=True),
+            Figure(
+                "pruning-figure", (PRUNING,), plots.pruning_curves, "All languages; bars are 95 % intervals.", wide=True
+            ),
         ),
     ),
 )

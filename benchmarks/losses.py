@@ -54,7 +54,8 @@ def matrix_cases(subject: Subject) -> Iterator[Case]:
 
 def sweep_cases(subject: Subject) -> Iterator[Case]:
     text, reading = _text(subject, subject.n_rows(_WINDOW, _SWEEP))
-    layers = list(range(0, subject.n_layers, -(-subject.n_layers // _SWEPT)))
+    step = -(-subject.n_layers // _SWEPT)
+    layers = list(range(step // 2, subject.n_layers, step))
     neurons = random_neurons(subject, _OFF).in_layers(layers)
     rows = corpus_rows(subject.ours[DEFAULT], text, reading)["en"]
     expected = torch.stack([_off_in(subject, neurons, rows, layer) for layer in layers])

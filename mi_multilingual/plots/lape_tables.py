@@ -54,7 +54,7 @@ def _panels(matrix: pd.DataFrame, prefix: str) -> dict[str, pd.DataFrame]:
     keys, columns = ["group", "evaluated"], [f"{prefix}change", f"{prefix}low", f"{prefix}high", "n_neurons", "ppl"]
     first = chosen.method.iloc[0]
     for name, part in matrix[matrix.condition == RANDOM].groupby("method", sort=False):
-        means = part.groupby(keys, sort=False, as_index=False)[columns].mean()
+        means = pd.DataFrame(part.groupby(keys, sort=False, as_index=False)[columns].mean())
         if len(means) == means.group.nunique() * means.evaluated.nunique():
             panels[f"{MATCHED}, as {first}" if name == first else str(name)] = means
     return panels

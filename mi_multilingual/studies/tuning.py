@@ -216,9 +216,10 @@ def _drawn(rows: pd.DataFrame) -> _Drawn:
     for evaluated, part in rows.groupby("evaluated", sort=False):
         n_rows = part.row.nunique()
         times = np.vstack([np.ones(n_rows), resampled(n_rows, np.random.default_rng(0))])
-        for (arm, group), cell in part.groupby(["arm", "group"], sort=False):
+        for arm, group in part[["arm", "group"]].drop_duplicates().to_numpy().tolist():
+            cell = part[(part.arm == arm) & (part.group == group)]
             by_row = cell.assign(change=cell.after - cell.before).groupby("row")[["change", "n_tokens"]].mean()
-            found[str(arm), str(group), str(evaluated)] = (times @ by_row.change) / (times @ by_row.n_tokens)
+            found[arm, group, str(evaluated)] = (times @ by_row.change) / (times @ by_row.n_tokens)
     return found
 
 

@@ -49,8 +49,8 @@ def ablation_panels(matrix: pd.DataFrame, *, unit: str = "nats") -> go.Figure:
 
 def _panels(matrix: pd.DataFrame, prefix: str) -> dict[str, pd.DataFrame]:
     """Title of the panel -> its cells."""
-    chosen = matrix[matrix.condition == CHOSEN]
-    panels = {str(name): part for name, part in chosen.groupby("method", sort=False)}
+    chosen = pd.DataFrame(matrix[matrix.condition == CHOSEN])
+    panels: dict[str, pd.DataFrame] = {str(name): part for name, part in chosen.groupby("method", sort=False)}
     keys, columns = ["group", "evaluated"], [f"{prefix}change", f"{prefix}low", f"{prefix}high", "n_neurons", "ppl"]
     first = chosen.method.iloc[0]
     for name, part in matrix[matrix.condition == RANDOM].groupby("method", sort=False):

@@ -70,7 +70,7 @@ def test_an_intervention_wraps_the_call_and_generated_tokens_are_read(planted):
     assert last["l2"] == 2 * 12 * 4
 
 
-@pytest.mark.parametrize("backend", ["hooked", "bridge"])
+@pytest.mark.parametrize("backend", ["auto", "bridge"])
 @pytest.mark.parametrize("kind", ["opt", "llama-grouped"])
 def test_counts_are_those_of_a_plain_model_read_by_hand(kind, backend, corpus, tmp_path):
     folder = checkpoints.checkpoint(kind, tmp_path)

@@ -62,7 +62,7 @@ def test_an_intervention_wraps_the_call_and_generated_tokens_are_read(planted):
     said = inside[inside.n == inside.n_top].drop_duplicates(["layer", "decoded"]).set_index("layer").decoded
     assert said[2] == "l1", "what block 2 adds is undone by its neuron"
     continuations = {"l1": [" l2w1 l2w2"] * 12}
-    both = mm.layer_languages(model, corpus.take(["l1"]), tokens, continuations=continuations, top=4, progress=False)
+    both = mm.layer_languages(model, corpus.take(["l1"]), tokens, continuations=continuations, n_top=4, progress=False)
     sizes = both.groupby(["position", "layer"]).n.sum().unstack(0)
     assert (sizes["prompt"] == 12 * 4).all()
     assert (sizes["generated"] == 2 * 12 * 4).all()
@@ -70,14 +70,14 @@ def test_an_intervention_wraps_the_call_and_generated_tokens_are_read(planted):
     assert last["l2"] == 2 * 12 * 4
 
 
-@pytest.mark.parametrize("backend", ["hooked", "bridge"])
+@pytest.mark.parametrize("backend", ["auto", "bridge"])
 @pytest.mark.parametrize("kind", ["opt", "llama-grouped"])
 def test_counts_are_those_of_a_plain_model_read_by_hand(kind, backend, corpus, tmp_path):
     folder = checkpoints.checkpoint(kind, tmp_path)
     model, plain = mm.load_model(folder, backend=backend, device="cpu"), AutoModelForCausalLM.from_pretrained(folder)
     tokens = mm.token_languages(model, corpus)
     for norm in (True, False):
-        found = mm.layer_languages(model, corpus, tokens, at="every", top=3, norm=norm, progress=False)
+        found = mm.layer_languages(model, corpus, tokens, at="every", n_top=3, norm=norm, progress=False)
         cells = found.set_index(["language", "document", "layer", "decoded"]).n
         for k in corpus.languages:
             for i, text in enumerate(corpus.documents[k]):
@@ -203,7 +203,7 @@ def test_regions_can_be_numbers(planted):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"top": 0}, "top must be a number of tokens from 1 to"),
+        ({"n_top": 0}, "n_top must be a number of tokens from 1 to"),
         ({"at": "first"}, "at must be one of last, every"),
         ({"continuations": {"l1": ["x"]}}, "continuations must be one for each of the 12 prompts in 'l0'"),
     ],

@@ -82,14 +82,14 @@ def layer_languages(
     tokens: TokenLanguages,
     *,
     continuations: Mapping[str, Sequence[str]] | None = None,
-    top: int = 10,
+    n_top: int = 10,
     at: str = "last",
     norm: bool = True,
     progress: bool = True,
 ) -> pd.DataFrame:
     """The languages of the likeliest next tokens, were the model to stop after each block (the logit lens).
 
-    The residual stream after a block goes through the final norm and the unembedding, and the `top` tokens of highest
+    The residual stream after a block goes through the final norm and the unembedding, and the `n_top` tokens of highest
     logit are given to their languages. Layers are decoded one after another during the pass, so that at most a thousand
     places' logits are in memory. Under an intervention, wrap the call: `with mm.ablate(...)`.
 
@@ -97,7 +97,7 @@ def layer_languages(
         tokens: the language of every token (`token_languages`).
         continuations: language -> what came after each of its prompts, such as `generate` returns it. All their tokens
             are read, from the first that the prompt alone does not have.
-        top: tokens that are looked at after each block.
+        n_top: tokens that are looked at after each block.
         at: "last": a prompt's last token, after which an answer begins; "every" token of it but special ones in front.
         norm: without it the final norm is left out, as in the released code.
 
@@ -107,7 +107,7 @@ def layer_languages(
         top tokens), n_top (all of them). Positions without a token are left out.
 
     Raises:
-        ValueError: before anything runs: `top` or `at` that cannot be, continuations that do not fit the prompts, or
+        ValueError: before anything runs: `n_top` or `at` that cannot be, continuations that do not fit the prompts, or
             text without tokens or too long for the model.
 
     Source: nostalgebraist 2020 (logit lens); Zhao et al. 2024, arXiv:2402.18815 (shares of languages by layer).
@@ -123,8 +123,8 @@ def layer_languages(
     """
     if at not in AT:
         raise ValueError(f"at must be one of {', '.join(AT)}, got {at!r}")
-    if not 1 <= top <= model.cfg.d_vocab:
-        raise ValueError(f"top must be a number of tokens from 1 to {model.cfg.d_vocab}, the vocabulary, got {top}")
+    if not 1 <= n_top <= model.cfg.d_vocab:
+        raise ValueError(f"n_top must be a number of tokens from 1 to {model.cfg.d_vocab}, the vocabulary, got {n_top}")
     texts = {k: _rows_and_places(model, prompts, continuations, k, at) for k in prompts.languages}
     frames = []
     with tqdm(total=sum(len(rows) for rows, _ in texts.values()), desc="logit lens", disable=not progress) as bar:
@@ -132,7 +132,7 @@ def layer_languages(
             counts = torch.zeros(len(rows), 2, model.cfg.n_layers, len(tokens.names), dtype=torch.int64)
 
             def take(layer: int, at: Places, logits: Float[Tensor, "place vocab"], counts: Tensor = counts) -> None:
-                found = tokens.counts(logits.topk(top, dim=-1).indices).cpu()
+                found = tokens.counts(logits.topk(n_top, dim=-1).indices).cpu()
                 counts.index_put_((at.row, at.generated, torch.tensor(layer)), found, accumulate=True)
 
             for n_rows in decoded(model, rows, places, take, norm=norm):

@@ -37,7 +37,7 @@ def layer_language_study(
     neurons: NeuronSet | None = None,
     *,
     max_new_tokens: int = 0,
-    top: int = 10,
+    n_top: int = 10,
     at: str = "last",
     norm: bool = True,
     seeds: Sequence[int] = (0, 1, 2),
@@ -70,7 +70,7 @@ def layer_language_study(
             mine = prompts.take([group]) if group else prompts
             further = _continuations(model, mine, max_new_tokens) if max_new_tokens else None
             found = layer_languages(
-                model, mine, tokens, continuations=further, top=top, at=at, norm=norm, progress=False
+                model, mine, tokens, continuations=further, n_top=n_top, at=at, norm=norm, progress=False
             )
         frames.append(found.assign(**condition.labels))
     return pd.concat(frames, ignore_index=True)
@@ -227,7 +227,7 @@ def _intact_prompts(shares: pd.DataFrame) -> pd.DataFrame:
 SETTINGS = {
     "prompts": Setting(12, "prompts per language, first words of documents", 1),
     "at": Setting("last", "which tokens of a prompt are read", choices=AT),
-    "top": Setting(10, "likeliest tokens looked at after each block", 1),
+    "n_top": Setting(10, "likeliest tokens looked at after each block", 1),
     "norm": Setting("yes", "whether the final norm is applied", choices=("yes", "no")),
     "bar": Setting(0.6, "share of a token that a language must have for it to be its own", 0.5, 1.0, above=True),
     "new_tokens": Setting(0, "tokens that the model writes after each prompt, which are read too", 0),
@@ -240,7 +240,7 @@ def looked_for(given: Given) -> tuple[Corpus, TokenLanguages, dict[str, Any]]:
     """Prompts, the languages of tokens, and the options of `layer_languages`, by the settings."""
     asked = given.settings
     tokens = token_languages(given.model, given.identify, bar=asked["bar"])
-    how = {"top": int(asked["top"]), "at": asked["at"], "norm": asked["norm"] == "yes", "progress": given.progress}
+    how = {"n_top": int(asked["n_top"]), "at": asked["at"], "norm": asked["norm"] == "yes", "progress": given.progress}
     return openings(given.evaluate, int(asked["prompts"])), tokens, how
 
 

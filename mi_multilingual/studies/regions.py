@@ -275,7 +275,7 @@ def _effect(intact: pd.Series, wide: pd.DataFrame, weight: np.ndarray) -> dict[s
 
 _NUMBER = "blocks of {}, with the other number given too; by the shares where there is none"
 REGION_SETTINGS = {
-    **{name: LENS[name] for name in ("prompts", "at", "top", "norm", "bar")},
+    **{name: LENS[name] for name in ("prompts", "at", "n_top", "norm", "bar")},
     "understanding": Setting(None, _NUMBER.format("understanding"), 1),
     "generation": Setting(None, _NUMBER.format("generation"), 1),
     "rate": Setting(0.14, "share of a layer's MLP neurons that are important for a document (PLND)", 0.0, 1.0, True),

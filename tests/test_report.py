@@ -521,6 +521,7 @@ def whole_run(folder, languages):
     effect_rows(TYPES, languages).to_parquet(folder / files.DEACTIVATION)
     effect_rows(languages, languages).to_parquet(folder / files.CROSS_FACTS)
     made = {**tables.of_representations(languages), **tables.of_methods(languages), **speaker.tables(languages)}
+    made |= {**tables.of_sharing(languages), **tables.of_experts(languages)}
     for name, table in made.items():
         table.to_parquet(folder / f"{name}.parquet")
     sweep_table().to_parquet(folder / files.SWEEP_EFFECTS)

@@ -1,5 +1,6 @@
 """Whole tables of studies for languages of any name, without a model."""
 
+from functools import cache
 from itertools import product
 
 import numpy as np
@@ -175,9 +176,9 @@ def of_editing(languages):
 def of_tuning(languages):
     """Name -> table of the studies `tuning` and `alignment_tuning`: four rows of text, four questions."""
     random = np.random.default_rng(0)
-    axes = {"condition": ("chosen", "random", "full"), "group": languages, "evaluated": languages, "row": range(4)}
+    axes = {"arm": ("chosen", "random", "full"), "group": languages, "evaluated": languages, "row": range(4)}
     rows = _numbers(axes, random, "before", "after").assign(n_neurons=3, n_trained=9, learning_rate=0.1, n_tokens=5)
-    axes = {"condition": ("intact", "aligned", "mixed", "alone"), "id": range(4), "language": languages}
+    axes = {"arm": ("intact", "aligned", "mixed", "alone"), "id": range(4), "language": languages}
     answers = _numbers(axes, random, "all_shared", "margin")
     return {
         "tuning": tuning_effects(rows),
@@ -228,7 +229,8 @@ def of_translations(languages):
     }
 
 
+@cache
 def of_every_study(languages):
-    """Name -> table of all of them."""
+    """Name -> table of all of them; made once, for several tests."""
     makers = (of_representations, of_methods, of_sharing, of_experts, of_editing, of_tuning, of_open_answers)
     return {name: table for make in (*makers, of_translations) for name, table in make(languages).items()}

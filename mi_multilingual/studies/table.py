@@ -117,7 +117,6 @@ STUDIES: dict[str, StudyRow] = {
             "pooling": Setting("mean", "how a sentence's tokens become one vector", choices=POOLINGS),
             "sentences": Setting(80, "parallel sentences, the first ones", 4),
             "silenced": Setting(
-            "switched_off": Setting(
                 "together", "neurons of all languages off at once, or each language's", choices=("together", "each")
             ),
         },

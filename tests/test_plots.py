@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import speaker
+import tables
 from mi_multilingual import (
     TYPES,
     ActivationStats,
@@ -604,7 +605,21 @@ def pruning_of(languages):
     return pd.DataFrame(rows, columns=[*names, "random_change", "random_low", "random_high"])
 
 
+def drawn(figure, name):
+    """The figure of a study's table, for languages of any name."""
+    return lambda languages: figure(tables.of_every_study(tuple(languages))[name])
+
+
 EVERY_FIGURE = {
+    "alignment_bars": drawn(plots.alignment_bars, "alignment_tuning"),
+    "editing_matrix": drawn(plots.editing_matrix, "editing_effects"),
+    "editing_neurons": drawn(plots.editing_neurons, "editing_neuron_effects"),
+    "editing_transfer": drawn(plots.editing_transfer, "editing_transfer"),
+    "language_off": drawn(plots.language_off, "open_generation"),
+    "language_raised": drawn(plots.language_raised, "open_generation"),
+    "translation": drawn(plots.translation, "translation"),
+    "tuning_bars": drawn(plots.tuning_bars, "tuning_summary"),
+    "tuning_matrix": drawn(plots.tuning_matrix, "tuning"),
     "ablation_bars": lambda k: plots.ablation_bars(comparison()),
     "ablation_panels": lambda k: plots.ablation_panels(methods_of(k)),
     "dominance_by_layer": lambda k: plots.dominance_by_layer(dominance_of(k), shifted=True),

@@ -520,9 +520,7 @@ def whole_run(folder, languages):
     write_steering(folder, languages)
     effect_rows(TYPES, languages).to_parquet(folder / files.DEACTIVATION)
     effect_rows(languages, languages).to_parquet(folder / files.CROSS_FACTS)
-    made = {**tables.of_representations(languages), **tables.of_methods(languages), **speaker.tables(languages)}
-    made |= {**tables.of_sharing(languages), **tables.of_experts(languages)}
-    for name, table in made.items():
+    for name, table in {**tables.of_every_study(languages), **speaker.tables(languages)}.items():
         table.to_parquet(folder / f"{name}.parquet")
     sweep_table().to_parquet(folder / files.SWEEP_EFFECTS)
     cells = {"group": languages[0], "evaluated": languages, "condition": ["chosen", "random", "chosen"]}

@@ -7,6 +7,7 @@ from pydantic import ValidationError
 from mi_multilingual import DETECTORS, Detector, Reading, Setting, lap_scores
 from mi_multilingual.experiments.config import Study
 from mi_multilingual.experiments.loading import load_study, merged, preset_names
+from mi_multilingual.studies.table import STUDIES
 
 
 @pytest.fixture
@@ -108,7 +109,14 @@ def test_every_preset_is_a_study_for_any_model_and_survives_a_round_trip(study, 
 
 
 def test_the_presets_are_those_of_the_documentation():
-    assert preset_names() == ("kojima", "language-arithmetics", "lape-paper", "mwork", "sharing-matters")
+    assert set(preset_names()) == {
+        "kojima",
+        "language-arithmetics",
+        "lape-paper",
+        "mwork",
+        "sharing-matters",
+        *STUDIES,
+    }
 
 
 @pytest.mark.parametrize(
@@ -172,7 +180,7 @@ def test_the_presets_are_those_of_the_documentation():
         ("site: [gate, gate]", 1, ["'gate' twice"]),
         ("seeds: [1, 1]", 1, ["1 twice"]),
         ("preset: kojma", 1, ["'kojma' is unknown", "did you mean 'kojima'?", "sharing-matters"]),
-        ("preset: {a: 1}", 1, ["is unknown; allowed: kojima"]),
+        ("preset: {a: 1}", 1, ["is unknown; allowed: alignment_tuning"]),
         ("rate: 1\nsite: post\nrate: 1", 3, ["'rate' stands in line 1 already"]),
         ("rate: [1", 1, ["plain YAML"]),
         ("- a", 1, ["a study must be a mapping"]),

@@ -26,7 +26,6 @@ SEVERAL_DEFAULTS = {
     "source_off": "a matrix of languages compares switching with raising; a curve varies one thing",
     "split": "each data set has its own part for testing",
     "threshold": "an activation to exceed, or for LAP a probability instead of a rate",
-    "top": "tokens of a layer's prediction, or a share of a layer's neurons",
     "wordings": "each set of questions has its own number of them",
 }
 """Parameters whose default is not the same everywhere, and why."""

@@ -11,7 +11,7 @@ SUBJECTS = {
     "patching": ("Interventions", ("patching",)),
     "analysis": ("Analysis", ("analysis",)),
     "evaluation": ("Evaluation", ("evaluation",)),
-    "studies": ("Studies", ("studies",)),
+    "studies": ("Studies", ("studies", "tuning", "training")),
     "experiments": ("Experiments", ("experiments",)),
     "plots": ("Figures", ("plots",)),
     "report": ("Report and demo", ("report", "demo")),

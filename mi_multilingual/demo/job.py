@@ -18,7 +18,7 @@ from ..report import files
 from ..storage import save
 from ..studies.deactivation import deactivation_effects, deactivation_study
 from ..tokens import DOCUMENTS
-from .steps import Compared, Job, Running, Steered, Text, run_job
+from .steps import Compared, Job, Running, Steered, Text, first_documents, run_job, study_step
 
 LAPE = {"rate": 0.05, "filter_rate": 0.985}
 """How LAPE is asked here. 1 % of all neurons, the paper's rate, would be six per language in so small a model; where
@@ -45,6 +45,16 @@ _STEERED = Steered(
     strengths=(1.0, 2.0, 4.0),
     asked={"source_off": True, "max_new_tokens": 10, "min_new_tokens": 8, "repetition_penalty": 1.1},
 )
+_STUDIES = {
+    "lape_tables": None,
+    "representations": None,
+    "layer_languages": None,
+    "regions": None,
+    "editing": ("en", "fr", "ja"),
+    "alignment_tuning": None,
+    "tuning": None,
+}
+"""The whole studies that take a few seconds here, and the languages they are about, where not all."""
 _HELD_OUT_WORDING = 2
 """The wording of every relation that is not in the training text."""
 
@@ -61,6 +71,7 @@ def run_demo(out: Path | str, *, progress: bool = True) -> Path:
         "sharing": _write_sharing,
         "facts": _write_facts,
         "deactivation": _write_deactivation,
+        **{name: study_step(name, languages) for name, languages in _STUDIES.items()},
     }
     return run_job(demo_job(load_model("demo")), Path(out), steps, progress=progress)
 
@@ -83,10 +94,6 @@ def demo_job(model: HookedModel) -> Job:
         steered=_STEERED,
         continued=CONTINUED,
     )
-
-
-def first_documents(corpus: Corpus, n: int) -> Corpus:
-    return Corpus({k: docs[:n] for k, docs in corpus.documents.items()}, f"{corpus.source}, first {n}")
 
 
 def _write_significance(running: Running) -> None:

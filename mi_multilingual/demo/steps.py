@@ -17,6 +17,8 @@ from ..detectors.lape import lape
 from ..evaluation.generation import generate
 from ..evaluation.prompts import equal_openings, first_words
 from ..evidence.activations import ActivationStats, record
+from ..experiments.loading import checked_study
+from ..experiments.whole import WholeStudies
 from ..models.hooked import HookedModel
 from ..neurons import NeuronSet
 from ..patching.conditions import CHOSEN, INTACT
@@ -29,7 +31,7 @@ from ..studies.given import Given
 from ..studies.leaderboard import leaderboard, ranking_stability, rankings
 from ..studies.steering import steering_matrix, strength_curve
 from ..studies.steering_tables import best_strength, steering_quality, steering_shares
-from ..studies.table import STUDIES, study_settings
+from ..studies.table import STUDIES
 from ..tokens import Reading
 
 _SEEDS = (0, 1, 2)
@@ -231,18 +233,27 @@ def write_steering(running: Running) -> None:
     _write_json(steering_examples(outputs), out / files.STEERING_EXAMPLES)
 
 
-def study_step(name: str, settings: Mapping[str, Any] = {}) -> Step:
-    """The step that runs a study whole, on the job's texts, and writes its tables."""
+def study_step(name: str, languages: Sequence[str] | None = None) -> Step:
+    """The step that runs a study whole, with its preset's sizes for the demo, and writes its tables.
+
+    Args:
+        languages: those that the study is about; all of the job's by default.
+    """
 
     def write(running: Running) -> None:
-        job = running.job
+        job, asked = running.job, checked_study({"preset": name})
+        assert isinstance(asked, WholeStudies), "the preset is of a whole study"
+        sizes = (asked.corpus.identify_documents, asked.corpus.evaluate_documents)
+        chosen = languages or job.identify.corpus.languages
+        texts = [text.corpus.take(chosen) for text in (job.identify, job.evaluate)]
+        identify, evaluate = (first_documents(text, n) for text, n in zip(texts, sizes, strict=True))
         given = Given(
             model=job.model,
-            identify=job.identify.corpus,
-            evaluate=job.evaluate.corpus,
+            identify=identify,
+            evaluate=evaluate,
             reading=job.evaluate.reading,
-            settings=study_settings(name, settings),
-            seeds=_SEEDS[:1],
+            settings=asked.settings_of(name)[0],
+            seeds=asked.seeds,
             lape=job.lape,
             recorded=lambda: running.stats,
             progress=running.progress,
@@ -251,6 +262,13 @@ def study_step(name: str, settings: Mapping[str, Any] = {}) -> Step:
             content.to_parquet(running.out / f"{table}.parquet")
 
     return write
+
+
+def first_documents(corpus: Corpus, n: int | None) -> Corpus:
+    """The first documents of every language; all without a number."""
+    if n is None:
+        return corpus
+    return Corpus({k: docs[:n] for k, docs in corpus.documents.items()}, f"{corpus.source}, first {n}")
 
 
 def steering_examples(outputs: pd.DataFrame) -> list[dict[str, Any]]:

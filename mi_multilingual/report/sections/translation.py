@@ -88,7 +88,7 @@ def overlap_findings(table: pd.DataFrame) -> list[str]:
         return []
     mean, beyond = by_language.mean(), by_language.overlap - by_language.random
     low, high = mean_interval(beyond.to_numpy())
-    more = "more than" if low > 0 else "fewer than" if high < 0 else "not certainly different from those"
+    more = "more than" if low > 0 else "fewer than" if high < 0 else "not certainly other than"
     return [
         f"{mean.overlap:.1%} of a language's neurons are another language's too, mean over pairs; of as many random "
         f"ones {mean.random:.1%}. That is {more} by chance (difference {beyond.mean():+.1%}, 95 % interval over "

@@ -32,6 +32,7 @@ from mi_multilingual.report.sections.detectors import leaderboard_findings, sign
 from mi_multilingual.report.sections.sharing import contribution_findings, sharing_findings
 from mi_multilingual.report.sections.steering import steering_findings
 from mi_multilingual.report.sections.sweeps import sweep_findings
+from mi_multilingual.report.sections.translation import overlap_findings, unconditional_findings
 from mi_multilingual.report.tables import LONGEST, cells, column, described, language_column, said
 from mi_multilingual.studies.deactivation import deactivation_effects
 from mi_multilingual.studies.steering_tables import steering_shares
@@ -247,6 +248,24 @@ def test_other_findings():
         in (fact_findings(facts)[0])
     )
     assert fact_findings(facts.head(1)) == []
+
+
+def test_texts_from_nothing_are_told_where_intervals_are_apart():
+    found = {"chosen": {"fr": "fr", "de": "en"}, "random": {"fr": "en", "de": "en"}, "intact": {"fr": "en", "de": "en"}}
+    rows = [(k, c, k_found) for c, by in found.items() for k, k_found in by.items() for _ in range(20)]
+    texts = pd.DataFrame(rows, columns=["target", "condition", "found"]).assign(source="", seed=0)
+    shares, certain = unconditional_findings(texts)
+    assert "held, 50% (35% to 65% of 40) of the texts from nothing are in it, with random neurons held 0%" in shares
+    assert certain.endswith("more often for French (fr), not certainly more or less often for 1 of 2 languages.")
+    assert unconditional_findings(texts[texts.condition != "random"]) == []
+
+
+@pytest.mark.parametrize(("random", "word"), [(0.01, "more than"), (0.3, "not certainly other than"), (0.9, "fewer")])
+def test_an_overlap_is_held_against_random_neurons(random, word):
+    pairs = [("en", 0.2), ("fr", 0.3), ("ja", 0.4), ("de", 0.3)]
+    (said,) = overlap_findings(pd.DataFrame(pairs, columns=["language", "overlap"]).assign(random=random))
+    assert f"That is {word}" in said
+    assert "30.0% of a language's neurons" in said
 
 
 def measured(n):

@@ -40,7 +40,9 @@ def editing_matrix(effects: pd.DataFrame, *, editor: str = "rank one") -> go.Fig
             grid(cell, "edited", "asked", name) for name in ("value", "low", "high", "random", "beyond", "n_records")
         )
         heat = share_heatmap(value, further, hover, "share<br>of facts")
-        figure.add_trace(heat.update(showscale=number == 3, textfont={"size": 9}), row=1, col=number)
+        figure.add_trace(
+            heat.update(showscale=number == 3, textfont={"size": 9 if value.shape[1] < 8 else 7}), row=1, col=number
+        )
     figure.update_layout(title=f"Facts edited in one language and asked for in another ({editor})")
     figure.update_xaxes(title_text="language asked in").update_yaxes(title_text="language edited in", row=1, col=1)
     return named_axes(figure)

@@ -43,7 +43,8 @@ def ablation_panels(matrix: pd.DataFrame, *, unit: str = "nats") -> go.Figure:
         heat = change_heatmap(change, further, hover, colorbar, showscale=i == 0)
         heat.update(zmin=-reach, zmax=reach)
         figure.add_trace(heat, row=i // _COLUMNS + 1, col=i % _COLUMNS + 1)
-    figure.update_layout(title="What switching off neurons does, method by method", height=90 + 300 * n_rows)
+    words = "in perplexity, " if unit == "ppl" else ""
+    figure.update_layout(title=f"What switching off neurons does, {words}method by method", height=90 + 300 * n_rows)
     return named_axes(figure)
 
 

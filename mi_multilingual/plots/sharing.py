@@ -146,8 +146,8 @@ def repeated_types(table: pd.DataFrame, *, threshold: float | None = None) -> go
                 marker={"color": COLOURS[i], "pattern": {"shape": pattern}},
                 hovertemplate=f"%{{x}}<br>{name} {what}: %{{y:.2%}}<extra></extra>",
             )
-    figure.update_layout(title="Which neurons keep their type over all questions", barmode="stack")
-    figure.update_layout(xaxis_title="layer and type", yaxis_title="share of the layer's neurons, mean over tasks")
+    figure.update_layout(title="Which neurons keep their type over all questions (mean over tasks)", barmode="stack")
+    figure.update_layout(xaxis_title="layer and type", yaxis_title="share of the layer's neurons")
     return figure.update_yaxes(tickformat=".0%").update_xaxes(showticklabels=True)
 
 

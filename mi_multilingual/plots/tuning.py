@@ -11,7 +11,7 @@ from .style import COLOURS, asymmetric, change_heatmap, grid, named_axes
 _ARMS = {"chosen": "its neurons", "random": "as many random neurons", FULL: "all weights"}
 _ARM_COLOURS = {"chosen": COLOURS[0], "random": COLOURS[7], FULL: COLOURS[1]}
 _MEASURES = {OWN: "the language tuned on", OTHERS: "the other languages"}
-_TEXTS = {ALIGNED: "same documents at every step", MIXED: "same text, any order", ALONE: "one language only"}
+_TEXTS = {ALIGNED: "same documents<br>at every step", MIXED: "same text,<br>any order", ALONE: "one language<br>only"}
 _UNITS = {
     "all_shared": ("all-shared neurons", "share of all neurons", ".3%"),
     "accuracy": ("right answers", "share of questions", ".1%"),

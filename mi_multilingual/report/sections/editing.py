@@ -6,7 +6,7 @@ from ... import plots
 from ...studies.editing_tables import OTHERS, OWN
 from ..files import EDITING_EFFECTS, EDITING_NEURON_EFFECTS, EDITING_TRANSFER
 from ..section import Figure, Section
-from ..tables import Column, column, interval, language_column
+from ..tables import Column, column, interval, language_column, said
 
 _SHARES = (
     column("measure"),
@@ -19,7 +19,7 @@ _SHARES = (
 )
 _FIRST = (column("editor"), language_column("edited", "edited in"), language_column("asked", "asked in"))
 _NEURONS = (
-    column("token", "typed at"),
+    column("token", "typed at", words=said({"last": "last token of the prompt", "subject": "where the subject ends"})),
     column("type"),
     column("n_records", "facts", "{:,}"),
     column("share", "of the neurons", "{:.1%}"),

@@ -27,12 +27,12 @@ def comparison_findings(table: pd.DataFrame) -> list[str]:
     for row in behind.itertuples():
         if row.low > 0 or row.high < 0:
             word = "less" if row.low > 0 else "more"
+            least, most = sorted((abs(row.low), abs(row.high)))
             sentences.append(
                 f"The neurons of {row.method} ({row.n_neurons:,.0f} per language) cost a language "
                 f"{abs(row.value):.3f} nats "
-                f"per token {word} than those of {first} ({mine.n_neurons.iloc[0]:,.0f}; 95 % interval of the "
-                f"difference "
-                f"{row.low:+.3f} to {row.high:+.3f})."
+                f"per token {word} than those of {first} ({mine.n_neurons.iloc[0]:,.0f}; 95 % interval {least:.3f} to "
+                f"{most:.3f})."
             )
     return sentences
 

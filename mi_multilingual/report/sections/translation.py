@@ -48,15 +48,15 @@ def unconditional_findings(texts: pd.DataFrame) -> list[str]:
     held, random = table.loc[CHOSEN], table.loc[RANDOM].reindex(table.loc[CHOSEN].index)
     shares = (_pooled(rows) for rows in (held, random))
     _, low, high = difference(_measured(held), _measured(random))
-    words = [f"more often than with random neurons for {_names(held, low > 0)}"] if (low > 0).any() else []
-    words += [f"more seldom for {_names(held, high < 0)}"] if (high < 0).any() else []
+    words = [f"more often for {_names(held, low > 0)}"] if (low > 0).any() else []
+    words += [f"less often for {_names(held, high < 0)}"] if (high < 0).any() else []
     unsure = int(((low <= 0) & (high >= 0)).sum())
-    words += [f"not surely more often or more seldom for {unsure} of {len(held)} languages"] if unsure else []
+    words += [f"not certainly more or less often for {unsure} of {len(held)} languages"] if unsure else []
     return [
         "With a language's neurons held, {} of the texts from nothing are in it, with random neurons held {}.".format(
             *shares
         ),
-        f"Texts are in the language {', '.join(words)}.",
+        f"Beside random neurons, texts are in the language {', '.join(words)}.",
     ]
 
 
@@ -88,10 +88,10 @@ def overlap_findings(table: pd.DataFrame) -> list[str]:
         return []
     mean, beyond = by_language.mean(), by_language.overlap - by_language.random
     low, high = mean_interval(beyond.to_numpy())
-    more = "more" if low > 0 else "fewer" if high < 0 else "not surely more or fewer"
+    more = "more than" if low > 0 else "fewer than" if high < 0 else "not certainly other than"
     return [
         f"{mean.overlap:.1%} of a language's neurons are another language's too, mean over pairs; of as many random "
-        f"ones {mean.random:.1%}. That is {more} than by chance (difference {beyond.mean():+.1%}, 95 % interval over "
+        f"ones {mean.random:.1%}. That is {more} by chance (difference {beyond.mean():+.1%}, 95 % interval over "
         f"languages {low:+.1%} to {high:+.1%})."
     ]
 

@@ -17,12 +17,15 @@ function themed(figure) {
   Object.assign(layout, {
     paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", autosize: true, colorway: COLOURS,
     font: {color: ink, family: style.fontFamily, size: narrow.matches ? 11 : 13},
-    margin: narrow.matches ? {l: 44, r: 8, t: 12, b: 44} : {l: 64, r: 24, t: 34, b: 56},
+    margin: narrow.matches ? {l: 44, r: 8, t: 12, b: 44} : {l: 64, r: 24, t: layout.annotations ? 56 : 34, b: 56},
     hoverlabel: {bgcolor: card, bordercolor: line, font: {color: ink}, align: "left"},
     modebar: {bgcolor: "rgba(0,0,0,0)", color: line, activecolor: ink},
   });
   if (narrow.matches) layout.legend = {...layout.legend, orientation: "h", y: -0.22, x: 0};
-  for (const axis of new Set(["xaxis", "yaxis", ...Object.keys(layout).filter(name => /^[xy]axis\d/.test(name))])) Object.assign(layout[axis] ??= {}, {gridcolor: line, zerolinecolor: line, automargin: true});
+  for (const axis of new Set(["xaxis", "yaxis", ...Object.keys(layout).filter(name => /^[xy]axis\d/.test(name))])) {
+    Object.assign(layout[axis] ??= {}, {gridcolor: line, zerolinecolor: line, automargin: true});
+    if (layout[axis].title?.text) layout[axis].title.standoff ??= 10;
+  }
   const traces = structuredClone(figure.data);
   for (const trace of traces) {
     for (const bar of ["error_x", "error_y"]) if (trace[bar]) trace[bar].color ??= ink;

@@ -18,12 +18,13 @@ import pandas as pd
 import yaml
 
 import claims
-from claims.claim import Claim, Effect, verdict
+from claims.claim import FAILS, HOLDS, OPEN, Claim, Effect, verdict
 from mi_multilingual.experiments import load_study, run, study_tables
 
 HERE = Path(__file__).parents[1]
 SIZES: Mapping[str, Mapping[str, Any]] = yaml.safe_load((HERE / "reproduction" / "sizes.yaml").read_text("utf-8"))
 """Model -> protocol -> the keys of the study file that say how much is measured, for half an hour in all."""
+SAID = {HOLDS: "hold", FAILS: "do not", OPEN: "cannot be told"}
 NAMES = {"demo": "the demo model", "smollm2": "SmolLM2-135M-Instruct"}
 HEAD = """# What holds
 
@@ -99,6 +100,8 @@ def in_words(claim: Claim, effect: Effect | str) -> str:
     """Effect, interval and verdict."""
     if isinstance(effect, str):
         return effect
+    if effect.value != effect.value:
+        return f"**{OPEN}**: too little text for a value"
     sign = "+" if min(effect.low, effect.value) < 0 or claim.direction < 0 else ""
     numbers = ", ".join(f"{x:{sign}.3g}" for x in (effect.low, effect.high))
     return f"**{verdict(claim, effect)}**: {effect.value:{sign}.3g} ({numbers}) {claim.unit}"
@@ -109,7 +112,7 @@ def counts(found: Mapping[tuple[Claim, str], Effect | str], models: Sequence[str
     lines = []
     for model in models:
         said = [verdict(c, e) for (c, m), e in found.items() if m == model and isinstance(e, Effect)]
-        numbers = ", ".join(f"{n} {word}" for word, n in pd.Series(said, dtype=object).value_counts().items())
+        numbers = ", ".join(f"{said.count(word)} {many}" for word, many in SAID.items())
         n_claims = len({c for c, _ in found})
         lines.append(f"Of {n_claims} claims, {len(said)} were measured on {NAMES[model]}: {numbers}.")
     return "\n".join(lines)

@@ -63,7 +63,7 @@ def _shared(tables: _Tables) -> Effect:
     return _less(part.carried, part.share, "their share of the layer's neurons")
 
 
-_MENG, _WANG = "Meng et al. 2022", "Wang et al. 2024"
+_MENG, _WANG = "Meng et al. 2022, arXiv:2202.05262", "Wang et al. 2024, arXiv:2406.09265"
 _ACROSS, _RETRIEVED = "Wang, Liang et al. 2023, arXiv:2309.08952", "Wang, Haddow and Birch 2023, arXiv:2312.13040"
 _UNIT, _DELTA = "share of facts", 0.05
 

@@ -12,7 +12,7 @@ from mi_multilingual.studies.experts import LAYERWISE, UNIFORM
 
 from .claim import Claim, Effect
 
-_LIU = "Liu et al. 2024"
+_LIU = "Liu et al. 2024, arXiv:2402.16367"
 _Tables = Mapping[str, pd.DataFrame]
 
 

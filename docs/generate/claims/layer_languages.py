@@ -12,7 +12,7 @@ from mi_multilingual.studies.layer_languages import middle_layers
 from .claim import Claim, Effect
 
 ENGLISH = "en"
-ZHAO, WENDLER = "Zhao 2024", "Wendler 2024"
+ZHAO, WENDLER = "Zhao et al. 2024, arXiv:2402.18815", "Wendler et al. 2024, arXiv:2402.10588"
 Tables = Mapping[str, pd.DataFrame]
 Ratio = tuple[np.ndarray, np.ndarray]
 """Of every prompt or row of one language: what is summed, and what it is divided by."""

@@ -10,7 +10,7 @@ from mi_multilingual.patching.conditions import CHOSEN, RANDOM
 
 from .claim import Claim, Effect
 
-_WANG = "Wang et al. 2024"
+_WANG = "Wang et al. 2024, arXiv:2406.09265"
 _SHUFFLES = 1000
 _Tables = Mapping[str, pd.DataFrame]
 

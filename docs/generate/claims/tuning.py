@@ -50,7 +50,7 @@ def _whole(measure: str):
 
 CLAIMS = (
     Claim(
-        "Zhao et al. 2024",
+        "Zhao et al. 2024, arXiv:2402.18815",
         "Tuning only a language's neurons lowers that language's loss more than tuning random neurons does.",
         "Mistral-7B, a few hundred documents: language-specific neurons raise multilingual scores, random ones do not",
         "tuning",
@@ -60,7 +60,7 @@ CLAIMS = (
         0.02,
     ),
     Claim(
-        "Zhao et al. 2024",
+        "Zhao et al. 2024, arXiv:2402.18815",
         "Tuning only a language's neurons harms other languages less than tuning all weights does.",
         "scores in the other languages stay about the same",
         "tuning",
@@ -70,7 +70,7 @@ CLAIMS = (
         0.02,
     ),
     Claim(
-        "Mondal et al. 2025",
+        "Mondal et al. 2025, arXiv:2503.17456",
         "Tuning a language's neurons gives that language no more than tuning random neurons does.",
         "neuron-only LoRA of Llama 3.1 8B and Mistral Nemo: no reliable gain on XNLI and XQuAD; here the loss",
         "tuning",
@@ -80,7 +80,7 @@ CLAIMS = (
         0.0,
     ),
     Claim(
-        "Wang et al. 2024",
+        "Wang et al. 2024, arXiv:2406.09265",
         "Tuning on parallel text raises the share of neurons that all languages share.",
         "in version 1, the share of all-shared neurons is higher after multilingual alignment",
         "alignment_tuning",
@@ -90,7 +90,7 @@ CLAIMS = (
         0.0,
     ),
     Claim(
-        "Wang et al. 2024",
+        "Wang et al. 2024, arXiv:2406.09265",
         "It is being parallel that raises that share, not the text itself.",
         "left open",
         "alignment_tuning",
@@ -100,7 +100,7 @@ CLAIMS = (
         0.0,
     ),
     Claim(
-        "Wang et al. 2024",
+        "Wang et al. 2024, arXiv:2406.09265",
         "Tuning on parallel text raises accuracy on held-out questions.",
         "in version 1, accuracy rises with the share of all-shared neurons",
         "alignment_tuning",

@@ -18,17 +18,20 @@ from safetensors.torch import load_file, save_file
 
 import checkpoints
 from mi_multilingual.cli import main
+from mi_multilingual.detectors.table import Setting
 from mi_multilingual.evidence.activations import TENSORS
 from mi_multilingual.experiments import cluster as module
 from mi_multilingual.experiments import workers as workers_module
 from mi_multilingual.experiments.cluster import on_ray
 from mi_multilingual.experiments.config import Study
 from mi_multilingual.experiments.execution import serial
+from mi_multilingual.experiments.loading import checked_study
 from mi_multilingual.experiments.recordings import needs
 from mi_multilingual.experiments.store import Store
-from mi_multilingual.experiments.sweep import planned, results, resume, run
+from mi_multilingual.experiments.sweep import planned, results, resume, run, study_tables
 from mi_multilingual.experiments.workers import Outcome, Pool
 from mi_multilingual.storage import load
+from mi_multilingual.studies.table import STUDIES, StudyRow
 from mi_multilingual.tokens import TOKENS_PER_BATCH
 
 WINDOW = 8
@@ -104,6 +107,24 @@ def test_in_any_order_of_events_the_numbers_are_those_of_one_process(pretend, pl
     assert all(torch.equal(getattr(many, name), getattr(one, name)) for name in TENSORS), "sums to the last bit"
     assert many.header() == one.header()
     pd.testing.assert_frame_equal(results(tmp_path / "many"), results(tmp_path / "one"), check_exact=True)
+
+
+def test_whole_studies_in_any_order_are_those_of_one_process(pretend, places, tmp_path, monkeypatch):
+    def counted(given):
+        if given.settings["n"] == 13:
+            raise ValueError("n must not be 13, got 13")
+        return {"sizes": pd.DataFrame({"n": given.settings["n"], "tokens": given.stats.n_tokens.numpy()})}
+
+    monkeypatch.setitem(STUDIES, "toy", StudyRow(counted, ("sizes",), {"n": Setting(1, "a number", 1, 20)}))
+    corpus = {"source": str(places / "texts"), "layout": "documents", "window": WINDOW}
+    given = {"study": "toy", "model": str(places / "model"), "corpus": corpus, "settings": {"n": [3, 13, 5]}}
+    pretend(1)
+    for name, runner in (("one", None), ("many", on_ray("local"))):
+        progress = run(checked_study(given), tmp_path / name, runner=runner, progress=False)
+        assert (progress.done, len(progress.failed)) == (2, 1)
+    one, many = (study_tables(tmp_path / name)["sizes"] for name in ("one", "many"))
+    pd.testing.assert_frame_equal(one, many)
+    assert one.n.unique().tolist() == [3, 5]
 
 
 def spoiled(places, folder):

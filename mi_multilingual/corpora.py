@@ -72,6 +72,10 @@ class Corpus(Summarised):
             raise ValueError(f"corpus {self.source} has no {missing[0]!r}; it has {', '.join(self.documents)}")
         return Corpus({k: self.documents[k] for k in languages}, self.source)
 
+    def first(self, n: int) -> "Corpus":
+        """The first documents of every language."""
+        return Corpus({k: tuple(islice(texts, n)) for k, texts in self.documents.items()}, f"{self.source}, first {n}")
+
 
 def load_corpus(
     source: str | Path,

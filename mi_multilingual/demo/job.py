@@ -18,7 +18,7 @@ from ..report import files
 from ..storage import save
 from ..studies.deactivation import deactivation_effects, deactivation_study
 from ..tokens import DOCUMENTS
-from .steps import Compared, Job, Running, Steered, Text, first_documents, run_job, study_step
+from .steps import Compared, Job, Running, Steered, Text, run_job, study_step
 
 LAPE = {"rate": 0.05, "filter_rate": 0.985}
 """How LAPE is asked here. 1 % of all neurons, the paper's rate, would be six per language in so small a model; where
@@ -81,7 +81,7 @@ def demo_job(model: HookedModel) -> Job:
     identify = load_corpus("demo", split="identify")
     evaluate = load_corpus("demo", split="evaluate", max_documents=_EVALUATED)
     seen, few, shown = (
-        Text(first_documents(corpus, n), READING)
+        Text(corpus.first(n), READING)
         for corpus, n in ((identify, _RANKED_ON), (evaluate, _COMPARED_ON), (identify, _EXAMPLES_FROM))
     )
     return Job(

@@ -246,7 +246,7 @@ def study_step(name: str, languages: Sequence[str] | None = None) -> Step:
         sizes = (asked.corpus.identify_documents, asked.corpus.evaluate_documents)
         chosen = languages or job.identify.corpus.languages
         texts = [text.corpus.take(chosen) for text in (job.identify, job.evaluate)]
-        identify, evaluate = (first_documents(text, n) for text, n in zip(texts, sizes, strict=True))
+        identify, evaluate = (text if n is None else text.first(n) for text, n in zip(texts, sizes, strict=True))
         given = Given(
             model=job.model,
             identify=identify,
@@ -262,13 +262,6 @@ def study_step(name: str, languages: Sequence[str] | None = None) -> Step:
             content.to_parquet(running.out / f"{table}.parquet")
 
     return write
-
-
-def first_documents(corpus: Corpus, n: int | None) -> Corpus:
-    """The first documents of every language; all without a number."""
-    if n is None:
-        return corpus
-    return Corpus({k: docs[:n] for k, docs in corpus.documents.items()}, f"{corpus.source}, first {n}")
 
 
 def steering_examples(outputs: pd.DataFrame) -> list[dict[str, Any]]:

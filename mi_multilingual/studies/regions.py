@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import islice, pairwise
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -296,8 +296,8 @@ def run(given: Given) -> dict[str, pd.DataFrame]:
     shares = layer_language_shares(layer_languages(given.model, prompts, tokens, **how))
     numbers = {k: None if asked[k] is None else int(asked[k]) for k in ("understanding", "generation")}
     found = regions(shares, **numbers)
-    evaluated = _first(given.evaluate, int(asked["documents"]))
-    impact = record_impact(given.model, _first(given.identify, int(asked["documents"])), progress=given.progress)
+    evaluated = given.evaluate.first(int(asked["documents"]))
+    impact = record_impact(given.model, given.identify.first(int(asked["documents"])), progress=given.progress)
     attention = [plnd(impact, rate=asked["attention_rate"], part=part) for part in ("q", "k", "v")]
     neurons = {"mlp": [plnd(impact, rate=asked["rate"])], "attention": attention}
     chosen = found[found.language.isin(evaluated.languages[: asked["languages"] and int(asked["languages"])])]
@@ -313,11 +313,6 @@ def run(given: Given) -> dict[str, pd.DataFrame]:
         progress=given.progress,
     )
     return {"regions": found, "region_outputs": outputs, "region_effects": region_effects(outputs)}
-
-
-def _first(corpus: Corpus, n: int) -> Corpus:
-    """The first documents of every language."""
-    return Corpus({k: tuple(islice(d, n)) for k, d in corpus.documents.items()}, corpus.source)
 
 
 def _facts(languages: Sequence[str], n: int) -> list[Item]:

@@ -205,7 +205,7 @@ def run_translation(given: Given) -> dict[str, pd.DataFrame]:
     detecting = average_precision(texts, rate=how["median_rate"])
     of_median = dict(zip(texts.languages, medians(texts).unbind(-1), strict=True))
     of_mean = dict(zip(given.stats.languages, given.stats.mean().unbind(-1), strict=True))
-    parallel = _first(given.evaluate, how["n_sentences"])
+    parallel = given.evaluate.first(how["n_sentences"])
     targets = _targets(parallel, given.neurons, how["n_languages"])
     asked = {"seeds": given.seeds, "progress": given.progress}
     asked |= {name: how[name] for name in ("max_new_tokens", "min_new_tokens")}
@@ -226,13 +226,8 @@ def run_translation(given: Given) -> dict[str, pd.DataFrame]:
 def _texts(given: Given, n: int) -> TextActivations:
     """Responses to the first documents of every language, at the product, which is what goes on into the model."""
     reading = replace(given.reading, layout="documents", max_tokens=None, equal_tokens=False)
-    corpus = _first(given.identify, n)
+    corpus = given.identify.first(n)
     return record_texts(given.model, corpus, site="post", reading=reading, progress=given.progress)["mean"]
-
-
-def _first(corpus: Corpus, n: int) -> Corpus:
-    """The first documents of every language."""
-    return Corpus({k: tuple(texts[:n]) for k, texts in corpus.documents.items()}, f"{corpus.source}, first {n}")
 
 
 def _targets(parallel: Corpus, neurons: NeuronSet, n: int) -> list[str]:

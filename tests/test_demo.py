@@ -11,15 +11,17 @@ import py3langid
 import pytest
 
 from mi_multilingual import choice_accuracy, demo, generate, load, load_corpus, load_facts
-from mi_multilingual.demo.job import CONTINUED
+from mi_multilingual.demo.job import CONTINUED, SHORT_STUDIES
 from mi_multilingual.evaluation.prompts import first_words
 from mi_multilingual.neurons import NeuronSet
 from mi_multilingual.report import files
 from mi_multilingual.report.sections import SECTIONS, sweeps
 from mi_multilingual.report.sections.ablation import ablation_effects
+from mi_multilingual.studies.table import STUDIES
 from mi_multilingual.tokens import DOCUMENTS
 
 pytestmark = pytest.mark.slow
+NOT_SHOWN = {files.SWEEP, files.SWEEP_EFFECTS}
 
 
 ROOT = Path(__file__).parents[1]
@@ -100,13 +102,17 @@ def test_the_run_folder_is_complete_and_says_how_it_was_made(run):
     assert 0.01 <= load(run / files.NEURONS, NeuronSet).parameters["rate"] <= 0.05
     assert about["random_seeds"] == [0, 1, 2]
     known = {value for name, value in vars(files).items() if name.isupper()}
-    assert {p.name for p in run.iterdir()} == known - {files.SWEEP, files.SWEEP_EFFECTS}
+    whole = {name: {f"{table}.parquet" for table in row.tables} for name, row in STUDIES.items()}
+    shown = set().union(*(tables for name, tables in whole.items() if name in SHORT_STUDIES))
+    assert {p.name for p in run.iterdir()} == (known - NOT_SHOWN - set().union(*whole.values())) | shown
 
 
-def test_every_section_but_those_of_sweeps_is_in_the_page(run):
+def test_every_section_but_those_of_sweeps_and_long_studies_is_in_the_page(run):
     text = (run / files.PAGE).read_text(encoding="utf-8")
     missing = [s.id for s in SECTIONS if f'<section id="section-{s.id}">' not in text]
-    assert missing == [s.id for s in sweeps.SECTIONS]
+    long = {f"{table}.parquet" for name, row in STUDIES.items() if name not in SHORT_STUDIES for table in row.tables}
+    assert missing == [s.id for s in SECTIONS if {*s.files} & (long | NOT_SHOWN)]
+    assert {s.id for s in sweeps.SECTIONS} < set(missing)
 
 
 def test_the_demo_is_imported_when_it_is_used():

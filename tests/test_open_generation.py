@@ -35,6 +35,7 @@ from mi_multilingual import (
     steer,
     uniform_random,
 )
+from mi_multilingual.languages import by_family
 from mi_multilingual.models.hooked import fingerprint
 from mi_multilingual.report.sections.open_generation import open_findings
 from mi_multilingual.studies import open_generation
@@ -284,11 +285,9 @@ def test_the_whole_study_shows_switching_on_the_demo(tables):
         "<i>as it is</i>",
         "<i>random, uniform</i>",
         "<i>random, by layer</i>",
-        "en",
-        "ja",
-        "ru",
+        *by_family(["en", "ja", "ru"]),
     ]
-    assert list(off.data[0].x) == ["en", "ja", "ru"]
+    assert list(off.data[0].x) == by_family(["en", "ja", "ru"])
     raised = plots.language_raised(tables["open_generation"])
     assert [bar.name for bar in raised.data] == ["as it is", "raised", "random neurons"]
 

@@ -13,26 +13,41 @@ import mi_multilingual
 from mi_multilingual import (
     Endpoint,
     Reading,
+    Training,
+    alignment_study,
     attribution,
     choice_accuracy,
     continuation_perplexity,
     deactivation_study,
+    editing_study,
+    expert_frequency,
     generate,
     half_agreement,
     judge,
     lape_membership,
     lape_of_texts,
+    layer_language_study,
     layer_sweep,
+    layer_words,
+    load_model,
+    open_generation_study,
     permutation_test,
     perplexity,
     perplexity_matrix,
+    pruning_study,
+    rank_one_edits,
     record,
     record_impact,
+    record_keys,
     record_relevance,
     record_texts,
+    record_tuned_change,
     sharing_categories,
+    split_experts,
     token_counts,
+    token_languages,
     top_examples,
+    tuning_study,
 )
 from mi_multilingual.corpora import Corpus
 from mi_multilingual.evidence import activations
@@ -40,6 +55,7 @@ from mi_multilingual.experiments.config import Study
 from mi_multilingual.experiments.sweep import run
 from mi_multilingual.tokens import DOCUMENTS
 from test_deactivation import groups_of, questions
+from test_editing import RECORDS
 from test_judge import KEY, Stub, raw
 
 PACKAGE = Path(mi_multilingual.__file__).parent
@@ -80,6 +96,28 @@ def swept(folder):
     run(Study.model_validate({"model": str(folder / "model"), "corpus": source, "seeds": []}), folder / "run")
 
 
+def whole_studies(model, corpus, neurons, items):
+    """The experiments of the papers, each as small as it can be."""
+    small = {"seeds": [0], "reading": DOCUMENTS}
+    training = {"training": Training(steps=2, batch_rows=2)}
+    both = corpus.take(["en", "fr"])
+    longer = Corpus({k: documents * 2 for k, documents in corpus.documents.items()}, "twice")
+    record_tuned_change(model, both, reading=DOCUMENTS, **training)
+    tuning_study(model, longer, corpus, neurons, **training, **small)
+    alignment_study(model, both, items, **training, seeds=[0])
+    routing = expert_frequency(model, corpus, split_experts(model, 2), rate=0.5, reading=DOCUMENTS)
+    pruning_study(model, corpus, routing, rates=[0.5], **small)
+    layer_language_study(model, corpus, token_languages(model, corpus), seeds=[0])
+    layer_words(model, both, both, ["en"])
+    roomy = load_model("demo")  # prompts with a demonstration are long
+    keys = record_keys(roomy, corpus, layer=0, n_openings=1, reading=DOCUMENTS)
+    edits = rank_one_edits(roomy, RECORDS, keys, edited_in=["en"])
+    editing_study(roomy, RECORDS, edits, edited_in=["en"], seeds=[0])
+    stats = record(model, both, reading=DOCUMENTS)
+    prompts = Corpus({"en": ("The dog",), "fr": ("Le chien",)}, "prompts")
+    open_generation_study(model, prompts, neurons, stats, seeds=[0], max_new_tokens=1)
+
+
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_every_bar_has_a_total_and_reaches_it(ungated, corpus, bars, tmp_path):
     model, items = ungated, questions()
@@ -104,6 +142,7 @@ def test_every_bar_has_a_total_and_reaches_it(ungated, corpus, bars, tmp_path):
     token_counts(corpus, model.tokenizer)
     answers()
     swept(tmp_path)
+    whole_studies(model, corpus, neurons, items)
     for made_in, bar in bars:
         assert bar.total is not None, f"the bar {bar.desc!r} of {made_in} says nothing of the time left"
         assert bar.n == bar.total, f"the bar {bar.desc!r} of {made_in} ends at {bar.n} of {bar.total}"

@@ -45,7 +45,7 @@ def nouns(ungated, corpus):
         record_relevance(ungated, corpus, reading=DOCUMENTS, progress=False),
         sharing_categories(ungated, corpus, reading=DOCUMENTS, progress=False),
         record_representations(ungated, corpus, reading=DOCUMENTS, progress=False),
-        expert_frequency(ungated, corpus, split_experts(ungated, 2), reading=DOCUMENTS, progress=False),
+        expert_frequency(ungated, corpus, split_experts(ungated, 2), rate=0.5, reading=DOCUMENTS, progress=False),
         record_weight_change(ungated, {"en": ungated, "fr": ungated}),
         NeuronSet(torch.eye(6).bool().view(2, 3, 6), ("none", "日本"), "m", {"rate": 0.1, "layers": [0, 1]}, "m", "f"),
         NeuronScores(torch.tensor([[[1.0, -torch.inf]]]), ("en", "fr"), "m", {"a": 1}),

@@ -32,7 +32,7 @@ from mi_multilingual.evidence.table import kind_of
 from mi_multilingual.experiments import execution, sweep
 from mi_multilingual.experiments.attempts import ATTEMPTS
 from mi_multilingual.experiments.cells import Cell, Inputs, cells_of
-from mi_multilingual.experiments.config import GenerationSettings, InterventionSettings, Study, usable_detectors
+from mi_multilingual.experiments.config import GenerationSettings, InterventionSettings, Study
 from mi_multilingual.experiments.context import Context
 from mi_multilingual.experiments.execution import condition_for, run_cell
 from mi_multilingual.experiments.fingerprints import tokenizer_fingerprint, weights_fingerprint
@@ -111,11 +111,11 @@ def test_a_cell_is_what_the_single_steps_give(home, tmp_path):
 
 @pytest.mark.slow
 def test_every_detector_and_measure_runs_on_either_kind_of_mlp(home, tmp_path):
-    detectors = ["lape", "lave", "lap", "activation_percentile", "average_precision", "plnd", "relevance", "sharing"]
+    detectors = [{"name": n} | ({"steps": 1} if n == "parameter_variation" else {}) for n in DETECTORS]
     study = tiny(
         home,
         model=[str(home / "gated"), str(home / "ungated")],
-        detector=[{"name": name} for name in detectors],
+        detector=detectors,
         site="post",
         layers=["all", "first"],
         seeds=[],
@@ -123,7 +123,7 @@ def test_every_detector_and_measure_runs_on_either_kind_of_mlp(home, tmp_path):
     progress = run(study, tmp_path)
     assert progress.complete, progress.failed
     table = sweep.results(tmp_path)
-    assert set(table.detector) == set(detectors) == set(usable_detectors())
+    assert set(table.detector) == set(DETECTORS)
     assert table.groupby(["model", "detector"]).size().nunique() == 2  # sharing has four groups, the others three
     few = table[table.layers == "first"].n_neurons.sum()
     assert 0 < few < table[table.layers == "all"].n_neurons.sum()
@@ -366,7 +366,7 @@ def test_fingerprints_see_every_weight_and_every_rule(home, tmp_path):
     assert tokenizer_fingerprint(other) == tokenizer_fingerprint(other)
 
 
-@pytest.mark.parametrize("name", usable_detectors())
+@pytest.mark.parametrize("name", DETECTORS)
 def test_recordings_choose_the_same_neurons_after_a_round_trip(home, tmp_path, name):
     study = tiny(home, detector=[{"name": name}], seeds=[])
     context = Context(study)

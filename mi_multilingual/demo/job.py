@@ -45,7 +45,7 @@ _STEERED = Steered(
     strengths=(1.0, 2.0, 4.0),
     asked={"source_off": True, "max_new_tokens": 10, "min_new_tokens": 8, "repetition_penalty": 1.1},
 )
-_STUDIES = {
+SHORT_STUDIES = {
     "lape_tables": None,
     "representations": None,
     "layer_languages": None,
@@ -71,7 +71,7 @@ def run_demo(out: Path | str, *, progress: bool = True) -> Path:
         "sharing": _write_sharing,
         "facts": _write_facts,
         "deactivation": _write_deactivation,
-        **{name: study_step(name, languages) for name, languages in _STUDIES.items()},
+        **{name: study_step(name, languages) for name, languages in SHORT_STUDIES.items()},
     }
     return run_job(demo_job(load_model("demo")), Path(out), steps, progress=progress)
 

@@ -17,8 +17,8 @@ PYTEST_SETTINGS := OMP_NUM_THREADS=1
 PYTEST_OPTIONS := --numprocesses 2 --dist loadfile
 # More text than the demo's, where it lies beside the checkout.
 REAL_CORPUS := $(if $(wildcard ../shared/data/text/en.train.*),--corpus ../shared/data/text --identify-split train --evaluate-split valid)
-# What the demo and a real model must show, and what never calls a model.
-TL4_LEFT_OUT := $(patsubst %,--ignore tests/test_%.py,demo real cluster workers store corpora large_corpora plots language_id judge)
+# What the demo and a real model must show, the documentation, and what calls no model or only by its name.
+TL4_LEFT_OUT := $(patsubst %,--ignore tests/test_%.py,demo real cluster workers store corpora large_corpora plots language_id judge docs report reproduction whole_studies languages)
 EXECUTED := $(patsubst %,build/%,$(wildcard notebooks/*.ipynb))
 
 .PHONY: help demo real reproduction test check stub pytest notebooks docs audit bench test-tl4

@@ -76,6 +76,8 @@ def sizes(model: str, name: str) -> list[str]:
 
 def measured(claim: Claim, folder: Path) -> Effect | str:
     """The effect of a claim on one model, or why there is none."""
+    if not (folder / claim.study).exists():
+        return "not measured"
     try:
         tables = study_tables(folder / claim.study)
         return claim.measure(tables)

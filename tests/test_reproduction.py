@@ -58,6 +58,9 @@ def test_every_claim_has_a_protocol_that_can_be_read_and_a_row_in_the_page(made)
 
 
 def test_what_was_not_measured_is_told(made, tmp_path):
-    said = made.measured(claim(made), tmp_path)
+    asked = claim(made)
+    assert made.measured(asked, tmp_path) == "not measured"
+    (tmp_path / asked.study).mkdir()
+    said = made.measured(asked, tmp_path)
     assert said.startswith("not measured: ")
     assert said in made.table({(claim(made), "demo"): said}, ["demo"])

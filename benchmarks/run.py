@@ -138,16 +138,17 @@ def main() -> None:
     if asked.single:
         asked.out.write_text(json.dumps(single(*asked.single, asked.rounds, asked.tokens)))
         return
-    about, found = environment(), list(_all_parts(asked))
-    rows = [Row(**row) for part in found for row in part["rows"]]
-    sentences = list(dict.fromkeys(sentence for part in found for sentence in part["sentences"]))
+    about, rows, sentences = environment(), list[Row](), list[str]()
+    for part in _all_parts(asked):
+        rows += [Row(**row) for row in part["rows"]]
+        sentences = list(dict.fromkeys([*sentences, *part["sentences"]]))
+        if asked.out:  # after every part, so that a run that is stopped loses nothing
+            asked.out.parent.mkdir(parents=True, exist_ok=True)
+            numbers = {"environment": about, "rounds": asked.rounds, "times": [asdict(row) for row in rows]}
+            asked.out.write_text(json.dumps(numbers | {"left out": sentences}, indent=1) + "\n")
     print(f"{about}\n\n{table(rows)}\n")
     for sentence in sentences:
         print(f"- {sentence}")
-    if asked.out:
-        asked.out.parent.mkdir(parents=True, exist_ok=True)
-        numbers = {"environment": about, "rounds": asked.rounds, "times": [asdict(row) for row in rows]}
-        asked.out.write_text(json.dumps(numbers | {"left out": sentences}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import pandas as pd
 from pydantic import AfterValidator, Field, TypeAdapter, field_validator, model_validator
 from pydantic_core import to_jsonable_python
 
-from ..detectors.table import checked_settings
+from ..detectors.table import Setting, checked_settings
 from ..evidence.activations import ActivationStats, record
 from ..studies.given import Given
 from ..studies.table import STUDIES, study_settings
@@ -26,6 +26,9 @@ from .loaded import Loaded, Memory, check_same
 
 SCHEMA = "studies/1"
 """Raise it when the same cell would give other numbers or columns: folders of another one are refused."""
+
+
+_RATE = Setting(0.01, "share of all neurons", 0.0, 1.0, above=True)
 
 
 def _told(check: Callable[[], Any], key: str) -> None:
@@ -58,13 +61,17 @@ class WholeStudies(Models):
     @model_validator(mode="after")
     def settings_are_known(self) -> WholeStudies:
         """Raise for a setting that no study has, or for a value that it cannot be."""
-        known = {key: row for name in self.study for key, row in STUDIES[name].settings.items()}
+        known = list(dict.fromkeys(key for name in self.study for key in STUDIES[name].settings))
         for key, values in self.settings.items():
             if key not in known:
-                raise unfit(f"cannot have {key!r}; {choice(key, tuple(known))}", "settings")
-            for value in values:
-                _told(partial(known[key].checked, key, value), "settings")
-        _told(partial(checked_settings, "lape", {k: v for k, v in self.lape.items() if k != "rate"}), "lape")
+                raise unfit(f"cannot have {key!r}; {choice(key, known)}", "settings")
+            if not values or len(set(values)) < len(values):
+                raise unfit(f"{key} must be one value or a list of different ones, got {list(values)}", "settings")
+        for name in self.study:
+            _told(partial(self.settings_of, name), "settings")
+        rest = {key: value for key, value in self.lape.items() if key != "rate"}
+        _told(partial(checked_settings, "lape", rest), "lape")
+        _told(partial(_RATE.checked, "rate", self.lape.get("rate", 1.0)), "lape")
         return self
 
     def settings_of(self, name: str) -> list[dict[str, Any]]:

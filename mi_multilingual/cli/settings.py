@@ -84,8 +84,12 @@ def described(name: str) -> tuple[str, list[tuple[str, str, str]]]:
     row = DETECTORS[name]
     source = f"; {row.source}" if row.source else ""
     rate = [] if row.rate is None else [("--rate", f"{row.rate:g}", "share of neurons that are chosen")]
-    settings = [(key, "none" if s.default is None else str(s.default), about(s)) for key, s in row.settings.items()]
-    return f"{name}: from {row.evidence}{source}", rate + settings
+    return f"{name}: from {row.evidence}{source}", rate + setting_rows(row.settings)
+
+
+def setting_rows(settings: Mapping[str, Setting]) -> list[tuple[str, str, str]]:
+    """Of every setting: name, default and what it is."""
+    return [(key, "none" if s.default is None else str(s.default), about(s)) for key, s in settings.items()]
 
 
 def about(setting: Setting) -> str:

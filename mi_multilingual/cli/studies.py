@@ -7,18 +7,18 @@ import typer
 import yaml
 
 from .options import Quiet, Settings, check_dtype, pairs, split_names
-from .tables import console, print_rows
+from .tables import console, print_settings
 
 
 def studies() -> None:
-    """All studies: their tables, and what they can be asked for."""
+    """List the studies: their tables, and what they can be asked for."""
     from ..studies.table import STUDIES
+    from .settings import setting_rows
 
-    rows = [
-        (name, ", ".join(row.tables), ", ".join(f"{k}={s.default}" for k, s in row.settings.items()), row.source)
-        for name, row in STUDIES.items()
-    ]
-    print_rows("studies", ("name", "tables", "settings", "source"), rows)
+    for name, row in STUDIES.items():
+        console.print()
+        print_settings(f"{name}: {', '.join(row.tables)}; {row.source}", setting_rows(row.settings))
+    console.print("\n`study NAME MODEL --out FOLDER --set KEY=VALUE` runs one whole.")
 
 
 def study(

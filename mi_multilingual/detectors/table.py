@@ -74,7 +74,9 @@ class Setting:
 
     @property
     def limits(self) -> str:
-        """The range of a number in words."""
+        """The range of a number in words; of a text, that it is one."""
+        if isinstance(self.default, str):
+            return "a text"
         low = "" if self.low is None else f"{'above' if self.above else 'at least'} {self.low:g}"
         high = "" if self.high is None else f"{'below' if self.below else 'at most'} {self.high:g}"
         return " and ".join(part for part in (low, high) if part) or "a number"

@@ -34,13 +34,20 @@ def test_a_verdict_follows_the_interval(made, ends, direction, delta):
     said = made.verdict(claim(made, direction, delta), made.Effect((low + high) / 2, low, high, ""))
     excludes_zero = low > 0 or high < 0
     right = (low > 0) == (direction > 0)
-    if excludes_zero and right:
+    if low == high:
+        expected = "cannot be told"
+    elif excludes_zero and right:
         expected = "holds"
     elif excludes_zero or (abs(low) <= delta and abs(high) <= delta):
         expected = "does not"
     else:
         expected = "cannot be told"
     assert said == expected
+
+
+def test_a_value_without_an_interval_is_told_as_one(made):
+    same = made.Effect(0.0, 0.0, 0.0, "")
+    assert made.in_words(claim(made), same) == "**cannot be told**: 0 nats in every case, so without an interval"
 
 
 def test_every_claim_has_a_protocol_that_can_be_read_and_a_row_in_the_page(made):

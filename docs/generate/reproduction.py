@@ -35,7 +35,8 @@ line of it names the model.
 
 The verdict is computed, from the 95 % interval of the effect less its control: **holds** if the interval is on the
 claim's side of zero, **does not** if it is on the other side, or within the margin that the table states; else **cannot
-be told**. `make reproduction` runs everything and writes this page; nothing in it is written by hand.
+be told**, as where every value measured is the same, so that there is no interval. `make reproduction` runs everything
+and writes this page; nothing in it is written by hand.
 """
 TAIL = """
 ## On a model of your own
@@ -105,6 +106,8 @@ def in_words(claim: Claim, effect: Effect | str) -> str:
     if effect.value != effect.value:
         return f"**{OPEN}**: too little text for a value"
     sign = "+" if min(effect.low, effect.value) < 0 or claim.direction < 0 else ""
+    if effect.low == effect.high:
+        return f"**{OPEN}**: {effect.value:{sign}.3g} {claim.unit} in every case, so without an interval"
     numbers = ", ".join(f"{x:{sign}.3g}" for x in (effect.low, effect.high))
     return f"**{verdict(claim, effect)}**: {effect.value:{sign}.3g} ({numbers}) {claim.unit}"
 

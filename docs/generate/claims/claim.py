@@ -41,8 +41,11 @@ class Claim:
 
 
 def verdict(claim: Claim, effect: Effect) -> str:
-    """Whether the claim holds: the interval is on its side of 0; does not: on the other, or within delta of 0."""
-    if effect.low != effect.low or effect.high != effect.high:
+    """Whether the claim holds: the interval is on its side of 0; does not: on the other, or within delta of 0.
+
+    Where every value is the same, resampling them gives an interval without width, which tells nothing.
+    """
+    if not effect.low < effect.high:
         return OPEN
     low, high = sorted((claim.direction * effect.low, claim.direction * effect.high))
     if low > 0:

@@ -120,6 +120,7 @@ def test_the_comparison_finds_effects_that_are_known():
         ("second", "dominance"): 0.0,
         ("second", "beyond random"): 0.5,
         ("second", "less than the first"): 0.5,
+        ("second", "dominance less than the first"): 0.75,
         ("layer-matched random", "own"): 0.125,
         ("uniform random", "others"): 0.0,
         ("uniform random", "less than the first"): 0.875,
@@ -229,15 +230,14 @@ def test_findings_say_what_is_certain():
 
 
 def test_claims_are_measured_from_the_tables():
-    tables = {"ablation_comparison": ablation_comparison(table_of(planted_cells()))}
-    found = tables["ablation_comparison"].replace({"method": {"first": "lape", "second": "lap, as many"}})
-    also = found[found.method == "lap, as many"].assign(method="lave")
-    tables["ablation_comparison"] = pd.concat([found, also])
+    rows = table_of(planted_cells()).replace({"method": {"first": "lape", "second": "lap, as many"}})
+    also = rows[rows.method == "lap, as many"].assign(method="lave")
+    tables = {"ablation_outputs": pd.concat([rows, also])}
     ends = [("chosen", "", 9, 1.0, 0.6, 1.3), ("random", "", 9, 0.2, 0.1, 0.5), ("chosen", "en", 9, 7.0, 7.0, 7.0)]
     columns = ["condition", "group", "n", "change", "low", "high"]
     tables["ablation_curve"] = pd.DataFrame([*ends, ("chosen", "", 4, 5.0, 5.0, 5.0)], columns=columns)
     effects = [claim.measure(tables) for claim in lape_claims.CLAIMS]
-    assert [e.value for e in effects] == pytest.approx([0.625, 0.875, 0.5, 0.5, 0.8], abs=0.02)
+    assert [e.value for e in effects] == pytest.approx([0.625, 0.875, 0.5, 0.75, 0.5, 0.8], abs=0.02)
     assert (effects[-1].low, effects[-1].high) == pytest.approx((0.8 - 0.5, 0.8 + np.hypot(0.3, 0.1)))
     assert {verdict(c, e) for c, e in zip(lape_claims.CLAIMS, effects, strict=True)} == {HOLDS}
     assert {c.study for c in lape_claims.CLAIMS} == {"lape_tables"}

@@ -78,8 +78,7 @@ def dominance_by_layer(table: pd.DataFrame, *, shifted: bool = False) -> go.Figu
             mode="lines+markers",
             line={"color": COLOURS[i % len(COLOURS)]},
             hovertemplate="near to %{fullData.name} after block %{x}: %{y:.3f}<br>95 % interval "
-            "%{customdata[0]:.3f} to "
-            "%{customdata[1]:.3f}<br>%{customdata[2]} sentences<extra></extra>",
+            "%{customdata[0]:.3f} to %{customdata[1]:.3f}<br>%{customdata[2]} sentences<extra></extra>",
         )
     figure.update_layout(title="Which language the others are near to", yaxis_title="similarity above the floor")
     return figure.update_xaxes(title=_LAYERS, dtick=layer_step(int(part.layer.max()) + 1))

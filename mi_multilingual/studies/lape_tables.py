@@ -278,7 +278,8 @@ def ablation_comparison(outputs: pd.DataFrame) -> pd.DataFrame:
         method, measure, n_neurons (mean per group), value, low, high (95 % bootstrap interval over rows of text).
         Measures are "own" (change of a language's loss without its own neurons), "others" (without the neurons of
         another), "dominance" (own less others), "beyond random" (own less that of as many random neurons per layer),
-        "dominance beyond random" (of the first method), "less than the first" (the first method's own less this one's).
+        "dominance beyond random" (of the first method), "less than the first" (the first method's own less this one's),
+        "dominance less than the first" (the same of dominance).
 
     Raises:
         ValueError: no group that is a language of the text, or rows that are missing.
@@ -317,6 +318,8 @@ def _compared(
             measures["dominance beyond random"] = measures["dominance"] - control["own"] + control["others"]
     if first is not None:
         measures["less than the first"] = first["own"] - found["own"]
+        if "dominance" in measures and first["others"] is not None:
+            measures["dominance less than the first"] = first["own"] - first["others"] - measures["dominance"]
     return measures
 
 

@@ -4,6 +4,8 @@ from collections.abc import Callable, Mapping
 
 import pandas as pd
 
+from mi_multilingual import ablation_comparison
+
 from .claim import Claim, Effect
 
 _Tables = Mapping[str, pd.DataFrame]
@@ -11,10 +13,10 @@ _PAPER = "Tang et al. 2024, arXiv:2402.16438"
 
 
 def _compared(method: str, measure: str, control: str) -> Callable[[_Tables], Effect]:
-    """One row of the comparison, which already is an effect less its control."""
+    """One row of the comparison of all rows of text, which already is an effect less its control."""
 
     def measured(tables: _Tables) -> Effect:
-        table = tables["ablation_comparison"]
+        table = ablation_comparison(tables["ablation_outputs"])
         row = table[(table.method == method) & (table.measure == measure)].iloc[0]
         return Effect(row.value, row.low, row.high, control)
 
@@ -51,6 +53,11 @@ CLAIMS: tuple[Claim, ...] = (
         "LAPE's neurons do more harm to their language than those of LAP.",
         "LAP shows no diagonal (figure); there at a probability of 0.95, here as many neurons as LAPE",
         _compared("lap, as many", "less than the first", "as many neurons that are most often active (LAP)"),
+    ),
+    _claim(
+        "The harm of LAPE's neurons is more to their own language than that of LAP's.",
+        "LAP shows no diagonal (figure); there at a probability of 0.95, here as many neurons as LAPE",
+        _compared("lap, as many", "dominance less than the first", "own less others of as many neurons of LAP"),
     ),
     _claim(
         "LAPE's neurons do more harm to their language than those of LAVE.",

@@ -18,10 +18,8 @@ def comparison_findings(table: pd.DataFrame) -> list[str]:
         word = "more" if row.low > 0 else "less" if row.high < 0 else "neither certainly more nor certainly less"
         sentences.append(
             f"Without its own neurons by {first} a language loses {mine.value['own']:+.3f} nats per token, without "
-            f"those of "
-            f"another {mine.value['others']:+.3f}. That is {word} of its own than with as many random neurons per "
-            f"layer: "
-            f"a difference of {row.value:+.3f} (95 % interval {row.low:+.3f} to {row.high:+.3f})."
+            f"those of another {mine.value['others']:+.3f}. That is {word} of its own than with as many random neurons "
+            f"per layer: a difference of {row.value:+.3f} (95 % interval {row.low:+.3f} to {row.high:+.3f})."
         )
     behind = table[table.measure == "less than the first"]
     for row in behind.itertuples():
@@ -30,9 +28,8 @@ def comparison_findings(table: pd.DataFrame) -> list[str]:
             least, most = sorted((abs(row.low), abs(row.high)))
             sentences.append(
                 f"The neurons of {row.method} ({row.n_neurons:,.0f} per language) cost a language "
-                f"{abs(row.value):.3f} nats "
-                f"per token {word} than those of {first} ({mine.n_neurons.iloc[0]:,.0f}; 95 % interval {least:.3f} to "
-                f"{most:.3f})."
+                f"{abs(row.value):.3f} nats per token {word} than those of {first} ({mine.n_neurons.iloc[0]:,.0f}; "
+                f"95 % interval {least:.3f} to {most:.3f})."
             )
     return sentences
 
@@ -42,9 +39,8 @@ SECTIONS = (
         "methods-compared",
         "Methods side by side",
         (ABLATION_COMPARISON,),
-        "Changes of the loss when neurons are switched off, nats per token, means over languages with 95 % "
-        "intervals by "
-        "bootstrap over rows of text. Dominance: own less others. Beyond random: less the same with as many random "
+        "Changes of the loss when neurons are switched off, nats per token, means over languages with 95 % intervals "
+        "by bootstrap over rows of text. Dominance: own less others. Beyond random: less the same with as many random "
         "neurons per layer.",
         (
             column("method"),

@@ -29,10 +29,8 @@ def shape_findings(layers: pd.DataFrame, shape: pd.DataFrame) -> list[str]:
     rows = shape.set_index("measure")
     found = [
         f"In the middle layers translations are {rows.change['similarity']:+.3f} more similar than in the first and "
-        f"last "
-        f"ones (95 % interval {rows.low['similarity']:+.3f} to {rows.high['similarity']:+.3f}), and sentences that "
-        f"are no "
-        f"translations {rows.change['floor']:+.3f}."
+        f"last ones (95 % interval {rows.low['similarity']:+.3f} to {rows.high['similarity']:+.3f}), and sentences "
+        f"that are no translations {rows.change['floor']:+.3f}."
     ]
     row = rows.loc["corrected"]
     return [
@@ -61,9 +59,8 @@ def effect_findings(table: pd.DataFrame) -> list[str]:
     for group, rows in part.groupby("group", sort=False):
         row = rows.set_index("measure").loc["similarity"]
         sentences.append(
-            f"Without the neurons of {named(str(group))} ({row.n_neurons:,.0f}) the similarity of translations "
-            f"after the "
-            f"last block changes by {row.change:+.3f}, {row.beyond:+.3f} beyond as many random ones (95 % interval "
+            f"Without the neurons of {named(str(group))} ({row.n_neurons:,.0f}) the similarity of translations after "
+            f"the last block changes by {row.change:+.3f}, {row.beyond:+.3f} beyond as many random ones (95 % interval "
             f"{row.beyond_low:+.3f} to {row.beyond_high:+.3f}): {_certain(row.beyond_low, row.beyond_high)}."
         )
     return sentences
@@ -74,11 +71,9 @@ def u_findings(table: pd.DataFrame) -> list[str]:
     row = table[table.group == TOGETHER].iloc[0]
     ends = [f"{share:.0%} in the {name}" for name, share in (("first", row["first"]), ("last", row["last"]))]
     return [
-        f"{row.share:.0%} of the language neurons lie in the outer thirds of the layers (95 % interval "
-        f"{row.low:.0%} to "
-        f"{row.high:.0%}; {row.even:.0%} if all layers had as many): {listed(ends)}. With the layers' numbers dealt "
-        f"out "
-        f"anew that happens with p = {row.p:.3f}; the smallest p that so few layers allow is {row.smallest_p:.4f}."
+        f"{row.share:.0%} of the language neurons lie in the outer thirds of the layers (95 % interval {row.low:.0%} "
+        f"to {row.high:.0%}; {row.even:.0%} if all layers had as many): {listed(ends)}. With the layers' numbers dealt "
+        f"out anew that happens with p = {row.p:.3f}; the smallest p that so few layers allow is {row.smallest_p:.4f}."
     ]
 
 
@@ -87,9 +82,8 @@ SECTIONS = (
         "representations",
         "Likeness of languages by layer",
         (REPRESENTATION_LAYERS, REPRESENTATION_SHAPE),
-        "Means over pairs of languages of vectors of the same sentences; 95 % intervals by bootstrap over "
-        "sentences. The "
-        "floor is the similarity of sentences that are no translations.",
+        "Means over pairs of languages of vectors of the same sentences; 95 % intervals by bootstrap over sentences. "
+        "The floor is the similarity of sentences that are no translations.",
         (
             column("measure"),
             column("layer", "after block"),
@@ -105,8 +99,7 @@ SECTIONS = (
                 (REPRESENTATION_LAYERS, NEURON_LAYERS),
                 plots.similarity_by_layer,
                 "Similarity of sentences with their translations, its floor, and the difference; bars: language "
-                "neurons "
-                "in the block before.",
+                "neurons in the block before.",
                 wide=True,
             ),
         ),
@@ -172,8 +165,7 @@ SECTIONS = (
         "Whether neurons gather at both ends",
         (U_SHAPE,),
         "Shares of the neurons in the outer thirds of the layers with 95 % Wilson intervals; p: the layers' numbers "
-        "dealt "
-        "out anew. An empty group is the neurons of any language.",
+        "dealt out anew. An empty group is the neurons of any language.",
         (
             language_column("group", "neurons of"),
             column("n_neurons", "neurons", "{:,}"),

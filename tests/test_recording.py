@@ -12,10 +12,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import checkpoints
-from mi_multilingual import ActivationStats, load_corpus, load_model, record, record_distributed, site_of, token_rows
+from mi_multilingual import (
+    ActivationStats,
+    lape,
+    load_corpus,
+    load_model,
+    record,
+    record_distributed,
+    site_of,
+    token_rows,
+)
 from mi_multilingual.corpora import Corpus
 from mi_multilingual.evidence import activations as recording_module
-from mi_multilingual.evidence.activations import TENSORS, counted_pieces, reduced
+from mi_multilingual.evidence.activations import TENSORS, counted, counted_pieces, reduced
 from mi_multilingual.models.hooked import is_gated
 from mi_multilingual.storage import load, save
 from mi_multilingual.tokens import Reading
@@ -148,15 +157,17 @@ def test_a_checkpoint_of_another_recording_is_refused(ungated, corpus, tmp_path)
         )
 
 
-@given(st.integers(0, 2**20), st.integers(1, 40), st.integers(1, 9), st.sampled_from([0.0, 0.5]))
-def test_reducing_in_pieces_equals_reducing_at_once(seed, n_tokens, piece, threshold):
+@given(st.integers(0, 2**20), st.integers(1, 40), st.integers(1, 9), st.sampled_from([0.0, 0.5]), st.integers(1, 4))
+def test_reducing_in_pieces_equals_reducing_at_once(seed, n_tokens, piece, threshold, n_shares):
     random = torch.Generator().manual_seed(seed)
     values = torch.randn(n_tokens, 5, generator=random)
-    counted = torch.rand(n_tokens, generator=random) < 0.7
-    pieces = [values[p] for p in counted_pieces(counted[None], piece)]
-    active, total, active_total, squares, maximum = reduced(pieces, threshold, 5, torch.device("cpu"))
-    kept = values[counted].double()
+    valid = torch.rand(n_tokens, generator=random) < 0.7
+    pieces = [values[p] for p in counted_pieces(valid[None], piece)]
+    how = (threshold, 5, torch.device("cpu"), n_shares)
+    active, total, active_total, squares, maximum = reduced(pieces, *how)
+    kept = values[valid].double()
     assert torch.equal(active, (kept > threshold).sum(0))
+    assert torch.equal(active, counted(pieces, *how, finite=True)[0])
     torch.testing.assert_close(total, kept.sum(0), atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(active_total, (kept * (kept > threshold)).sum(0), atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(squares, kept.square().sum(0), atol=1e-5, rtol=1e-5)
@@ -196,6 +207,38 @@ def test_activations_that_are_not_finite_are_named(tmp_path, corpus):
         model.blocks[1].mlp.b_in[7] = torch.nan
     with pytest.raises(ValueError, match="neuron 7 in layer 1 are not finite on 'en'"):
         record(model, corpus, reading=READING, progress=False)
+
+
+def test_counts_alone_are_those_of_all_statistics_and_no_mean_is_told(model, corpus, tmp_path):
+    whole = record(model, corpus, reading=READING, progress=False)
+    counts = record(model, corpus, reading=READING, progress=False, statistics="counts", checkpoint=tmp_path / "c")
+    assert torch.equal(counts.active, whole.active)
+    assert torch.equal(counts.n_tokens, whole.n_tokens)
+    assert torch.equal(lape(counts, rate=0.1).masks, lape(whole, rate=0.1).masks)
+    save(counts, tmp_path / "counts.safetensors")
+    stored = load(tmp_path / "counts.safetensors", ActivationStats)
+    assert stored.header() == counts.header()
+    assert torch.equal((stored + counts).active, 2 * counts.active)
+    for unknown in (stored, stored + counts, counts.take(["fr"])):
+        for mean in (unknown.mean, unknown.active_mean, unknown.std):
+            with pytest.raises(ValueError, match="statistics must be 'all' for means, got 'counts'"):
+                mean()
+        assert all(getattr(unknown, name).isnan().all() for name in TENSORS[2:])
+    with pytest.raises(ValueError, match="statistics must be the same in all ActivationStats"):
+        whole + counts
+    with pytest.raises(ValueError, match="recorded with another statistics"):
+        record(model, corpus, reading=READING, progress=False, checkpoint=tmp_path / "c")
+    with pytest.raises(ValueError, match="statistics must be one of all, counts, got 'some'"):
+        record(model, corpus, reading=READING, progress=False, statistics="some")
+
+
+@pytest.mark.parametrize("layer", [0, 1])
+def test_counts_of_activations_that_are_not_finite_are_refused(tmp_path, corpus, layer):
+    model = load_model(checkpoints.checkpoint("opt", tmp_path), device="cpu")
+    with torch.no_grad():
+        model.blocks[layer].mlp.b_in[7] = torch.nan
+    with pytest.raises(ValueError, match="activations must be finite"):
+        record(model, corpus, reading=READING, progress=False, statistics="counts")
 
 
 def test_statistics_of_nothing_are_refused_and_the_identity_of_addition(ungated, corpus):

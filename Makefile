@@ -32,7 +32,7 @@ demo: $(INSTALLED) ## the main job on the embedded model and corpus -> runs/demo
 real: $(REAL) ## the same on a real model, SmolLM2-135M-Instruct -> runs/real/report.html
 	$(THREADS) $(BIN)/mi-multilingual real --out runs/real $(REAL_CORPUS)
 
-reproduction: $(REAL) ## every claim of the papers measured on two models -> docs/reproduction.md, half an hour each
+reproduction: $(REAL) ## every claim of the papers measured on two models -> docs/reproduction.md, an hour and a half
 	$(THREADS) $(BIN)/python docs/generate/reproduction.py
 
 test: check pytest docs ## every check of the project, in an environment made for it

@@ -352,10 +352,10 @@ def claim(word):
 
 
 def test_claims_are_decided_by_made_up_tables():
-    row = {"model": "base", "r": 0.6, "low": 0.2, "high": 0.9}
+    row = {"routing": "base", "r": 0.6, "low": 0.2, "high": 0.9}
     found = claim("family")
     assert verdict(found, found.measure({"expert_families": pd.DataFrame([row])})) == HOLDS
-    empty = pd.DataFrame(columns=["model", "r", "low", "high"])
+    empty = pd.DataFrame(columns=["routing", "r", "low", "high"])
     assert verdict(found, found.measure({"expert_families": empty})) == OPEN
     found = claim("all languages")
     row = {"layer": -1, "type": "all-shared", "share": 0.3, "low": 0.2, "high": 0.4, "chance": 0.1}
@@ -367,7 +367,7 @@ def test_claims_are_decided_by_made_up_tables():
     assert found.measure({"pruning": pd.DataFrame(rows, columns=columns)}).value == pytest.approx(-0.15)
     found = claim("Layer-wise")
     rows = [
-        (kind, 0.5, "chosen", "en", i, 10.0 + i - lower, 5)
+        (kind, 0.5, "chosen", "en", i, 10.0 + i - lower * (1 + (i - 2.5) / 100), 5)
         for kind, lower in (("uniform", 0.0), ("layer-wise", 1.0))
         for i in range(6)
     ]

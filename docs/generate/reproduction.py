@@ -23,7 +23,7 @@ from mi_multilingual.experiments import load_study, run, study_tables
 
 HERE = Path(__file__).parents[1]
 SIZES: Mapping[str, Mapping[str, Any]] = yaml.safe_load((HERE / "reproduction" / "sizes.yaml").read_text("utf-8"))
-"""Model -> protocol -> the keys of the study file that say how much is measured, for half an hour in all."""
+"""Model -> protocol -> the keys of the study file that say how much is measured, for an hour at most."""
 SAID = {HOLDS: "hold", FAILS: "do not", OPEN: "cannot be told"}
 NAMES = {"demo": "the demo model", "smollm2": "SmolLM2-135M-Instruct"}
 HEAD = """# What holds
@@ -108,7 +108,7 @@ def in_words(claim: Claim, effect: Effect | str) -> str:
     sign = "+" if min(effect.low, effect.value) < 0 or claim.direction < 0 else ""
     if effect.low == effect.high:
         return f"**{OPEN}**: {effect.value:{sign}.3g} {claim.unit} in every case, so without an interval"
-    numbers = ", ".join(f"{x:{sign}.3g}" for x in (effect.low, effect.high))
+    numbers = ", ".join(f"{round(x, 12) + 0.0:{sign}.3g}" for x in (effect.low, effect.high))
     return f"**{verdict(claim, effect)}**: {effect.value:{sign}.3g} ({numbers}) {claim.unit}"
 
 
@@ -129,6 +129,8 @@ def times(outcome: Mapping[tuple[str, str], pd.Series], models: Sequence[str]) -
     for name in dict.fromkeys(name for name, _ in outcome):
         taken = [outcome[name, m].error or f"{outcome[name, m].seconds:.0f}" for m in models]
         rows.append(f"| [{name}](reproduction/{name}.yaml) | " + " | ".join(t.replace("|", "/") for t in taken) + " |")
+    whole = (f"{sum(found.seconds for (_, m), found in outcome.items() if m == model):.0f}" for model in models)
+    rows.append("| all | " + " | ".join(whole) + " |")
     return "\n".join(rows)
 
 

@@ -159,10 +159,10 @@ def study_tables(folder: Path | str) -> dict[str, pd.DataFrame]:
     for _, own in rows.groupby("cell", sort=False):
         labels = {"model": own.model.iloc[0], "settings": own.settings.iloc[0]}
         for name, table in tables_of(own).items():
+            if taken := [label for label in labels if label in table]:
+                raise ValueError(f"{name} of {folder} must not have a column {taken[0]!r} of its own; run it again")
             named = pd.DataFrame([labels] * len(table), index=table.index)
-            found.setdefault(name, []).append(
-                pd.concat([named, table.drop(columns=list(labels), errors="ignore")], axis=1)
-            )
+            found.setdefault(name, []).append(pd.concat([named, table], axis=1))
     return {name: pd.concat(parts, ignore_index=True) for name, parts in found.items()}
 
 

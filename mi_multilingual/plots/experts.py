@@ -51,11 +51,11 @@ def expert_heatmap(table: pd.DataFrame) -> go.Figure:
 
 
 def language_tree(similarity: pd.DataFrame) -> go.Figure:
-    """Dendrogram of `similarity_table`'s first model: languages that use similar experts meet early.
+    """Dendrogram of `similarity_table`'s first routing: languages that use similar experts meet early.
 
     Colours of the names are families.
     """
-    part = similarity[similarity.model == similarity.model.iloc[0]]
+    part = similarity[similarity.routing == similarity.routing.iloc[0]]
     square = part.pivot(index="language", columns="other", values="cosine")
     names = list(part.language.unique())
     drawn = dendrogram(family_tree(square.loc[names, names]), labels=names, no_plot=True)

@@ -86,8 +86,8 @@ def family_table(routings: Mapping[str, Routing], *, permutations: int = 9999, s
     """Whether languages of one family use similar experts (see `tree_against_families`), for each of some models.
 
     Returns:
-        one row per model: model, r, low, high (r less the quantiles of the permuted ones), p, n_pairs, permutations;
-        none where fewer than three languages are known, or all or none of them are of one family.
+        one row per routing: routing, r, low, high (r less the quantiles of the permuted ones), p, n_pairs,
+        permutations; none where fewer than three languages are known, or all or none of them are of one family.
     """
     rows = []
     for name, routing in routings.items():
@@ -96,18 +96,18 @@ def family_table(routings: Mapping[str, Routing], *, permutations: int = 9999, s
         if len(known) >= 3 and 1 < len(set(families)) < len(known):
             similarity = routing.similarity().loc[known, known]
             found = tree_against_families(similarity, permutations=permutations, seed=seed)
-            rows.append({"model": name, "r": found.value, **found._asdict()})
-    return pd.DataFrame(rows, columns=["model", "r", "low", "high", "p", "n_pairs", "permutations"])
+            rows.append({"routing": name, "r": found.value, **found._asdict()})
+    return pd.DataFrame(rows, columns=["routing", "r", "low", "high", "p", "n_pairs", "permutations"])
 
 
 def similarity_table(routings: Mapping[str, Routing]) -> pd.DataFrame:
-    """Cosine of the frequencies of every two languages, for each of some models: model, language, other, cosine."""
+    """Cosine of the frequencies of every two languages, for each of some models: routing, language, other, cosine."""
     parts = [
         routing.similarity().rename_axis("language").melt(ignore_index=False, var_name="other", value_name="cosine")
         for routing in routings.values()
     ]
-    whole = pd.concat(parts, keys=routings, names=["model"]).reset_index()
-    return whole.loc[:, ["model", "language", "other", "cosine"]]
+    whole = pd.concat(parts, keys=routings, names=["routing"]).reset_index()
+    return whole.loc[:, ["routing", "language", "other", "cosine"]]
 
 
 def tuned_table(base: Routing, tuned: Routing) -> pd.DataFrame:

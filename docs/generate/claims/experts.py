@@ -19,7 +19,7 @@ _Tables = Mapping[str, pd.DataFrame]
 def _families(tables: _Tables) -> Effect:
     """Correlation of the tree of languages with their families, less those with languages permuted."""
     table, control = tables["expert_families"], "the languages permuted"
-    rows = table[table.model == "base"]
+    rows = table[table.routing == "base"]
     if rows.empty:
         return Effect(np.nan, np.nan, np.nan, control)
     row = rows.iloc[0]

@@ -91,7 +91,7 @@ SECTIONS = (
         "Mantel's correlation of the heights at which languages meet in the tree with whether their families differ; p "
         "by permuting the languages (two-sided). Interval: the correlation less those of the permutations.",
         (
-            column("model"),
+            column("routing"),
             column("r", "", "{:+.3f}"),
             interval("{:+.3f}"),
             column("p", "", "{:.4f}"),

@@ -29,6 +29,8 @@ from mi_multilingual import (
 from mi_multilingual.evidence.weight_change import WeightChange
 from mi_multilingual.patching.conditions import uniform_random
 from mi_multilingual.report.sections.lape_tables import comparison_findings
+from mi_multilingual.studies.given import Given
+from mi_multilingual.studies.table import STUDIES, study_settings
 
 READING = Reading(layout="documents")
 GROUPS = ("en", "fr", "ja")
@@ -227,6 +229,18 @@ def test_findings_say_what_is_certain():
     same |= {("second", *cell[1:]): change for cell, change in same.items() if cell[0] == "first"}
     names = " ".join(comparison_findings(ablation_comparison(table_of(same))))
     assert "The neurons of second" not in names, "what does not differ is not compared"
+
+
+@pytest.mark.parametrize("steps", [0, 2])
+def test_the_study_tunes_for_parameter_variation_where_it_is_told_how_long(ungated, corpus, steps):
+    wanted = {"documents": 2, "languages": 2, "points": 1, "tuned_steps": steps}
+    settings = study_settings("lape_tables", wanted)
+    bars = {"rate": 0.1, "filter_rate": 0.5, "activation_bar_ratio": 0.5}
+    before = ungated.state_dict()["blocks.0.mlp.W_in"].clone()
+    given = Given(ungated, corpus, corpus, READING, settings, seeds=(0,), lape=bars, progress=False)
+    matrix = STUDIES["lape_tables"].run(given)["ablation_matrix"]
+    assert ("parameter_variation" in set(matrix.method)) == bool(steps)
+    assert torch.equal(ungated.state_dict()["blocks.0.mlp.W_in"], before), "a copy is tuned"
 
 
 def test_claims_are_measured_from_the_tables():

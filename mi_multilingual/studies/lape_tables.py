@@ -15,7 +15,7 @@ from ..detectors.parameter_variation import parameter_variation
 from ..evaluation.intervals import resampled
 from ..evaluation.perplexity import RowLosses, corpus_losses, corpus_rows
 from ..evidence.activations import ActivationStats
-from ..evidence.weight_change import WeightChange
+from ..evidence.weight_change import WeightChange, record_tuned_change
 from ..models.hooked import HookedModel
 from ..neurons import NeuronScores, NeuronSet
 from ..patching.changes import check_fits
@@ -32,6 +32,7 @@ from ..patching.conditions import (
     with_controls,
 )
 from ..tokens import Reading, TokenRows
+from ..training import Training
 from .given import Given
 
 UNIFORM, MATCHED = "uniform random", "layer-matched random"
@@ -368,7 +369,11 @@ def run(given: Given) -> dict[str, pd.DataFrame]:
     languages = given.evaluate.languages[: settings["languages"]]
     documents = {k: given.evaluate.documents[k][: settings["documents"]] for k in languages}
     corpus, asked = Corpus(documents, given.evaluate.source), {"reading": given.reading, "seeds": given.seeds}
-    methods = tang_methods(stats, **{"threshold": settings["threshold"], **given.lape})
+    tuned = None
+    if settings["tuned_steps"]:
+        how = {"reading": given.reading, "training": Training(steps=int(settings["tuned_steps"]))}
+        tuned = record_tuned_change(given.model, given.identify, **how, progress=given.progress)
+    methods = tang_methods(stats, tuned=tuned, **{"threshold": settings["threshold"], **given.lape})
     methods = {name: neurons.take(languages) for name, neurons in methods.items()}
     outputs = ablation_study(given.model, corpus, methods, **asked, progress=given.progress)
     bars = {name: value for name, value in given.lape.items() if name != "rate"}

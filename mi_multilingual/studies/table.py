@@ -98,6 +98,7 @@ STUDIES: dict[str, StudyRow] = {
                 0.02, "largest share of all neurons, per language, that the curve goes to", 0.0, 1.0, above=True
             ),
             "points": Setting(5, "sizes on the curve, each half of the next", 1, 12),
+            "tuned_steps": Setting(0, "steps of tuning on each language for parameter variation; none without", 0),
         },
         "Tang et al. 2024, arXiv:2402.16438",
     ),

@@ -591,7 +591,7 @@ def cosines_of(languages):
     cosines = {(a, b): 0.9, (a, c): 0.5, (b, c): 0.6}
     cosines |= {(y, x): value for (x, y), value in cosines.items()}
     rows = [("base", x, y, cosines.get((x, y), 1.0)) for x in languages for y in languages]
-    return pd.DataFrame(rows, columns=["model", "language", "other", "cosine"])
+    return pd.DataFrame(rows, columns=["routing", "language", "other", "cosine"])
 
 
 def pruning_of(languages):

@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 
 import pandas as pd
 import torch
-from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 from tqdm.auto import tqdm
 
 from ..corpora import Corpus
@@ -16,6 +16,9 @@ from ..models.hooked import HookedModel, all_logits
 from ..rows import joined
 from ..tokens import Reading, TokenRows, language_rows, rows_per_batch
 from .intervals import ratio_interval
+
+_PIECE = 64
+"""Tokens scored at once: copies of all logits take three times as long, most of it for new memory."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,12 +99,14 @@ def logit_batches(model: HookedModel, rows: TokenRows) -> Iterator[TokenRows]:
 @torch.no_grad()
 def batch_losses(batch: TokenRows, logits: Float[Tensor, "row pos vocab"]) -> RowLosses:
     """Loss of each row of a batch, from the logits after every token."""
-    targets = batch.tokens[:, 1:].flatten().to(logits.device)
-    nll = torch.nn.functional.cross_entropy(
-        rearrange(logits[:, :-1].float(), "row pos vocab -> (row pos) vocab"), targets, reduction="none"
-    )
+    targets = batch.tokens[:, 1:].to(logits.device)
+    pieces = [
+        cross_entropy(predicted.float(), target, reduction="none")
+        for row, next_tokens in zip(logits[:, :-1], targets, strict=True)
+        for predicted, target in zip(row.split(_PIECE), next_tokens.split(_PIECE), strict=True)
+    ]
     scored = batch.valid[:, 1:]
-    nll = nll.view(scored.shape).cpu().double().masked_fill(~scored, 0.0)
+    nll = torch.cat(pieces).view(scored.shape).cpu().double().masked_fill(~scored, 0.0)
     return RowLosses(nll.sum(dim=1), scored.sum(dim=1), (batch.n_bytes[:, 1:] * scored).sum(dim=1))
 
 

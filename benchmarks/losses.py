@@ -62,11 +62,11 @@ def sweep_cases(subject: Subject) -> Iterator[Case]:
     ways = {"a pass for each layer": lambda: _naive(subject.ours[DEFAULT], neurons, layers, rows)}
     for backend, model in subject.ours.items():
         ways[f"layer_sweep, {backend}"] = lambda m=model: _swept(m, text, neurons, reading)
-    title = f"losses with {_OFF:.0%} of the neurons off, layer by layer, in units of a pass for each"
+    title = f"losses with {_OFF:.0%} of the neurons off, layer by layer, in units of a pass for each and one intact"
     yield Case(
         title,
         ways,
-        rows.tokens.numel() * len(layers),
+        rows.tokens.numel() * (len(layers) + 1),
         goals={f"layer_sweep, {DEFAULT}": 0.6},
         expected=expected,
         difference=_relative,
@@ -107,6 +107,8 @@ def _off_in(subject: Subject, neurons: NeuronSet, rows: TokenRows, layer: int) -
 
 
 def _naive(model: HookedModel, neurons: NeuronSet, layers: Sequence[int], rows: TokenRows) -> Float[Tensor, " layer"]:
+    """A pass for each layer, and one of the model as it is, from which a sweep counts every change."""
+    row_losses(model, rows)
     found = []
     for layer in layers:
         with ablate(model, neurons.in_layers([layer])):

@@ -58,11 +58,14 @@ def sweep_cases(subject: Subject) -> Iterator[Case]:
     layers = list(range(step // 2, subject.n_layers, step))
     neurons = random_neurons(subject, _OFF).in_layers(layers)
     rows = corpus_rows(subject.ours[DEFAULT], text, reading)["en"]
-    expected = torch.stack([_off_in(subject, neurons, rows, layer) for layer in layers])
-    ways = {"a pass for each layer": lambda: _naive(subject.ours[DEFAULT], neurons, layers, rows)}
+    expected = _plain_sweep(subject, neurons, layers, rows)
+    ways = {"transformers, hooks by hand": lambda: _plain_sweep(subject, neurons, layers, rows)}
+    ways[f"whole passes, {DEFAULT}"] = lambda: _whole_passes(subject.ours[DEFAULT], neurons, layers, rows)
     for backend, model in subject.ours.items():
         ways[f"layer_sweep, {backend}"] = lambda m=model: _swept(m, text, neurons, reading)
-    title = f"losses with {_OFF:.0%} of the neurons off, layer by layer, in units of a pass for each and one intact"
+    title = (
+        f"losses with {_OFF:.0%} of the neurons off, layer by layer, in units of plain passes"
+    )
     yield Case(
         title,
         ways,
@@ -100,21 +103,26 @@ def _cell(model: HookedModel, rows: TokenRows, condition: Condition) -> Float[Te
         return row_losses(model, rows).nll
 
 
-def _off_in(subject: Subject, neurons: NeuronSet, rows: TokenRows, layer: int) -> Float[Tensor, ""]:
-    """Loss per token with the neurons of one layer off."""
-    with switched_off(subject, neurons.in_layers([layer])):
-        return _plain_losses(subject, rows).sum() / rows.valid[:, 1:].sum()
+def _plain_sweep(
+    subject: Subject, neurons: NeuronSet, layers: Sequence[int], rows: TokenRows
+) -> Float[Tensor, " layer"]:
+    """Loss per token with the neurons of each layer off; the pass of the intact model is that which changes are of."""
+    found = [_plain_losses(subject, rows)]
+    for layer in layers:
+        with switched_off(subject, neurons.in_layers([layer])):
+            found.append(_plain_losses(subject, rows))
+    return torch.stack(found[1:]).sum(1) / rows.valid[:, 1:].sum()
 
 
-def _naive(model: HookedModel, neurons: NeuronSet, layers: Sequence[int], rows: TokenRows) -> Float[Tensor, " layer"]:
-    """A pass for each layer, and one of the model as it is, from which a sweep counts every change."""
-    row_losses(model, rows)
-    found = []
+def _whole_passes(
+    model: HookedModel, neurons: NeuronSet, layers: Sequence[int], rows: TokenRows
+) -> Float[Tensor, " layer"]:
+    """The same by this package, without a sweep's short cut."""
+    found = [row_losses(model, rows)]
     for layer in layers:
         with ablate(model, neurons.in_layers([layer])):
-            losses = row_losses(model, rows)
-        found.append(losses.nll.sum() / losses.n_tokens.sum())
-    return torch.stack(found)
+            found.append(row_losses(model, rows))
+    return torch.stack([losses.nll.sum() / losses.n_tokens.sum() for losses in found[1:]])
 
 
 def _swept(model: HookedModel, text: Corpus, neurons: NeuronSet, reading: Reading) -> Float[Tensor, " layer"]:

@@ -47,8 +47,9 @@ TIMED = {
 PARTS = (*TIMED, "memory")
 _CHECKPOINTS = ("demo", "smollm2")
 PLAN = {
-    "record": [(model, dtype) for dtype in DTYPES for model in MODELS],
-    **{part: [(model, "float32") for model in _CHECKPOINTS] for part in TIMED if part != "record"},
+    **{part: [(model, "float32") for model in _CHECKPOINTS] for part in TIMED},
+    "record": [(model, dtype) for dtype in DTYPES for model in MODELS if model != "deep"],
+    "sweep": [(model, "float32") for model in (*_CHECKPOINTS, "deep")],
     "memory": [("", "")],
 }
 """Part -> the models and number formats that are measured."""

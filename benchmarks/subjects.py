@@ -20,7 +20,7 @@ from mi_multilingual.models.hooked import HookedModel
 from mi_multilingual.models.loading import HookedTransformer
 
 _CHECKPOINTS = ("demo", "smollm2")
-MODELS = (*_CHECKPOINTS, "gpt2", "llama")
+MODELS = (*_CHECKPOINTS, "gpt2", "llama", "deep")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 BACKENDS = ("bridge",) if HookedTransformer is None else ("hooked", "bridge")
 DEFAULT = BACKENDS[0]
@@ -34,6 +34,8 @@ _LLAMA = {
     "intermediate_size": 2816,
     "max_position_embeddings": 2048,
 }
+_DEEP = _LLAMA | {"vocab_size": 8192, "hidden_size": 512, "num_hidden_layers": 30, "intermediate_size": 1408}
+"""Most of the work is in the blocks, as in models of seven billion parameters, and not in the unembedding."""
 
 _OPERATIONS = {"cpu": 1e11, "cuda": 1e14}
 """Of one measured call: about a second of work."""
@@ -144,6 +146,7 @@ def _loaded(name: str, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedT
         kind = {
             "gpt2": lambda: transformers.GPT2LMHeadModel(transformers.GPT2Config()),
             "llama": lambda: transformers.LlamaForCausalLM(transformers.LlamaConfig(**_LLAMA)),
+            "deep": lambda: transformers.LlamaForCausalLM(transformers.LlamaConfig(**_DEEP)),
         }
         hf = kind[name]().to(dtype)
     hf.set_attn_implementation("sdpa")

@@ -220,7 +220,7 @@ def common_prefix(left: Sequence[int], right: Sequence[int]) -> int:
 
 
 TOKENS_PER_BATCH = {
-    "statistics": 4096,  # reduced layer by layer
+    "statistics": 2048,  # reduced layer by layer
     "patterns": 2048,  # kept for all layers, with attention patterns
     "gradients": 1024,  # kept for all layers, with logits
     "logits": 1024,  # vocabulary times as many numbers

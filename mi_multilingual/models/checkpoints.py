@@ -1,11 +1,13 @@
 """Checkpoints of transformers models: folders, GGUF files, ids of the Hugging Face hub, and what the package brings."""
 
-from collections.abc import Mapping
-from functools import partial
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from functools import cache, partial
 from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
@@ -37,18 +39,37 @@ def hugging_face(
     options |= {key: placing[key] for key in ("revision",) if key in placing}
     options["trust_remote_code"] = trust_remote_code
     try:
-        # Only safetensors: other weight files can hold code. A GGUF file cannot.
-        safe = {} if "gguf_file" in options else {"use_safetensors": True}
-        read = partial(AutoModelForCausalLM.from_pretrained, place, dtype=dtype, **safe, **{**options, **placing})
-        model = with_offload_folder(lambda folder: read(offload_folder=folder)) if "device_map" in placing else read()
-        if "gguf_file" in options:
-            _forget_quantiser(model)
-        name = options["gguf_file"] if "gguf_file" in options and source != "smollm2" else str(source)
-        name += f"@{placing['revision']}" if "revision" in placing else ""
-        return model, tokenizer or AutoTokenizer.from_pretrained(place, **options), name
+        with _read_once() if "gguf_file" in options else nullcontext():
+            model = _read(place, dtype, options, placing)
+            tokenizer = tokenizer or AutoTokenizer.from_pretrained(place, **options)
     except (OSError, ValueError, ImportError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"cannot load {place!r}: {reason}") from error
+    name = options["gguf_file"] if "gguf_file" in options and source != "smollm2" else str(source)
+    return model, tokenizer, name + (f"@{placing['revision']}" if "revision" in placing else "")
+
+
+@contextmanager
+def _read_once() -> Iterator[None]:
+    """Within the block, a GGUF file is read once, and the names of its tensors are listed once.
+
+    transformers does the one three times and the other for every module, which is most of the time of loading.
+    """
+    import gguf
+
+    once = {name: cache(getattr(gguf, name)) for name in ("GGUFReader", "get_tensor_name_map")}
+    with patch.multiple(gguf, **once):
+        yield
+
+
+def _read(place: str, dtype: torch.dtype | str, options: dict[str, Any], placing: Mapping[str, Any]) -> PreTrainedModel:
+    # Only safetensors: other weight files can hold code. A GGUF file cannot.
+    safe = {} if "gguf_file" in options else {"use_safetensors": True}
+    read = partial(AutoModelForCausalLM.from_pretrained, place, dtype=dtype, **safe, **{**options, **placing})
+    model = with_offload_folder(lambda folder: read(offload_folder=folder)) if "device_map" in placing else read()
+    if "gguf_file" in options:
+        _forget_quantiser(model)
+    return model
 
 
 def _forget_quantiser(model: PreTrainedModel) -> None:

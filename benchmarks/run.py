@@ -118,7 +118,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=list(DTYPES))
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--limit", type=float, default=300, help="seconds for each process")
+    parser.add_argument("--limit", type=float, default=600, help="seconds for each process")
     parser.add_argument("--tokens", type=int, nargs="+", default=[10_000, 500_000], help="part memory: recorded")
     parser.add_argument("--out", type=Path, help="a JSON file for all numbers")
     parser.add_argument("--single", nargs=3, help=argparse.SUPPRESS)

@@ -63,9 +63,7 @@ def sweep_cases(subject: Subject) -> Iterator[Case]:
     ways[f"whole passes, {DEFAULT}"] = lambda: _whole_passes(subject.ours[DEFAULT], neurons, layers, rows)
     for backend, model in subject.ours.items():
         ways[f"layer_sweep, {backend}"] = lambda m=model: _swept(m, text, neurons, reading)
-    title = (
-        f"losses with {_OFF:.0%} of the neurons off, layer by layer, in units of plain passes"
-    )
+    title = f"losses with {_OFF:.0%} of the neurons off, layer by layer, in units of plain passes"
     yield Case(
         title,
         ways,

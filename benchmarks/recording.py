@@ -18,7 +18,7 @@ _WINDOW = {"cpu": 128, "cuda": 512}
 _BATCH_TOKENS = {"cpu": 1024, "cuda": 32768}
 _DECISIONS = {torch.float32: 1e-4, torch.bfloat16: 1e-3}
 """Share of the (token, neuron) decisions that may differ: rounding moves a few across zero."""
-_SHARE = 3.0
+_SHARE = 6.0
 """Of the usual work: what a recording does once, long texts do not notice."""
 _MOST_TOKENS = {"cpu": 2**14, "cuda": 2**20}
 """Small models reach fewer operations in a second."""

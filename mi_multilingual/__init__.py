@@ -119,7 +119,12 @@ FURTHER = {
     ],
     "studies.sharing": ["contribution_table", "mean_overlap", "means_over_inputs", "sharing_study", "type_shares"],
     "studies.leaderboard": ["ranking_stability"],
-    "studies.layer_languages": ["layer_language_shares", "layer_language_study", "layer_word_means"],
+    "studies.layer_languages": [
+        "layer_language_shares",
+        "layer_language_study",
+        "layer_word_means",
+        "layer_word_study",
+    ],
     "studies.open_generation": ["open_generation_study", "open_generation_table"],
     "studies.planted": ["planted_model", "planted_text"],
     "studies.representations": [

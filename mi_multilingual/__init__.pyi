@@ -168,6 +168,7 @@ from .studies.lape_tables import tang_methods as tang_methods
 from .studies.layer_languages import layer_language_shares as layer_language_shares
 from .studies.layer_languages import layer_language_study as layer_language_study
 from .studies.layer_languages import layer_word_means as layer_word_means
+from .studies.layer_languages import layer_word_study as layer_word_study
 from .studies.leaderboard import leaderboard as leaderboard
 from .studies.leaderboard import ranking_stability as ranking_stability
 from .studies.leaderboard import rankings as rankings

@@ -95,7 +95,8 @@ def load_corpus(
         source: "demo" (aligned sentences, splits "identify" and "evaluate"); a folder with one file per language,
             `<language>.txt`, `.txt.gz` (a document a line that is not empty), `.jsonl` or `.parquet`, or, with
             `split`, `<language>.<split>.txt` and so on; a file `.tsv` or `.tsv.gz` of translations, whose first line
-            names the columns, one of numbers or names of the lines and then one for each language; or the id of a
+            names the columns, one of numbers or names of the lines and then one for each language (its parts
+            "identify" and "evaluate" are every other line, from the first and from the second on); or the id of a
             Hugging Face data set.
         languages: which, in this order; by default all of a folder, in alphabetical order, or of a file.
         split: of a data set, "train" by default.
@@ -112,7 +113,7 @@ def load_corpus(
     if source == "demo":
         documents = _demo_documents(languages or DEMO_LANGUAGES, split)
     elif Path(source).name.endswith(_TABLES) and Path(source).is_file():
-        documents = _table_documents(Path(source), languages)
+        documents = _table_documents(Path(source), languages, split)
     elif Path(source).is_dir() and config is None:
         documents = _folder_documents(Path(source), languages, split, column)
     elif config is None and is_like_a_path(source) and not Path(source).exists():
@@ -129,6 +130,10 @@ def load_corpus(
     corpus = Corpus(kept({k: islice(texts, max_documents) for k, texts in documents.items()}), str(source))
     _warn_of_shared_documents(corpus)
     return corpus
+
+
+_LINES = {None: slice(None), "identify": slice(0, None, 2), "evaluate": slice(1, None, 2)}
+"""The lines of each part of a table."""
 
 
 def _demo_documents(languages: Sequence[str], split: str | None) -> dict[str, tuple[str, ...]]:
@@ -168,8 +173,12 @@ def _folder_documents(
     return {k: _file_documents(found[k], column) for k in languages or found}
 
 
-def _table_documents(path: Path, languages: Sequence[str] | None) -> dict[str, tuple[str, ...]]:
+def _table_documents(path: Path, languages: Sequence[str] | None, split: str | None) -> dict[str, tuple[str, ...]]:
     """The columns of a table of translations; a cell that holds quotes may be quoted, as in CSV."""
+    if split not in _LINES:
+        raise ValueError(
+            f"split of {path} must be 'identify' or 'evaluate', every other line each, or left out, got {split!r}"
+        )
     with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as file:
         lines = (_decoded(raw, path, number) for number, raw in enumerate(_lines_of(file, path), start=1))
         reader = csv.reader(lines, delimiter="\t", strict=True)
@@ -185,7 +194,7 @@ def _table_documents(path: Path, languages: Sequence[str] | None) -> dict[str, t
                     "remove the line"
                 )
             rows.append(dict(zip(known, cells, strict=True)))
-    return {k: tuple(row[k] for row in rows) for k in languages or known}
+    return {k: tuple(row[k] for row in rows[_LINES[split]]) for k in languages or known}
 
 
 def _read_rows(reader: Iterator[list[str]], path: Path) -> Iterator[list[str]]:

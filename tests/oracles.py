@@ -438,6 +438,15 @@ def share_at_ends(counts):
     return found / sum(counts), sum(way >= found for way in ways) / len(ways)
 
 
+def chance_at_ends(counts):
+    """Shares in the outer thirds between which at least 95 % lie, over all choices of as many layers."""
+    n = len(counts)
+    n_outer = sum(not 1 / 3 <= (layer + 0.5) / n <= 2 / 3 for layer in range(n))
+    shares = sorted(sum(ways) / sum(counts) for ways in itertools.combinations(counts, n_outer))
+    last = len(shares) - 1
+    return shares[math.floor(last * 0.025)], shares[math.ceil(last * 0.975)]
+
+
 def language_of_token(counts, share):
     """The language (index) that has at least `share` of a token, "shared", or None for one never seen.
 

@@ -204,7 +204,9 @@ def of_open_answers(languages):
     found = np.where(answers.index % 7 == 0, "unknown", np.where(answers.index % 5 == 0, first, found))
     numbers = {name: random.random(len(answers)) for name in ("switched", "distinct_2", "nll")}
     texts = {"prompt": "Why?", "continuation": "Because."}
-    answers = answers.assign(found=found, seed=0, n_neurons=3, n_tokens=4, rating=3.0, raising="", **texts, **numbers)
+    answers = answers.assign(
+        found=found, seed=0, n_neurons=3, n_tokens=4, rating=3.0, raising="", strength=0.0, **texts, **numbers
+    )
     return {"open_answers": answers, "open_generation": open_generation_table(answers)}
 
 

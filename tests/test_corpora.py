@@ -116,6 +116,10 @@ def test_a_table_of_translations_is_read_column_by_column(tmp_path):
         corpus = load_corpus(tmp_path / name)
         assert dict(corpus.documents) == {"en": ("It rains.", "We go."), "id": ('Hujan "lebat".', "Kita pergi.")}
     assert load_corpus(tmp_path / "t.tsv", languages=["id"], max_documents=1).documents["id"] == ('Hujan "lebat".',)
+    parts = [load_corpus(tmp_path / "t.tsv", split=split).documents["en"] for split in ("identify", "evaluate")]
+    assert parts == [("It rains.",), ("We go.",)]
+    with pytest.raises(ValueError, match=r"split of .*t\.tsv must be 'identify' or 'evaluate'.* got 'train'"):
+        load_corpus(tmp_path / "t.tsv", split="train")
     with pytest.raises(ValueError, match="has no column 'fr'; it has en, id"):
         load_corpus(tmp_path / "t.tsv", languages=["fr"])
 

@@ -280,6 +280,10 @@ def test_a_tuned_model_is_held_beside_its_base(model, corpus):
             lambda m, c, r: prune(r, rate=0.5, stats=record(m, c.take(["en"]), reading=DOCUMENTS, progress=False)),
             "stats must be of the same model and languages",
         ),
+        (
+            lambda m, c, r: prune(r, rate=0.5, stats=record(m, c, threshold=0.5, reading=DOCUMENTS, progress=False)),
+            "at the gate above 0, got .* above 0.5",
+        ),
     ],
 )
 def test_mistakes_are_told(ungated, corpus, call, message):
@@ -358,9 +362,17 @@ def test_claims_are_decided_by_made_up_tables():
     empty = pd.DataFrame(columns=["routing", "r", "low", "high"])
     assert verdict(found, found.measure({"expert_families": empty})) == OPEN
     found = claim("all languages")
-    row = {"layer": -1, "type": "all-shared", "share": 0.3, "low": 0.2, "high": 0.4, "chance": 0.1}
-    effect = found.measure({"expert_types": pd.DataFrame([row])})
-    assert (effect.value, effect.low, effect.high) == pytest.approx((0.2, 0.1, 0.3))
+    # In layer 0 both languages use expert 2 of four most; in layer 1, where ties decide, the first one.
+    rows = [(0, e, k, 0.7 if e == 2 else 0.1) for e in range(4) for k in ("en", "fr")]
+    rows += [(1, e, k, 1.0 if e == 0 else 0.0) for e in range(4) for k in ("en", "fr")]
+    types = [(layer, "all-shared", n, 0.1) for layer, n in ((-1, 2), (0, 1), (1, 1))]
+    tables = {
+        "experts": pd.DataFrame(rows, columns=["layer", "expert", "language", "frequency"]),
+        "expert_types": pd.DataFrame(types, columns=["layer", "type", "n_experts", "chance"]),
+    }
+    effect = found.measure(tables)
+    low, high = oracles.wilson(1, 4)
+    assert (effect.value, effect.low, effect.high) == pytest.approx((0.15, low - 0.1, high - 0.1))
     found = claim("random")
     rows = [("uniform", rate, k, b, b - 0.1, b + 0.1) for rate in (0.1, 0.5) for k, b in (("", -0.3 * rate), ("en", 9))]
     columns = ["layers", "rate", "language", "beyond", "beyond_low", "beyond_high"]

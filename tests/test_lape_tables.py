@@ -249,7 +249,7 @@ def test_claims_are_measured_from_the_tables():
     tables = {"ablation_outputs": pd.concat([rows, also])}
     ends = [("chosen", "", 9, 1.0, 0.6, 1.3), ("random", "", 9, 0.2, 0.1, 0.5), ("chosen", "en", 9, 7.0, 7.0, 7.0)]
     columns = ["condition", "group", "n", "change", "low", "high"]
-    tables["ablation_curve"] = pd.DataFrame([*ends, ("chosen", "", 4, 5.0, 5.0, 5.0)], columns=columns)
+    tables["ablation_curve"] = pd.DataFrame([*ends, ("chosen", "", 40, 5.0, 5.0, 5.0)], columns=columns)
     effects = [claim.measure(tables) for claim in lape_claims.CLAIMS]
     assert [e.value for e in effects] == pytest.approx([0.625, 0.875, 0.5, 0.75, 0.5, 0.8], abs=0.02)
     assert (effects[-1].low, effects[-1].high) == pytest.approx((0.8 - 0.5, 0.8 + np.hypot(0.3, 0.1)))

@@ -158,6 +158,29 @@ def test_probabilities_of_words_are_sums_over_their_first_tokens(demo_model):
     assert (lonely.n_dropped == 2).all()
 
 
+def test_words_are_read_without_a_languages_neurons_too(demo_model):
+    prompts = mm.Corpus({"ru": ("Столица Франции —", "Столица Японии —"), "fr": ("La capitale", "Il est")}, "prompts")
+    words = mm.Corpus({"ru": ("Париж", "Токио"), "en": ("Paris", "Tokyo"), "fr": ("Rome", "Berlin")}, "words")
+    masks = torch.rand(1, 4, 1536, generator=torch.Generator().manual_seed(0)) < 0.3
+    neurons = mm.NeuronSet(masks, ("ru",), "some")
+    found = mm.layer_word_study(demo_model, prompts, words, ["en"], neurons, seeds=[0, 1], progress=False)
+    intact = mm.layer_words(demo_model, prompts, words, ["en"], progress=False)
+    mine = found[found.condition == "intact"]
+    pd.testing.assert_frame_equal(mine[intact.columns].reset_index(drop=True), intact)
+    for draw, seed in ((neurons, -1), (mm.layer_matched_random(neurons, seed=1), 1)):
+        with mm.ablate(demo_model, draw):
+            expected = mm.layer_words(demo_model, prompts.take(["ru"]), words, ["en"], progress=False)
+        part = found[(found.group == "ru") & (found.seed == seed)]
+        np.testing.assert_allclose(part.probability, expected.probability, atol=1e-6)
+        assert (part.n_neurons == int(masks.sum())).all()
+    means = mm.layer_word_means(found)
+    random = found[(found.condition == "random") & (found.layer == 3) & (found.decoded == "ru")]
+    row = means[(means.condition == "random") & (means.layer == 3) & (means.decoded == "ru")].iloc[0]
+    assert (row.n, row.probability) == (2, pytest.approx(random.probability.mean()))
+    with pytest.raises(ValueError, match="'de'"):
+        mm.layer_word_study(demo_model, prompts, words, ["en"], mm.NeuronSet(masks, ("de",), "some"), progress=False)
+
+
 @given(st.integers(3, 9), st.integers(1, 4), st.integers(0, 2**31))
 @settings(max_examples=25)
 def test_shares_and_regions_are_those_counted_by_hand(n_layers, n_documents, seed):
@@ -324,7 +347,7 @@ def test_the_claim_on_words_is_decided_by_their_probabilities(claims):
         for decoded in (k, "en")
     ]
     words = pd.DataFrame(rows, columns=["language", "document", "layer", "decoded", "probability"])
-    found = measure({"layer_words": words})
+    found = measure({"layer_words": words.assign(condition="intact")})
     assert found.value == pytest.approx(0.2)
     assert found.low == pytest.approx(found.high)
 

@@ -92,7 +92,8 @@ def test_every_answer_is_that_of_one_prompt_alone(model, answers, neurons, stats
         todo = interventions(row, neurons, stats)
         with steer(model, *todo) if todo else nullcontext():
             assert generate(model, [row.prompt], **ASKED) == [row.continuation]
-        assert row.n_neurons == sum(int(i.neurons.union().sum()) for i in todo[-1:])
+        assert row.n_neurons == sum(int(i.neurons.union().sum()) for i in todo)
+        assert row.strength == (3.0 if row.raising else 0.0)
     sizes = answers.groupby(["change", "group", "drawn", "condition", "seed"]).size()
     # As it is; two uniform and layer-wise draws; each language off, raised and switched, with its random neurons.
     assert sizes["", "", "", "intact", -1] == sizes["off", "", "uniform", "random", 4] == 3
@@ -167,6 +168,7 @@ def test_a_judge_rates_every_answer_from_1_to_5(ungated, corpus):
     assert summed.rating[0] == 4
 
 
+KEYS = ["change", "group", "drawn", "condition", "source", "target"]
 CODES = st.sampled_from(["en", "fr", "unknown", "mixed", "it"])
 ROWS = st.lists(
     st.fixed_dictionaries(
@@ -184,6 +186,9 @@ ROWS = st.lists(
             "n_tokens": st.integers(1, 9),
             "rating": st.just(float("nan")),
             "raising": st.just(""),
+            "strength": st.just(0.0),
+            "seed": st.sampled_from([0, 1]),
+            "prompt": st.sampled_from(["a", "b"]),
         }
     ),
     min_size=1,
@@ -195,11 +200,13 @@ ROWS = st.lists(
 def test_the_table_counts_answers(rows):
     table = open_generation_table(pd.DataFrame(rows))
     counts = oracles.open_counts(rows)
-    keys = [tuple(key) for key in table[["change", "group", "drawn", "condition", "source", "target"]].to_numpy()]
+    keys = [tuple(key) for key in table[KEYS].to_numpy()]
     assert keys == list(counts)
     for row, (n, hits, unknown, mixed, distinct, nll) in zip(table.itertuples(), counts.values(), strict=True):
         assert (row.n, row.in_target, row.unknown, row.mixed) == pytest.approx((n, hits / n, unknown / n, mixed / n))
-        assert (row.low, row.high) == pytest.approx(oracles.wilson(hits, n), abs=1e-9)
+        mine = [r for r in rows if all(r[name] == getattr(row, name) for name in KEYS)]
+        n_seeds = len({r["seed"] for r in mine})
+        assert (row.low, row.high) == pytest.approx(oracles.wilson(hits / n_seeds, n / n_seeds), abs=1e-9)
         assert (row.distinct_2, row.nll, row.switched) == pytest.approx((distinct, nll, 0.25))
         assert row.nll_low <= row.nll + 1e-9
         assert row.nll <= row.nll_high + 1e-9

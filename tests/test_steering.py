@@ -225,6 +225,7 @@ some_outputs = st.lists(
             "target": codes.filter(bool),
             "condition": st.sampled_from(["chosen", "random"]),
             "strength": st.sampled_from([1.0, 2.0, 4.0]),
+            "seed": st.sampled_from([0, 1]),
             "found": codes,
         }
     ),
@@ -243,7 +244,8 @@ def test_shares_are_counts_with_wilson_intervals(rows, by):
         assert row.n == n
         assert (row.in_target, row.in_source) == pytest.approx((target / n, source / n))
         assert row.elsewhere == pytest.approx(other / n, abs=1e-12)
-        assert (row.low, row.high) == pytest.approx(oracles.wilson(target, n), abs=1e-9)
+        n_seeds = len({r["seed"] for r in rows if all(r[name] == getattr(row, name) for name in by)})
+        assert (row.low, row.high) == pytest.approx(oracles.wilson(target / n_seeds, n / n_seeds), abs=1e-9)
 
 
 @pytest.mark.parametrize("table_of", [steering_shares, found_shares])
@@ -265,7 +267,9 @@ def test_found_shares_are_a_full_matrix(rows, by):
         group = [r for r in rows if all(r[name] == getattr(row, name) for name in by)]
         hits = sum(r["found"] == row.found for r in group)
         assert (row.n, row.share) == (len(group), hits / len(group))
-        assert (row.low, row.high) == pytest.approx(oracles.wilson(hits, len(group)), abs=1e-9)
+        n_seeds = len({r["seed"] for r in group})
+        expected = oracles.wilson(hits / n_seeds, len(group) / n_seeds)
+        assert (row.low, row.high) == pytest.approx(expected, abs=1e-9)
     np.testing.assert_allclose(table.groupby(by).share.sum(), 1)
 
 
@@ -313,10 +317,15 @@ def test_quality_is_of_the_model_as_it_is(model):
 
 def test_the_interval_of_a_mean_covers_it():
     random, covered = np.random.default_rng(0), 0
-    for seed in range(60):
+    for _ in range(60):
         n_tokens = random.integers(5, 15, 40)
         total = n_tokens * random.normal(3, 1, 40)
-        mean, low, high = loss_interval(total, n_tokens, seed=seed)
+        texts = pd.DataFrame({"prompt": range(40), "nll": total / n_tokens, "n_tokens": n_tokens})
+        texts = texts.assign(source="en", target="fr", seed=0)
+        mean, low, high = loss_interval(texts)
+        # The same outputs for two seeds are no more texts than for one; the same prompt given 40 times is 40.
+        assert loss_interval(pd.concat([texts, texts.assign(seed=1)])) == pytest.approx((mean, low, high))
+        assert loss_interval(texts.assign(prompt="")) == (mean, low, high)
         assert mean == pytest.approx(total.sum() / n_tokens.sum())
         covered += low < 3 < high
     assert 50 <= covered <= 60

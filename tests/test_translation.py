@@ -185,7 +185,10 @@ def test_claims_are_measured_against_their_controls():
     columns = ["way", "target", "condition", "seed", "id", "continuation", "found"]
     outputs = pd.DataFrame(rows, columns=columns)
     outputs["reference"] = [PARALLEL.documents["fr"][i] for i in outputs.id]
-    tables = {"translations": outputs, "median_overlap": pd.DataFrame({"overlap": [0.01, 0.03, 0.02]})}
+    tables = {
+        "translations": outputs,
+        "median_overlap": pd.DataFrame({"language": ["en", "fr", "ja"], "overlap": [0.01, 0.03, 0.02]}),
+    }
     assert share(tables).value == mean(tables).value == 0
     assert bleu(tables).low > 90
     effect = overlap(tables)

@@ -18,7 +18,7 @@ import pandas as pd
 import yaml
 
 import claims
-from claims.claim import FAILS, HOLDS, OPEN, Claim, Effect, verdict
+from claims.claim import DIGITS, FAILS, HOLDS, OPEN, Claim, Effect, verdict
 from mi_multilingual.experiments import load_study, run, study_tables
 
 HERE = Path(__file__).parents[1]
@@ -44,8 +44,10 @@ TAIL = """
     mi-multilingual plan docs/reproduction/representations.yaml --set model=meta-llama/Llama-2-7b-hf
     mi-multilingual run docs/reproduction/representations.yaml --set model=meta-llama/Llama-2-7b-hf --out runs/llama
 
-`plan` tells time and memory before anything runs. How much was measured here is in `docs/reproduction/sizes.yaml`; with
-text of your own (`--set corpus=FOLDER`) the presets take the papers' sizes.
+`plan` tells time and memory before anything runs. How much was measured here is in `docs/reproduction/sizes.yaml` and,
+since the text was the demo's, in the part `demo` of each preset (`mi_multilingual/experiments/presets`): few sentences,
+and often one draw of random neurons (`seeds`). With text of your own (`--set corpus=FOLDER`) the presets take the
+papers' sizes.
 """
 
 
@@ -108,7 +110,7 @@ def in_words(claim: Claim, effect: Effect | str) -> str:
     sign = "+" if min(effect.low, effect.value) < 0 or claim.direction < 0 else ""
     if effect.low == effect.high:
         return f"**{OPEN}**: {effect.value:{sign}.3g} {claim.unit} in every case, so without an interval"
-    numbers = ", ".join(f"{round(x, 12) + 0.0:{sign}.3g}" for x in (effect.low, effect.high))
+    numbers = ", ".join(f"{round(x, DIGITS) + 0.0:{sign}.3g}" for x in (effect.low, effect.high))
     return f"**{verdict(claim, effect)}**: {effect.value:{sign}.3g} ({numbers}) {claim.unit}"
 
 

@@ -94,7 +94,7 @@ def answer_token(tokenizer, prompt: str, answer: str, language: str) -> int:
     Raises:
         ValueError: the answer adds no token.
 
-    Source: the rule of the code released with Wang et al. 2024.
+    Source: after the code released with Wang et al. 2024, which leaves the space out for zh alone.
     """
     gap = "" if language in WITHOUT_SPACES else " "
     n_prompt = len(tokenizer(prompt, add_special_tokens=False)["input_ids"])

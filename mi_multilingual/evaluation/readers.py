@@ -55,7 +55,7 @@ _XNLI_PROMPT = (
     '"inconclusive"?'
 )
 
-_XNLI_LANGUAGES = ["ar", "bg", "de", "el", "en", "es", "fr", "hi", "ru", "sw", "th", "tr", "ur", "vi", "zh"]
+XNLI_LANGUAGES = ["ar", "bg", "de", "el", "en", "es", "fr", "hi", "ru", "sw", "th", "tr", "ur", "vi", "zh"]
 
 _XNLI_CHOICES = (" true", " inconclusive", " false")
 
@@ -207,7 +207,7 @@ def load_xnli(
         prompt = _XNLI_PROMPT.format(premise=row["premise"].strip(), hypothesis=row["hypothesis"].strip())
         return Item(f"xnli/{number}", language, "xnli", prompt, _XNLI_CHOICES, row["label"])
 
-    configs = {k: k for k in known(languages, _XNLI_LANGUAGES, "XNLI has no language")}
+    configs = {k: k for k in known(languages, XNLI_LANGUAGES, "XNLI has no language")}
     return _dataset_items(str(source), configs, split, ("premise", "hypothesis", "label"), item)
 
 

@@ -61,9 +61,14 @@ def _area(rows: pd.DataFrame, decoded: str, colour: str, *, first: bool) -> go.S
     )
 
 
-def layer_words(means: pd.DataFrame) -> go.Figure:
-    """Lines of `layer_word_means`: how likely the word is after each block, in the prompt's language and in others."""
-    part = means.dropna(subset="probability")
+def layer_words(means: pd.DataFrame, *, condition: str = INTACT) -> go.Figure:
+    """Lines of `layer_word_means`: how likely the word is after each block, in the prompt's language and in others.
+
+    Args:
+        condition: as of `layer_languages`.
+    """
+    under = means.condition == condition if "condition" in means else condition == INTACT
+    part = means[under & means.probability.notna()]
     languages = part.language.unique()
     figure = _panels([f"prompts in {k}" for k in languages])
     seen: set[str] = set()
@@ -76,7 +81,8 @@ def layer_words(means: pd.DataFrame) -> go.Figure:
                 figure.add_trace(trace, *_place(panel))
             seen.add(name)
     figure.update_yaxes(range=[0, 1], tickformat=".0%")
-    return _finished(figure, part, "How likely the word is after each block", "probability of<br>its first tokens")
+    title = f"How likely the word is after each block{_CONDITION_TITLES[condition]}"
+    return _finished(figure, part, title, "probability of<br>its first tokens")
 
 
 def _line_with_band(rows: pd.DataFrame, name: str, colour: str, *, first: bool) -> tuple[go.Scatter, go.Scatter]:

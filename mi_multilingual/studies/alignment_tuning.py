@@ -66,12 +66,13 @@ def alignment_study(
     check_seeds(seeds)
     if not seeds:
         raise ValueError("seeds must hold at least one number, got none; every tuning has an order of its own")
-    table = list(_answers(model, questions, threshold, {"arm": INTACT, "seed": NOT_RANDOM}))
+    how_asked = {"threshold": threshold, "bos": reading.bos}
+    table = list(_answers(model, questions, how_asked, {"arm": INTACT, "seed": NOT_RANDOM}))
     arms = list(_arms(corpus, training, seeds))
     for arm, text, how in tqdm(arms, desc="alignment", unit="tuning", disable=not progress):
         tuning = tune(model, text, training=how, reading=reading, progress=False)
         with tuned(model, tuning):
-            table += _answers(model, questions, threshold, {"arm": arm, "seed": how.seed})
+            table += _answers(model, questions, how_asked, {"arm": arm, "seed": how.seed})
     return pd.DataFrame(table)
 
 
@@ -86,9 +87,9 @@ def _arms(corpus: Corpus, training: Training, seeds: Sequence[int]) -> Iterator[
 
 
 def _answers(
-    model: HookedModel, questions: list[list[Question]], threshold: float, labels: dict[str, Any]
+    model: HookedModel, questions: list[list[Question]], how_asked: dict[str, Any], labels: dict[str, Any]
 ) -> Iterator[dict[str, Any]]:
-    for same, types in question_types(model, questions, threshold):
+    for same, types in question_types(model, questions, **how_asked):
         share = float(types.take(["all-shared"]).masks.double().mean())
         for question, margin in zip(same, margins(model, same), strict=True):
             asked = {name: getattr(question.item, name) for name in ("id", "language", "task")}

@@ -222,6 +222,11 @@ def pruned_experts(
             f"stats must be of the same model and languages, {routing.languages}, got {stats.languages} and "
             f"{tuple(stats.active.shape[:2])} neurons; record them on the same corpus"
         )
+    if (stats.model_fingerprint, stats.site, stats.threshold) != (routing.model_fingerprint, "gate", 0.0):
+        raise ValueError(
+            f"stats must be of the routing's model {routing.model!r}, at the gate above 0, got {stats.model!r} at "
+            f"{stats.site} above {stats.threshold:g}; record them so"
+        )
     silent = 1 - stats.active.double().mean(dim=1) / stats.n_tokens
     return torch.stack([torch.from_numpy(shared_out(each * n_layers, w.numpy(), n_experts - 1)) for w in silent.T])
 
@@ -358,7 +363,9 @@ SETTINGS = {
     "n_experts": Setting(16, "experts of a layer", 2),
     "rate": Setting(0.25, "share of a layer's experts that a token uses", 0.0, 1.0, above=True),
     "experts": Setting("contiguous", "how neurons are put into experts", choices=SPLITS),
-    "pruned": Setting(0.5, "largest share of the experts that is pruned; half and a quarter of it too", 0.0, 1.0, True),
+    "pruned": Setting(
+        0.5, "largest share of the experts that is pruned; half and a quarter of it too", 0.0, 1.0, True, True
+    ),
     "n_documents": Setting(80, "documents per language that pruned models are measured on", 2),
     "tuned": Setting("", "a model tuned from this one, a folder or id, to be held beside it"),
 }

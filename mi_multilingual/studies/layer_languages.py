@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import islice
 from typing import Any
 
@@ -59,19 +59,64 @@ def layer_language_study(
         ValueError: as `layer_languages`; neurons of another model, an empty group or one that is no language of the
             prompts; seeds that are negative or repeat.
     """
+
+    def read(mine: Corpus) -> pd.DataFrame:
+        further = _continuations(model, mine, max_new_tokens) if max_new_tokens else None
+        return layer_languages(
+            model, mine, tokens, continuations=further, n_top=n_top, at=at, norm=norm, progress=False
+        )
+
+    return _under_conditions(model, prompts, neurons, seeds, read, "layer languages", progress)
+
+
+def layer_word_study(
+    model: HookedModel,
+    prompts: Corpus,
+    words: Corpus,
+    against: Sequence[str],
+    neurons: NeuronSet | None = None,
+    *,
+    norm: bool = True,
+    seeds: Sequence[int] = (0, 1, 2),
+    progress: bool = True,
+) -> pd.DataFrame:
+    """`layer_words` of the model as it is, and of each language's prompts with its neurons off.
+
+    Args:
+        neurons, seeds: as of `layer_language_study`.
+
+    Returns:
+        the rows of `layer_words`, and beside them condition, group, seed and n_neurons, as of `layer_language_study`.
+
+    Raises:
+        ValueError: as `layer_words` and `layer_language_study`.
+    """
+
+    def read(mine: Corpus) -> pd.DataFrame:
+        return layer_words(model, mine, words, against, norm=norm, progress=False)
+
+    return _under_conditions(model, prompts, neurons, seeds, read, "layer words", progress)
+
+
+def _under_conditions(
+    model: HookedModel,
+    prompts: Corpus,
+    neurons: NeuronSet | None,
+    seeds: Sequence[int],
+    read: Callable[[Corpus], pd.DataFrame],
+    title: str,
+    progress: bool,
+) -> pd.DataFrame:
+    """What `read` gives of all prompts, and of each group's prompts without its neurons, or as many random ones."""
     if neurons is not None:
         check_groups(model, neurons)
         prompts.take(neurons.groups)
     frames = []
     conditions = [Condition(), *(with_controls(neurons, seeds) if neurons is not None else ())]
-    for condition in tqdm(conditions, desc="layer languages", unit="condition", disable=not progress):
+    for condition in tqdm(conditions, desc=title, unit="condition", disable=not progress):
         group = str(condition.labels["group"])
         with applied(model, condition):
-            mine = prompts.take([group]) if group else prompts
-            further = _continuations(model, mine, max_new_tokens) if max_new_tokens else None
-            found = layer_languages(
-                model, mine, tokens, continuations=further, n_top=n_top, at=at, norm=norm, progress=False
-            )
+            found = read(prompts.take([group]) if group else prompts)
         frames.append(found.assign(**condition.labels))
     return pd.concat(frames, ignore_index=True)
 
@@ -146,21 +191,26 @@ def _quantiles(drawn: Float[np.ndarray, "draw ..."]) -> tuple[np.ndarray, np.nda
 def layer_word_means(outputs: pd.DataFrame) -> pd.DataFrame:
     """How likely the word is on average after each block, with 95 % bootstrap intervals over prompts.
 
+    Random neurons are averaged over seeds.
+
     Args:
-        outputs: of `layer_words`.
+        outputs: of `layer_words` or `layer_word_study`.
 
     Returns:
-        one row per language of the prompts, layer and language of the word: language, layer, decoded, probability,
-        low, high (NaN where every item was dropped), n (items), n_dropped (those of them in which the words cannot be
-        told apart).
+        one row per language of the prompts, layer and language of the word, and where the table has them condition and
+        group: language, layer, decoded, probability, low, high (NaN where every item was dropped), n (items),
+        n_dropped (those of them in which the words cannot be told apart).
 
     Raises:
         ValueError: a table without rows.
     """
     if outputs.empty:
         raise ValueError("outputs must have rows, got none; give what layer_words returned")
-    found = outputs.groupby(_MEANS[:3], sort=False).probability.apply(_word_mean)
-    return found.unstack(sort=False).reset_index().astype({"n": int, "n_dropped": int})[_MEANS]
+    by = [*(c for c in _UNDER if c in outputs), *_MEANS[:3]]
+    by_item = outputs.groupby([*by, "document"], sort=False).probability.mean()
+    found = by_item.groupby(by, sort=False).apply(_word_mean)
+    columns = [*by, *_MEANS[3:]]
+    return found.unstack(sort=False).reset_index().astype({"n": int, "n_dropped": int})[columns]
 
 
 def _word_mean(probability: pd.Series) -> pd.Series:
@@ -236,17 +286,17 @@ SETTINGS = {
 """Of the row in `STUDIES`; `regions` has the first five, too."""
 
 
-def looked_for(given: Given) -> tuple[Corpus, TokenLanguages, dict[str, Any]]:
-    """Prompts, the languages of tokens, and the options of `layer_languages`, by the settings."""
+def looked_for(given: Given, text: Corpus) -> tuple[Corpus, TokenLanguages, dict[str, Any]]:
+    """Prompts from the text, the languages of tokens, and the options of `layer_languages`, by the settings."""
     asked = given.settings
     tokens = token_languages(given.model, given.identify, bar=asked["bar"])
     how = {"n_top": int(asked["n_top"]), "at": asked["at"], "norm": asked["norm"] == "yes", "progress": given.progress}
-    return openings(given.evaluate, int(asked["prompts"])), tokens, how
+    return openings(text, int(asked["prompts"])), tokens, how
 
 
 def run(given: Given) -> dict[str, pd.DataFrame]:
     """Tables of the row `layer_languages` in `STUDIES`; words of languages that the demo has facts in."""
-    prompts, tokens, how = looked_for(given)
+    prompts, tokens, how = looked_for(given, given.evaluate)
     found = given.neurons.take([k for k in prompts.languages if given.neurons.sizes().get(k)])
     outputs = layer_language_study(
         given.model,
@@ -263,5 +313,14 @@ def run(given: Given) -> dict[str, pd.DataFrame]:
         return tables | {"layer_words": pd.DataFrame(columns=WORDS), "layer_word_means": pd.DataFrame(columns=_MEANS)}
     pivot = pivot_of(tables["layer_language_shares"])
     against = [pivot if pivot in asked[1].languages else asked[1].languages[0]]
-    words = layer_words(given.model, *asked, against, norm=how["norm"], progress=given.progress)
+    there = found.take([k for k in found.groups if k in asked[0].languages])
+    words = layer_word_study(
+        given.model,
+        *asked,
+        against,
+        there if len(there) else None,
+        norm=how["norm"],
+        seeds=given.seeds,
+        progress=given.progress,
+    )
     return tables | {"layer_words": words, "layer_word_means": layer_word_means(words)}

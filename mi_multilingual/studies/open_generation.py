@@ -40,7 +40,7 @@ from ..patching.conditions import (
 )
 from .given import Given
 from .steering import RAISING, Pairs, Steering, check_steering, continued, intact, steered_pairs
-from .steering_tables import loss_interval, steering_shares
+from .steering_tables import loss_interval, prompt_numbers, steering_shares
 
 OFF, RAISED, SWITCHED = "off", "raised", "switched"
 """What is done: neurons of a language off; those of the prompt's language raised; these off and another's raised."""
@@ -95,9 +95,10 @@ def open_generation_study(
     Returns:
         one row per answer: source (language of the prompt), target (language wanted), change ("" as it is, "off",
         "raised", "switched"), group (whose neurons are off or raised; "" for none, and for all together), drawn (how
-        random neurons were: "layers", "uniform", or ""), condition, seed, n_neurons, raising, prompt, continuation,
-        found (`identify_open`), switched (share of sentences not in the main language), distinct_2, nll (nats per
-        token under the model as it is), n_tokens, rating (NaN without a judge).
+        random neurons were: "layers", "uniform", or ""), condition, seed, n_neurons (off and raised together), raising,
+        strength (times the mean, 0 where nothing is raised), prompt, continuation, found (`identify_open`),
+        switched (share of sentences not in the main language), distinct_2, nll (nats per token under the model as it
+        is), n_tokens, rating (NaN without a judge).
 
     Raises:
         ValueError: before anything runs: as `steering_matrix`, or a folder that holds answers of another study.
@@ -154,16 +155,15 @@ def _answers(model: HookedModel, condition: Condition, pairs: Pairs, task: _Task
     def written(_: Condition) -> Iterator[dict[str, str]]:
         return continued(model, task.prompts.documents, pairs, task.decoding)
 
-    table = pd.DataFrame(measured(model, [condition], written, progress=False)).drop(
-        columns="strength", errors="ignore"
-    )
+    table = pd.DataFrame(measured(model, [condition], written, progress=False))
+    table["strength"] = table.get("strength", 0.0)
     texts, prompts = table.continuation.tolist(), table.prompt.tolist()
     bos = task.decoding.get("bos", "tokenizer")
     scores = continuation_perplexity(model, prompts, texts, bos=bos, progress=False)
     rating: Sequence[float] | pd.Series = [math.nan] * len(table)
     if task.endpoint is not None:
         rating = judge(task.endpoint, prompts, texts, best=_BEST, progress=False).score
-    first = ["source", "target", "change", "group", "drawn", "condition", "seed", "n_neurons", "raising"]
+    first = ["source", "target", "change", "group", "drawn", "condition", "seed", "n_neurons", "raising", "strength"]
     return table[[*first, "prompt", "continuation"]].assign(
         found=identify_open(texts, task.languages),
         switched=code_switching(texts, task.languages).switched,
@@ -221,13 +221,13 @@ def _write(table: pd.DataFrame, path: Path) -> None:
 
 
 def open_generation_table(answers: pd.DataFrame) -> pd.DataFrame:
-    """Answers of `open_generation_study` summed up; those of all seeds of random neurons fall together.
+    """Answers of `open_generation_study` summed up; intervals are over prompts, random neurons averaged over seeds.
 
     Returns:
         one row per change, group, drawn, condition, source and target: these, n, in_target (share in the language
-        wanted), low, high (95 % Wilson interval), in_source, elsewhere, raising, unknown, mixed (shares, parts of
-        elsewhere), switched, distinct_2 (means over answers), nll (nats per token), nll_low, nll_high, rating (mean),
-        rating_low, rating_high (95 % bootstrap intervals over answers).
+        wanted), low, high (95 % Wilson interval), in_source, elsewhere, raising, strength, unknown, mixed (shares,
+        parts of elsewhere), switched, distinct_2 (means over answers), nll (nats per token), nll_low, nll_high, rating
+        (mean), rating_low, rating_high (95 % bootstrap intervals over prompts).
     """
     shares = steering_shares(answers, _BY)
     rows = [
@@ -238,11 +238,11 @@ def open_generation_table(answers: pd.DataFrame) -> pd.DataFrame:
 
 def _measures(answers: pd.DataFrame) -> dict[str, float]:
     """What is measured of the answers of one group."""
-    total, n_tokens = (answers.nll * answers.n_tokens).fillna(0.0).to_numpy(), answers.n_tokens.to_numpy()
-    nll, low, high = loss_interval(total, n_tokens)
-    rated = answers.rating.dropna().to_numpy(float)
+    nll, low, high = loss_interval(answers)
+    rated = answers.rating.groupby(prompt_numbers(answers)).mean().dropna().to_numpy(float)
     rating = (rated.mean(), *mean_interval(rated)) if len(rated) else (math.nan,) * 3
     return {
+        "strength": answers.strength.iloc[0],
         "unknown": (answers.found == UNKNOWN).mean(),
         "mixed": (answers.found == MIXED).mean(),
         "switched": answers.switched.mean(),
@@ -278,6 +278,7 @@ def run_open_generation(given: Given) -> dict[str, pd.DataFrame]:
         progress=given.progress,
         max_new_tokens=how["max_new_tokens"],
         min_new_tokens=0 if how["questions"] else how["max_new_tokens"] // 2,
+        bos=given.reading.bos,
     )
     return dict(zip(TABLES, (answers, open_generation_table(answers)), strict=True))
 

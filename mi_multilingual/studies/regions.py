@@ -19,6 +19,7 @@ from ..evaluation.readers import load_facts
 from ..evaluation.tasks import Item, parallel_items
 from ..evaluation.token_languages import token_languages
 from ..evidence.impact import record_impact
+from ..evidence.table import reading_for
 from ..models.hooked import HookedModel
 from ..neurons import PARTS, NeuronSet
 from ..patching.changes import check_fits
@@ -292,12 +293,17 @@ REGION_SETTINGS = {
 def run(given: Given) -> dict[str, pd.DataFrame]:
     """Tables of the row `regions` in `STUDIES`."""
     asked = given.settings
-    prompts, tokens, how = looked_for(given)
+    prompts, tokens, how = looked_for(given, given.identify)
     shares = layer_language_shares(layer_languages(given.model, prompts, tokens, **how))
     numbers = {k: None if asked[k] is None else int(asked[k]) for k in ("understanding", "generation")}
     found = regions(shares, **numbers)
     evaluated = given.evaluate.first(int(asked["documents"]))
-    impact = record_impact(given.model, given.identify.first(int(asked["documents"])), progress=given.progress)
+    impact = record_impact(
+        given.model,
+        given.identify.first(int(asked["documents"])),
+        reading=reading_for("impact", given.reading),
+        progress=given.progress,
+    )
     attention = [plnd(impact, rate=asked["attention_rate"], part=part) for part in ("q", "k", "v")]
     neurons = {"mlp": [plnd(impact, rate=asked["rate"])], "attention": attention}
     chosen = found[found.language.isin(evaluated.languages[: asked["languages"] and int(asked["languages"])])]

@@ -15,7 +15,7 @@ from ..corpora import Corpus, at_least_two
 from ..detectors.table import Setting
 from ..evaluation.edits import editing_prompts, load_fact_edits, load_mzsre
 from ..evaluation.intervals import mean_intervals
-from ..evaluation.readers import load_facts, load_mpararel, load_xnli
+from ..evaluation.readers import XNLI_LANGUAGES, load_facts, load_mpararel, load_xnli
 from ..evaluation.tasks import Item, in_every_language, parallel_items
 from ..evidence.sharing import (
     TOKENS,
@@ -249,8 +249,10 @@ def mean_overlap(outputs: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
 
 SETTINGS = {
     "threshold": Setting(0.0, "a neuron is active above this activation; those up to 0.5 above it are tried, too"),
-    "tokens": Setting("last", "at which tokens an activation counts", choices=TOKENS),
-    "site": Setting("post", "where activity is read", choices=("post", "gate")),
+    "tokens": Setting(
+        "last", "at which tokens an activation counts; what is switched off: at the last", choices=TOKENS
+    ),
+    "site": Setting("post", "where activity is read; what is switched off: at post", choices=("post", "gate")),
     "top": Setting(0.1, "neurons per layer that contribute most: a number, or below 1 a share", 0.0, above=True),
     "empty": Setting("left out", "what a type without neurons counts as in means", choices=_EMPTY),
     "n_languages": Setting(4, "languages that share, the first of the text; overlaps are those of all", 2),
@@ -306,19 +308,24 @@ _NO_CORRELATION = pd.DataFrame(columns=["distance", "rho", "low", "high", "p", "
 def _tasks(given: Given) -> dict[str, list[Item]]:
     """The demo's facts by relation, facts that prompts change, and the task sets that are there.
 
-    All are in the first languages of the text; prompts change facts from the first of them to all, and from all to it.
+    Each is in those of the first languages of the text that it has, and left out where it has fewer than two. Prompts
+    change facts from English to all, and from all to it; where the text has no English, from and to its first language.
     """
     languages = given.evaluate.languages[: int(given.settings["n_languages"])]
+    facts = [item for item in load_facts(wordings=(0,)) if item.language in languages]
+    known = [k for k in languages if k in {item.language for item in facts}]
     tasks: dict[str, list[Item]] = {}
-    for item in load_facts(wordings=(0,)):
-        if item.language in languages:
-            tasks.setdefault(f"facts: {item.task}", []).append(item)
+    for item in facts if len(known) > 1 else ():
+        tasks.setdefault(f"facts: {item.task}", []).append(item)
     mzsre = given.settings["mzsre"]
-    records = load_mzsre(mzsre, languages=languages) if mzsre else load_fact_edits(languages=languages)
-    for item in editing_prompts(records, pivot=languages[0]):
-        tasks.setdefault(item.task, []).append(item)
-    if given.settings["xnli"]:
-        tasks["XNLI"] = load_xnli(given.settings["xnli"], languages=languages, split="test")
+    edited = languages if mzsre else known
+    if len(edited) > 1:
+        records = load_mzsre(mzsre, languages=edited) if mzsre else load_fact_edits(languages=edited)
+        for item in editing_prompts(records, pivot="en" if "en" in edited else edited[0]):
+            tasks.setdefault(item.task, []).append(item)
+    inferred = [k for k in languages if k in XNLI_LANGUAGES]
+    if given.settings["xnli"] and len(inferred) > 1:
+        tasks["XNLI"] = load_xnli(given.settings["xnli"], languages=inferred, split="test")
     if given.settings["mpararel"]:
         tasks["mParaRel"] = in_every_language(load_mpararel(given.settings["mpararel"], languages=languages)[0])
     return tasks

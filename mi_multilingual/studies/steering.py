@@ -267,6 +267,7 @@ def steered_pairs(
             source, target = alike[0]
             off = switched_off(drawn, source, target) if how.source_off else ()
             own = {**labels_of(name, drawn[target], seed), **labels}
+            own["n_neurons"] += sum(int(i.neurons.union().sum()) for i in off)
             own |= {"strength": how.strength_of(target), "raising": how.raising}
             found[Condition(own, (*off, raised[target]))] = alike
     return found

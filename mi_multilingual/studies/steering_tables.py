@@ -7,7 +7,6 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from ..evaluation.intervals import ratio_interval, wilson_interval
@@ -21,11 +20,11 @@ def steering_shares(outputs: pd.DataFrame, by: Sequence[str] = ("target", "condi
 
     Args:
         outputs: those of a steering study.
-        by: columns whose values make a group; the outputs of all seeds of the random neurons fall together unless seed
-            is one of them.
+        by: columns whose values make a group; random neurons are averaged over seeds unless seed is one of them.
 
     Returns:
-        the columns of `by`, n, in_target (language accuracy, share of n), low, high (its 95 % Wilson interval),
+        the columns of `by`, n, in_target (language accuracy, share of n), low, high (its 95 % Wilson interval over
+        prompts: of as many as the group has outputs per seed, since several seeds go on from the same ones),
         in_source, elsewhere (another language or none); the three add up to 1, and where source and target are one
         in_source is 0.
 
@@ -43,7 +42,8 @@ def steering_shares(outputs: pd.DataFrame, by: Sequence[str] = ("target", "condi
         elsewhere=("elsewhere", "mean"),
     )
     table = table.reset_index()
-    low, high = wilson_interval(table.in_target.to_numpy(float), table.n.to_numpy(float))
+    n_seeds = outputs.groupby(list(by), sort=False).agg(n=("seed", "nunique")).n.to_numpy(float)
+    low, high = wilson_interval(table.in_target.to_numpy(float), table.n.to_numpy(float) / n_seeds)
     columns = [*by, "n", "in_target", "low", "high", "in_source", "elsewhere"]
     return _with_ways(table.assign(low=low, high=high).reindex(columns=columns), outputs, by)
 
@@ -51,8 +51,8 @@ def steering_shares(outputs: pd.DataFrame, by: Sequence[str] = ("target", "condi
 def found_shares(outputs: pd.DataFrame, by: Sequence[str] = ("n_off", "off", "condition")) -> pd.DataFrame:
     """Which languages the outputs came out in: the columns of `by`, found, n (of the group), share, low, high.
 
-    Low and high are the 95 % Wilson interval. Every group has a row for every language found anywhere ("" for none),
-    so the table is a full matrix.
+    Low and high are the 95 % Wilson interval, as of `steering_shares`. Every group has a row for every language found
+    anywhere ("" for none), so the table is a full matrix.
 
     Raises:
         ValueError: as `steering_shares`.
@@ -64,7 +64,7 @@ def found_shares(outputs: pd.DataFrame, by: Sequence[str] = ("n_off", "off", "co
         counts, n = group.found.value_counts(), len(group)
         for k in languages:
             share = counts.get(k, 0) / n
-            low, high = wilson_interval(share, n)
+            low, high = wilson_interval(share, n / group.seed.nunique())
             rows.append((*key, k, n, share, low, high))
     table = pd.DataFrame(rows, columns=[*by, "found", "n", "share", "low", "high"])
     return _with_ways(table, outputs, by)
@@ -89,7 +89,7 @@ def steering_quality(
 
     Returns:
         the columns of `by`, n, nll (nats per token, over all tokens of the group), nll_low, nll_high (95 % bootstrap
-        interval over outputs), ppl (per token), distinct_2 (`distinct_n`, mean over targets).
+        interval over prompts), ppl (per token), distinct_2 (`distinct_n`, mean over targets).
 
     Raises:
         ValueError: as `steering_shares`, or an output that with its prompt is longer than the model's context.
@@ -101,19 +101,35 @@ def steering_quality(
     scored = outputs.merge(pd.concat([texts, scores], axis=1), on=["prompt", "continuation"], validate="many_to_one")
     rows = []
     for key, group in _named_groups(scored, by):
-        total, n_tokens = (group.nll * group.n_tokens).fillna(0.0).to_numpy(), group.n_tokens.to_numpy()
-        nll, low, high = loss_interval(total, n_tokens)
+        nll, low, high = loss_interval(group)
         distinct = pd.Series([distinct_n(list(p), 2) for _, p in group.groupby(["target", "seed"]).continuation])
         rows.append((*key, len(group), nll, low, high, math.exp(nll), distinct.mean()))
     table = pd.DataFrame(rows, columns=[*by, "n", "nll", "nll_low", "nll_high", "ppl", "distinct_2"])
     return _with_ways(table, outputs, by)
 
 
-def loss_interval(total: np.ndarray, n_tokens: np.ndarray, *, seed: int = 0) -> tuple[float, float, float]:
-    """Sum of `total` per token, and its 95 % bootstrap interval over texts; NaN without tokens."""
+def loss_interval(outputs: pd.DataFrame) -> tuple[float, float, float]:
+    """Loss per token, nats, and its 95 % bootstrap interval over prompts; NaN without tokens.
+
+    Args:
+        outputs: with nll and n_tokens; those of all seeds after one prompt count as one text.
+    """
+    totals = outputs.assign(total=(outputs.nll * outputs.n_tokens).fillna(0.0))
+    by_prompt = totals.groupby(prompt_numbers(outputs))[["total", "n_tokens"]].sum()
+    total, n_tokens = by_prompt.total.to_numpy(), by_prompt.n_tokens.to_numpy()
     if not n_tokens.any():
         return math.nan, math.nan, math.nan
-    return float(total.sum() / n_tokens.sum()), *ratio_interval(total, n_tokens, seed=seed)
+    return float(total.sum() / n_tokens.sum()), *ratio_interval(total, n_tokens)
+
+
+def prompt_numbers(outputs: pd.DataFrame) -> pd.Series:
+    """The number of the prompt that each output goes on from, the same for all seeds of random neurons.
+
+    A prompt that was given several times, such as that of texts from nothing, counts as several.
+    """
+    prompt = ["source", "target", "prompt"]
+    time = outputs.groupby([*prompt, "seed"], sort=False).cumcount()
+    return outputs.assign(time=time).groupby([*prompt, "time"], sort=False).ngroup()
 
 
 def best_strength(outputs: pd.DataFrame) -> dict[str, float]:

@@ -25,7 +25,8 @@ def u_shape(neurons: NeuronSet, *, seed: int = 0) -> pd.DataFrame:
     Returns:
         one row per group and one for all neurons that are in any (group ""): group, n_neurons, first, last (shares of
         the neurons in the first and last third), share (their sum), low, high (its 95 % Wilson interval), even (the
-        share if every layer had as many), p, smallest_p.
+        share if every layer had as many), chance_low, chance_high (the middle 95 % of the shares by chance), p,
+        smallest_p.
 
     Raises:
         ValueError: fewer than three layers, or a group without neurons.
@@ -71,6 +72,9 @@ def _at_ends(counts: np.ndarray, seed: int) -> dict[str, Any]:
         "low": float(low),
         "high": float(high),
         "even": outer / len(counts),
+        # Never narrower than the few ways of a small model allow.
+        "chance_low": np.quantile(by_chance / total, 0.025, method="lower"),
+        "chance_high": np.quantile(by_chance / total, 0.975, method="higher"),
         "p": (as_many + (not complete)) / tried,
         "smallest_p": 1 / tried,
     }

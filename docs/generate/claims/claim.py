@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 HOLDS, FAILS, OPEN = "holds", "does not", "cannot be told"
-_DIGITS = 12  # what is left of a number behind them is rounding
+DIGITS = 12  # what is left of a number behind them is rounding
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ def verdict(claim: Claim, effect: Effect) -> str:
     """
     if not effect.low < effect.high:
         return OPEN
-    low, high = sorted(round(claim.direction * end, _DIGITS) for end in (effect.low, effect.high))
+    low, high = sorted(round(claim.direction * end, DIGITS) for end in (effect.low, effect.high))
     if low > 0:
         return HOLDS
     return FAILS if high < 0 or (-claim.delta <= low and high <= claim.delta) else OPEN

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 
-from mi_multilingual.evaluation.intervals import ratio_interval
+from mi_multilingual.evaluation.intervals import ratio_interval, wilson_interval
 from mi_multilingual.patching.conditions import CHOSEN
 from mi_multilingual.studies.deactivation import TOGETHER
 from mi_multilingual.studies.experts import LAYERWISE, UNIFORM
@@ -27,11 +27,24 @@ def _families(tables: _Tables) -> Effect:
 
 
 def _shared(tables: _Tables) -> Effect:
-    """Share of experts that are frequent in all languages, less that of independent languages."""
+    """Share of experts that are frequent in all languages, less that of independent languages.
+
+    Layers in which hardly any neuron is active are left out: there ties decide, for the first experts.
+    """
+    told = [layer for layer, part in tables["experts"].groupby("layer") if not _first_in_all(part)]
     table = tables["expert_types"]
-    row = table[(table.layer == -1) & (table.type == "all-shared")].iloc[0]
-    value, low, high = (float(row[name] - row.chance) for name in ("share", "low", "high"))
+    rows = table[table.layer.isin(told) & (table.type == "all-shared")]
+    n_experts = tables["experts"].expert.nunique() * len(told)
+    share = rows.n_experts.sum() / n_experts
+    value, low, high = (float(x - rows.chance.iloc[0]) for x in (share, *wilson_interval(share, n_experts)))
     return Effect(value, low, high, "languages that use as many experts independently")
+
+
+def _first_in_all(layer: pd.DataFrame) -> bool:
+    """Whether the experts that each language uses most are those of the lowest numbers."""
+    by_language = layer.pivot(index="language", columns="expert", values="frequency").to_numpy()
+    n_used = round(by_language.sum(axis=1).mean())
+    return bool((by_language[:, :n_used].min(axis=1) > by_language[:, n_used:].max(axis=1)).all())
 
 
 def _pruned(tables: _Tables) -> Effect:

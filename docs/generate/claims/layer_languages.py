@@ -97,6 +97,7 @@ def middle_against_ends(tables: Tables) -> Effect:
 def pivot_words(tables: Tables) -> Effect:
     """Probability of the pivot language's word less that of the prompt's language, over the middle layers."""
     words = tables["layer_words"].dropna(subset="probability")
+    words = words[words.condition == "intact"]
     [pivot] = set(words.decoded[words.decoded != words.language])
     words = words[words.language != pivot]
     middle = words[words.layer.isin(middle_layers(int(words.layer.max()) + 1))]

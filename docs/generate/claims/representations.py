@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 import pandas as pd
 
-from mi_multilingual.evaluation.intervals import mean_interval, wilson_interval
+from mi_multilingual.evaluation.intervals import mean_interval
 from mi_multilingual.studies.u_shape import thirds
 
 from .claim import Claim, Effect
@@ -26,11 +26,10 @@ def _inverted_u(measure: str) -> Callable[[_Tables], Effect]:
 
 
 def _at_both_ends(tables: _Tables) -> Effect:
-    """Twice the share of the language neurons in the poorer of the outer thirds, less the share of an even spread."""
+    """Share of the language neurons in the outer thirds, less that with the layers' numbers dealt out anew."""
     row = tables["u_shape"].set_index("group").loc[""]
-    poorer = min(row["first"], row["last"])
-    low, high = wilson_interval(poorer, int(row.n_neurons))
-    return Effect(*(2 * share - row.even for share in (poorer, low, high)), "as many neurons in every layer")
+    differences = (row.share - row[name] for name in ("even", "chance_high", "chance_low"))
+    return Effect(*differences, "the layers' numbers of neurons dealt out anew")
 
 
 def _english_in_the_middle(tables: _Tables) -> Effect:
@@ -78,11 +77,11 @@ CLAIMS: tuple[Claim, ...] = (
     ),
     Claim(
         _PAPER,
-        "Language neurons gather at both ends of the model.",
+        "Language neurons gather in the first and last layers.",
         "U over layers, most in the first and last ones (figure)",
         _STUDY,
         _at_both_ends,
-        "share of the neurons: twice that of the poorer end",
+        "share of the neurons",
         1,
         0.05,
     ),

@@ -71,8 +71,8 @@ CLAIMS = (
     ),
     Claim(
         "Mondal et al. 2025, arXiv:2503.17456",
-        "Tuning a language's neurons gives that language no more than tuning random neurons does.",
-        "neuron-only LoRA of Llama 3.1 8B and Mistral Nemo: no reliable gain on XNLI and XQuAD; here the loss",
+        "Tuning a language's neurons gives that language less than tuning random neurons does.",
+        "no more: neuron-only LoRA of Llama 3.1 8B and Mistral Nemo, no reliable gain on XNLI and XQuAD; here the loss",
         "tuning",
         _summary("random", OWN),
         "nats per token",

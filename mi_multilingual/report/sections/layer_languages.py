@@ -3,7 +3,7 @@
 import pandas as pd
 
 from ... import plots
-from ...patching.conditions import CHOSEN, INTACT
+from ...patching.conditions import CHOSEN, INTACT, RANDOM
 from ...studies.layer_languages import pivot_of
 from ...studies.regions import EVERYWHERE
 from ..files import LAYER_LANGUAGES, LAYER_WORDS, REGION_EFFECTS, REGIONS
@@ -39,14 +39,14 @@ def layer_findings(shares: pd.DataFrame) -> list[str]:
     ]
     last = _last_shares(shares)
     pairs = last[last.condition == CHOSEN].merge(
-        last[last.condition == INTACT], on="language", suffixes=("", "_intact")
+        last[last.condition == RANDOM], on="language", suffixes=("", "_random")
     )
-    less = pairs[pairs.high < pairs.low_intact]
+    less = pairs[pairs.high < pairs.low_random]
     if len(less):
-        words = [f"{named(r.language)} ({r.share_intact:.0%} to {r.share:.0%})" for r in less.head(_REACH).itertuples()]
+        words = [f"{named(r.language)} ({r.share:.0%}, {r.share_random:.0%})" for r in less.head(_REACH).itertuples()]
         sentences.append(
-            f"Without its neurons a language has a smaller share of the tokens after the last block (intervals apart) "
-            f"in {len(less)} of {len(pairs)} languages, among them {listed(words)}."
+            f"Without its neurons a language has a smaller share of the tokens after the last block than without as "
+            f"many random ones (intervals apart) in {len(less)} of {len(pairs)} languages, among them {listed(words)}."
         )
     return sentences
 

@@ -29,18 +29,17 @@ def open_findings(table: pd.DataFrame) -> list[str]:
         part = part[part.group == part.target]
         if set(part.condition) < {CHOSEN, RANDOM}:
             continue
-        chosen, random = (_share(part[part.condition == condition]) for condition in (CHOSEN, RANDOM))
+        n = int(part[part.condition == CHOSEN].n.sum())  # several seeds go on from the same questions
+        chosen, random = (_share(part[part.condition == condition], n) for condition in (CHOSEN, RANDOM))
         found.append(f"{sentence.format(chosen)}, with as many random ones per layer changed {random}.")
     plain = table[table.change == ""]
-    return (
-        [f"The model as it is answers in the language asked in {_share(plain)} of the cases.", *found] if found else []
-    )
+    share = _share(plain, int(plain.n.sum()))
+    return [f"The model as it is answers in the language asked in {share} of the cases.", *found] if found else []
 
 
-def _share(rows: pd.DataFrame) -> str:
-    """The share in the target language of all answers, with its interval."""
-    n = int(rows.n.sum())
-    share = float((rows.in_target * rows.n).sum() / n)
+def _share(rows: pd.DataFrame, n: int) -> str:
+    """The share in the target language of all answers, with its interval over `n` questions."""
+    share = float((rows.in_target * rows.n).sum() / rows.n.sum())
     low, high = wilson_interval(share, n)
     return f"{share:.0%} ({low:.0%} to {high:.0%} of {n:,})"
 
@@ -80,6 +79,7 @@ SECTIONS = (
             Column(("nll_low", "nll_high"), "its 95 % interval", "{:.2f} to {:.2f}"),
             column("rating", "rating, 1 to 5", "{:.2f}"),
             RAISING_COLUMN,
+            column("strength", "times the mean", "{:g}"),
         ),
         findings=open_findings,
         language="target",

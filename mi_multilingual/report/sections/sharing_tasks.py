@@ -68,8 +68,8 @@ SECTIONS = (
         "sharing-tasks",
         "What languages share, by task",
         (SHARING_TYPES,),
-        "At the last token of the same question in several languages. Chance: the share if languages chose their "
-        "active neurons independently. For all: neurons that have the type for every question of the task.",
+        "At the last token (unless the settings say otherwise) of the same question in several languages. Chance: the "
+        "share if languages chose their active neurons independently. For all: neurons that have the type for every question of the task.",
         (
             _OF_TASK,
             column("threshold", "active above", "{:g}"),
@@ -99,7 +99,7 @@ SECTIONS = (
                 "The fewer neurons count as active, the fewer are shared.",
                 wide=True,
             ),
-            Figure("sharing-active", (SHARING_ACTIVE,), plots.active_by_language, "At the last token of questions."),
+            Figure("sharing-active", (SHARING_ACTIVE,), plots.active_by_language, "Share of all neurons."),
             Figure(
                 "sharing-contributions",
                 (SHARING_CONTRIBUTIONS,),

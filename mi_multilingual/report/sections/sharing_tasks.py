@@ -69,7 +69,8 @@ SECTIONS = (
         "What languages share, by task",
         (SHARING_TYPES,),
         "At the last token (unless the settings say otherwise) of the same question in several languages. Chance: the "
-        "share if languages chose their active neurons independently. For all: neurons that have the type for every question of the task.",
+        "share if languages chose their active neurons independently. For all: neurons that have the type for every "
+        "question of the task.",
         (
             _OF_TASK,
             column("threshold", "active above", "{:g}"),

@@ -274,7 +274,7 @@ def test_the_page_tells_what_the_tables_say(tmp_path):
     middle, less = layer_findings(tables["layer_language_shares"])
     assert "decoded into English (en) most" in middle
     assert middle.endswith("after some block for prompts in Japanese (ja).")
-    assert "in 1 of 3 languages, among them Japanese (ja) (80% to 10%)" in less
+    assert "in 1 of 3 languages, among them Japanese (ja) (10%, 80%)" in less
     mlp, attention = region_findings(tables["region_effects"])
     assert mlp.startswith("Part mlp: ")
     assert "reasoning in 1 of 3 languages (mean +0.173)" in attention

@@ -23,6 +23,7 @@ from mi_multilingual import (
     relevance_scores,
     steer,
 )
+from mi_multilingual.models import losses
 from mi_multilingual.models.hooked import all_logits, fingerprint, is_bridge, is_gated, site_of
 from mi_multilingual.models.loading import HookedTransformer
 from mi_multilingual.models.native import native_of
@@ -38,6 +39,8 @@ WORKING = [
     if DOCUMENTED[name][families.CLASSES[backend]].startswith("works")
 ]
 TOKENS = families.TOKENS
+MORE_THAN_A_MAP = ("gemma2", "cohere")
+"""Kinds that cap or scale what the unembedding gives."""
 READING = Reading(layout="documents")
 
 
@@ -87,6 +90,21 @@ def test_hooked_passes_give_the_logits_and_neurons_of_transformers(loaded):
     model, folder = loaded
     with kept_out(model):
         families.check(model, folder)
+
+
+def test_losses_are_those_of_the_logits(loaded, monkeypatch):
+    """Also where the model does more to its logits, and where the vocabulary goes by in many pieces."""
+    model, folder = loaded
+    kind = folder.parent.name
+    monkeypatch.setattr(losses, "_LEAST", 7)
+    monkeypatch.setitem(losses._PIECE, "cpu", 7)
+    expected = torch.nn.functional.cross_entropy(
+        logits(model)[:, :-1].flatten(0, 1).double(), TOKENS[:, 1:].flatten(), reduction="none"
+    )
+    found = losses.token_losses(model, TOKENS)
+    torch.testing.assert_close(found.flatten().double(), expected, atol=2e-5, rtol=1e-5)
+    assert losses.token_losses(model, TOKENS[:, :1]).shape == (len(TOKENS), 0)
+    assert native_of(model).plain_unembedding is not any(name in kind for name in MORE_THAN_A_MAP)
 
 
 def test_an_ungated_gate_is_read_after_the_activation_function(loaded):

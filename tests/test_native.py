@@ -23,6 +23,7 @@ from mi_multilingual.models.hooked import (
     site_of,
 )
 from mi_multilingual.models.loading import HookedTransformer
+from mi_multilingual.models.losses import token_losses
 from mi_multilingual.models.native import native_of
 from mi_multilingual.models.stamps import _SUMMED, sampled_sum
 from mi_multilingual.tokens import Reading
@@ -54,12 +55,13 @@ def kept_out(model):
 
 @torch.no_grad()
 def numbers(model):
-    """Logits, chosen logits and activations, as the package gets them."""
+    """Logits, chosen logits, losses and activations, as the package gets them."""
     posts = []
     hooks = [(f"blocks.{n}.mlp.hook_post", lambda value, hook: posts.append(value)) for n in range(model.cfg.n_layers)]
     run_trunk(model, TOKENS, hooks=hooks)
     rows, positions = torch.tensor([0, 1, 1]), torch.tensor([8, 2, 5])
-    return [all_logits(model, TOKENS), logits_at(model, TOKENS, rows, positions), *posts]
+    logits = all_logits(model, TOKENS), logits_at(model, TOKENS, rows, positions)
+    return [*logits, token_losses(model, TOKENS), *posts]
 
 
 def check_alike(model):
@@ -215,7 +217,7 @@ def test_written_weights_do_what_hooks_do(model, part, kind):
 def test_another_dtype_is_one_of_all_passes(model, dtype):
     model.to(dtype)
     ours = numbers(model)
-    assert all(number.dtype == dtype for number in ours)
+    assert [number.dtype for number in ours] == [dtype, dtype, torch.float32, *[dtype] * model.cfg.n_layers]
     with kept_out(model):
         for mine, its in zip(ours, numbers(model), strict=True):
             tolerance = 0.1 if dtype == torch.bfloat16 else 1e-5

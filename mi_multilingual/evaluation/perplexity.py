@@ -8,17 +8,14 @@ import pandas as pd
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 from tqdm.auto import tqdm
 
 from ..corpora import Corpus
-from ..models.hooked import HookedModel, all_logits
+from ..models.hooked import HookedModel
+from ..models.losses import token_losses
 from ..rows import joined
 from ..tokens import Reading, TokenRows, language_rows, rows_per_batch
 from .intervals import ratio_interval
-
-_PIECE = 64
-"""Tokens scored at once: copies of all logits take three times as long, most of it for new memory."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,12 +80,9 @@ def corpus_rows(model: HookedModel, corpus: Corpus, reading: Reading, *, progres
 
 def row_losses(model: HookedModel, rows: TokenRows) -> RowLosses:
     """Loss of each row, summed over its valid tokens that have a token before them."""
-    return joined_losses([batch_losses(batch, _logits(model, batch)) for batch in logit_batches(model, rows)])
-
-
-@torch.no_grad()
-def _logits(model: HookedModel, batch: TokenRows) -> Float[Tensor, "row pos vocab"]:
-    return all_logits(model, batch.tokens.to(model.cfg.device))
+    device = model.cfg.device
+    parts = [batch_losses(b, token_losses(model, b.tokens.to(device))) for b in logit_batches(model, rows)]
+    return joined_losses(parts)
 
 
 def logit_batches(model: HookedModel, rows: TokenRows) -> Iterator[TokenRows]:
@@ -96,17 +90,10 @@ def logit_batches(model: HookedModel, rows: TokenRows) -> Iterator[TokenRows]:
     return rows.batches(rows_per_batch(model, rows.width, "logits"))
 
 
-@torch.no_grad()
-def batch_losses(batch: TokenRows, logits: Float[Tensor, "row pos vocab"]) -> RowLosses:
-    """Loss of each row of a batch, from the logits after every token."""
-    targets = batch.tokens[:, 1:].to(logits.device)
-    pieces = [
-        cross_entropy(predicted.float(), target, reduction="none")
-        for row, next_tokens in zip(logits[:, :-1], targets, strict=True)
-        for predicted, target in zip(row.split(_PIECE), next_tokens.split(_PIECE), strict=True)
-    ]
+def batch_losses(batch: TokenRows, losses: Float[Tensor, "row pos_less_1"]) -> RowLosses:
+    """Loss of each row of a batch, from the loss of every token."""
     scored = batch.valid[:, 1:]
-    nll = torch.cat(pieces).view(scored.shape).cpu().double().masked_fill(~scored, 0.0)
+    nll = losses.cpu().double().masked_fill(~scored, 0.0)
     return RowLosses(nll.sum(dim=1), scored.sum(dim=1), (batch.n_bytes[:, 1:] * scored).sum(dim=1))
 
 

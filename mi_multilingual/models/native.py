@@ -16,9 +16,10 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 from torch.nn import Module
 
-from .placed import check_whole
+from .placed import check_whole, is_placed
 from .places import HookFunction, Place, find_places, installed, watched_shape
 from .stamps import Stamp, bridge_stamps, hold, stamps
 
@@ -72,6 +73,8 @@ class Native:
     places: dict[str, Place]
     blocks: list[Module]
     """Of the transformers model; none where they were not found."""
+    plain_unembedding: bool
+    """Whether logits are a linear map's, to which the model does nothing more, such as capping them."""
     stamps: list[Stamp] = field(default_factory=list)
     lent: list[_Lent] = field(default_factory=list)
     in_force: list[_InForce] = field(default_factory=list)
@@ -96,8 +99,9 @@ def attach(model: Any, hf_model: PreTrainedModel) -> None:
     wrapped, blocks = list(_wrapped_modules(hf_model)), list(model.blocks)
     with _unwrapped(wrapped):
         places, its_blocks = find_places(model, blocks, hf_model)
+        plain = _unembeds_plainly(hf_model)
     modules = list(model.modules())
-    native = Native(hf_model, model, modules, _hook_ids(modules), wrapped, places, its_blocks)
+    native = Native(hf_model, model, modules, _hook_ids(modules), wrapped, places, its_blocks, plain)
     if not hasattr(model, "original_model"):
         native.lent = _lent_biases(model, places)
         native.stamps = stamps(model, hf_model, {id(bias.mlp.b_out) for bias in native.lent})
@@ -106,6 +110,22 @@ def attach(model: Any, hf_model: PreTrainedModel) -> None:
             native.stamps = bridge_stamps(modules, hf_model)
     # Not by attribute: a module's parts are moved, saved and counted with it.
     model.__dict__[_ATTRIBUTE] = native
+
+
+@torch.no_grad()
+def _unembeds_plainly(hf_model: Any) -> bool:
+    """`Native.plain_unembedding`, found out by a pass of one token."""
+    unembedding = hf_model.get_output_embeddings()
+    if type(unembedding) is not torch.nn.Linear or is_placed(hf_model):
+        return False
+    made: list[Tensor] = []
+    handle = unembedding.register_forward_hook(lambda module, given, logits: made.append(logits.clone()))
+    try:
+        token = torch.zeros(1, 1, dtype=torch.int64, device=unembedding.weight.device)
+        logits = hf_model(input_ids=token, use_cache=False).logits
+    finally:
+        handle.remove()
+    return logits.dtype == made[0].dtype and torch.equal(logits, made[0])
 
 
 def native_of(model: Any) -> Native | None:

@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import Module
 
+from .losses import native_losses
 from .native import native_of, native_pass
 from .places import residual_of
 
@@ -29,8 +30,8 @@ class BlockInputs:
 @torch.no_grad()
 def block_inputs(
     model: Any, tokens: Int[Tensor, "batch pos"]
-) -> tuple[BlockInputs, Float[Tensor, "batch pos vocab"]] | None:
-    """What comes into each block, and the logits; None where transformers cannot run the pass."""
+) -> tuple[BlockInputs, Float[Tensor, "batch pos_less_1"]] | None:
+    """What comes into each block, and the losses; None where transformers cannot run the pass."""
     residuals, kinds = [], []
 
     def enter(module: Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -45,13 +46,13 @@ def block_inputs(
             stack.callback(block.register_forward_pre_hook(enter, with_kwargs=True).remove)
         seen = blocks[0].register_forward_hook(lambda module, args, output: kinds.append(isinstance(output, tuple)))
         stack.callback(seen.remove)
-        logits = native(input_ids=tokens, use_cache=False).logits
-    return BlockInputs(tokens, residuals, kinds[0]), logits
+        losses = native_losses(shared, tokens)
+    return BlockInputs(tokens, residuals, kinds[0]), losses
 
 
 @torch.no_grad()
-def logits_from(model: Any, before: BlockInputs, layer: int) -> Float[Tensor, "batch pos vocab"] | None:
-    """Logits of the pass from this layer on, where nothing has changed before it; None as in `block_inputs`."""
+def losses_from(model: Any, before: BlockInputs, layer: int) -> Float[Tensor, "batch pos_less_1"] | None:
+    """Losses of the pass from this layer on, where nothing has changed before it; None as in `block_inputs`."""
     shared = native_of(model)
     with native_pass(model) as native, ExitStack() as stack:
         if native is None or shared is None:
@@ -61,7 +62,7 @@ def logits_from(model: Any, before: BlockInputs, layer: int) -> Float[Tensor, "b
             stack.enter_context(_left_out(block, before.in_tuple))
         enter = _entering(before.residuals[layer])
         stack.callback(blocks[layer].register_forward_pre_hook(enter, with_kwargs=True).remove)
-        return native(input_ids=before.tokens, use_cache=False).logits
+        return native_losses(shared, before.tokens)
 
 
 def _entering(residual: Float[Tensor, "batch pos d_model"]) -> Callable[..., tuple[tuple[Any, ...], dict[str, Any]]]:

@@ -16,8 +16,9 @@ from ..evaluation.perplexity import (
     joined_losses,
     logit_batches,
 )
-from ..models.hooked import HookedModel, all_logits
-from ..models.partial import block_inputs, logits_from
+from ..models.hooked import HookedModel
+from ..models.losses import token_losses
+from ..models.partial import block_inputs, losses_from
 from ..neurons import NeuronSet
 from ..patching.changes import check_fits
 from ..patching.conditions import RANDOM, Condition, applied, labelled, measured, with_controls
@@ -137,11 +138,11 @@ def _layer_losses(
     for batch in logit_batches(model, rows):
         tokens = batch.tokens.to(model.cfg.device)
         started = block_inputs(model, tokens)
-        parts[0].append(batch_losses(batch, started[1] if started else all_logits(model, tokens)))
+        parts[0].append(batch_losses(batch, started[1] if started else token_losses(model, tokens)))
         for part, condition in zip(parts[1:], conditions, strict=True):
             with applied(model, condition):
-                logits = logits_from(model, started[0], condition.labels["layer"]) if started else None
-                part.append(batch_losses(batch, all_logits(model, tokens) if logits is None else logits))
+                losses = losses_from(model, started[0], condition.labels["layer"]) if started else None
+                part.append(batch_losses(batch, token_losses(model, tokens) if losses is None else losses))
     intact, *changed = map(joined_losses, parts)
     return intact, changed
 

@@ -332,3 +332,15 @@ def _large():
     model = load_model("demo", device="cpu")
     assert model.cfg.d_model * model.cfg.d_mlp > _SUMMED
     return model
+
+
+@pytest.mark.parametrize("last", [5, 6, 8], ids=["at the end of the beginning", "one later", "later"])
+def test_places_behind_beginnings_that_rows_share(model, last):
+    """Beginnings run once; the place where they end is theirs, and rows that ask for no other go no further."""
+    tokens = TOKENS[:, :6].repeat_interleave(4, 0)
+    tokens = torch.cat([tokens, torch.arange(24).view(8, 3) + 3], 1)
+    rows = torch.arange(8).repeat_interleave(last - 4)
+    positions = torch.arange(5, last + 1).repeat(8)
+    with torch.no_grad():
+        whole, found = all_logits(model, tokens), logits_at(model, tokens, rows, positions)
+    torch.testing.assert_close(found, whole[rows, positions], atol=2e-5, rtol=1e-4)

@@ -287,24 +287,35 @@ def _final_norm(model: HookedModel, residual: Float[Tensor, "place d_model"]) ->
 def _native_logits_at(
     native: Any, tokens: Int[Tensor, "batch pos"], places: _Places, *, in_parts: bool
 ) -> Float[Tensor, "place vocab"]:
-    """`logits_at` by transformers: beginnings that several rows share run once, and then lie in the cache."""
+    """`logits_at` by transformers: beginnings that several rows share run once, and then lie in the cache.
+
+    They end with the first place asked for, whose logits are theirs.
+    """
     rows, positions = places
-    start = int(positions.min()) if in_parts and len(positions) else 0
-    if start == 0:
-        return _unembedded_at(native, tokens, places)
+    if not in_parts or not len(positions):
+        return _unembedded_at(native, tokens, places).logits[0]
+    start = int(positions.min()) + 1
     beginnings, owner = tokens[:, :start].unique(dim=0, return_inverse=True)
     saved = 1 - (beginnings.numel() + tokens[:, start:].numel()) / tokens.numel()
     if saved < _WORTH_A_CACHE:
-        return _unembedded_at(native, tokens, places)
-    cache = native.base_model(input_ids=beginnings, use_cache=True).past_key_values
-    cache.batch_select_indices(owner)
-    return _unembedded_at(native, tokens[:, start:], (rows, positions - start), past_key_values=cache)
+        return _unembedded_at(native, tokens, places).logits[0]
+    ends = (torch.arange(len(beginnings)), torch.full((len(beginnings),), start - 1))
+    begun = _unembedded_at(native, beginnings, ends, use_cache=True)
+    first, later = positions < start, positions >= start
+    logits = begun.logits.new_empty(len(positions), begun.logits.shape[-1])
+    logits[first] = begun.logits[0][owner[rows[first]]]
+    if later.any():
+        begun.past_key_values.batch_select_indices(owner)
+        places = (rows[later], positions[later] - start)
+        cache = {"use_cache": True, "past_key_values": begun.past_key_values}
+        logits[later] = _unembedded_at(native, tokens[:, start:], places, **cache).logits[0]
+    return logits
 
 
 def _unembedded_at(
-    native: Any, tokens: Int[Tensor, "batch pos"], places: _Places, **cache: Any
-) -> Float[Tensor, "place vocab"]:
-    """Logits of chosen places, by a model that learns of them only before its unembedding."""
+    native: Any, tokens: Int[Tensor, "batch pos"], places: _Places, *, use_cache: bool = False, **cache: Any
+) -> Any:
+    """Logits of chosen places, "1 place vocab", by a model that learns of them only before its unembedding."""
     rows, positions = places
 
     def choose(module: Any, given: tuple[Float[Tensor, "batch pos d_model"], ...]) -> tuple[Tensor]:
@@ -313,7 +324,7 @@ def _unembedded_at(
     unembedding: Any = native.get_output_embeddings()
     handle = unembedding.register_forward_pre_hook(choose)
     try:
-        return native(input_ids=tokens, use_cache=bool(cache), **cache).logits[0]
+        return native(input_ids=tokens, use_cache=use_cache, **cache)
     finally:
         handle.remove()
 

@@ -254,9 +254,10 @@ def logits_at(
 
     The others' logits are not made at all, which for short answers are a third of the work.
     """
+    in_parts = runs_in_parts(model)  # of a bridge nobody can tell within its native pass, which takes it to pieces
     with native_pass(model) as native:
         if native is not None:
-            return _native_logits_at(native, tokens, (rows, positions), in_parts=runs_in_parts(model))
+            return _native_logits_at(native, tokens, (rows, positions), in_parts=in_parts)
     if is_bridge(model):
         return model(tokens, return_type="logits")[rows, positions]
     return unembedded(model, model(tokens, stop_at_layer=model.cfg.n_layers)[rows, positions])

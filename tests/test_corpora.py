@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import checkpoints
-from mi_multilingual import load_corpus, token_counts, token_rows
+from mi_multilingual import load_corpus, token_counts, token_rows, token_store
 from mi_multilingual.corpora import Corpus
 from mi_multilingual.tokens import Reading
 
@@ -208,10 +208,12 @@ def test_stream_rows_are_the_id_stream_without_its_tail(tokenizer, texts, window
         assert (rows.valid[:, 0] == (bos == "count")).all()
 
 
-@given(TEXTS, st.integers(2, 9))
-def test_document_rows_lose_nothing_and_their_bytes_add_up(tokenizer, texts, window):
+@given(TEXTS, st.integers(2, 9), st.integers(1, 60))
+def test_document_rows_lose_nothing_and_their_bytes_add_up(tokenizer, texts, window, at_once):
     corpus = Corpus({"x": tuple(texts)}, "s")
-    rows = token_rows(corpus, "x", tokenizer, Reading(window=window, layout="documents"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(token_store, "_ENCODED", at_once)
+        rows = token_rows(corpus, "x", tokenizer, Reading(window=window, layout="documents"))
     for i, text in enumerate(texts):
         mine = rows.document == i
         assert rows.tokens[mine][rows.valid[mine]].tolist() == tokenizer(text, add_special_tokens=False)["input_ids"]

@@ -344,3 +344,22 @@ def test_places_behind_beginnings_that_rows_share(model, last):
     with torch.no_grad():
         whole, found = all_logits(model, tokens), logits_at(model, tokens, rows, positions)
     torch.testing.assert_close(found, whole[rows, positions], atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("read", ["mlp.hook_pre", "mlp.hook_post"])
+def test_relu_writes_over_its_input_where_nobody_keeps_it(demo_model, read):
+    functions = [m for m in native_of(demo_model).hf_model.modules() if isinstance(m, torch.nn.ReLU)]
+    seen, kept = [], []
+
+    def keep(value, hook):
+        seen.append({f.inplace for f in functions})
+        kept.append((value, value.clone()))
+
+    hooks = [(f"blocks.{layer}.{read}", keep) for layer in range(demo_model.cfg.n_layers)]
+    with torch.no_grad():
+        run_trunk(demo_model, TOKENS, hooks=hooks)
+    assert seen == [{read == "mlp.hook_post"}] * demo_model.cfg.n_layers
+    assert all(torch.equal(value, then) for value, then in kept)
+    run_trunk(demo_model, TOKENS, hooks=hooks)
+    assert seen[demo_model.cfg.n_layers :] == [{False}] * demo_model.cfg.n_layers, "gradients need it"
+    assert not any(f.inplace for f in functions)

@@ -427,14 +427,13 @@ def counted(
     Raises:
         ValueError: there is one.
     """
+    # Float32 counts exactly to 2^24, far beyond the tokens of a batch.
     active = torch.zeros(n_shares, n_neurons, device=device)
-    counts = torch.zeros(n_neurons, dtype=torch.int64, device=device)
     for part, room in _in_shares(pieces, n_shares):
-        active[: len(part)] = torch.gt(part, threshold, out=room).sum(dim=1)
-        counts += active[: len(part)].sum(dim=0).long()
+        active[: len(part)] += torch.gt(part, threshold, out=room).sum(dim=1)
         if finite and not part.sum().isfinite():
             raise ValueError(f"activations must be finite, got NaN or infinity; {_MEND}")
-    return (counts,)
+    return (active.sum(dim=0, dtype=torch.float64).long(),)
 
 
 def _in_shares(

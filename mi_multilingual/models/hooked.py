@@ -6,7 +6,7 @@ TransformerBridge (3.x and 4.x).
 
 import hashlib
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, runtime_checkable
 
@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from .native import native_of, native_pass, runs_in_parts
+from .native import activated_in_place, native_of, native_pass, runs_in_parts
 from .placed import at_hand, is_placed
 from .places import ACTIVATED, HookFunction
 from .stamps import sampled_sum
@@ -216,7 +216,9 @@ def run_trunk(
     hooks = list(hooks)
     with suppress(StopForward), native_pass(model, hooks) as native:
         if native is not None:
-            native.base_model(input_ids=tokens, use_cache=False)
+            reads_before = any(name.endswith(("mlp.hook_pre", "mlp.hook_pre_linear")) for name, _ in hooks)
+            with nullcontext() if reads_before else activated_in_place(native):
+                native.base_model(input_ids=tokens, use_cache=False)
         elif is_bridge(model):
             # stop_at_layer saves nothing on a bridge: it runs the whole Hugging Face model.
             # Without a cache a bridge of OLMo 2 in bfloat16 multiplies numbers of two dtypes, which torch refuses.

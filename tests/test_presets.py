@@ -30,6 +30,8 @@ WINDOW = 12
 READING = Reading(layout="documents", window=WINDOW)
 PLND = {"detector": "plnd", "rate": 0.6, "ablated": "it"}
 OWN = {"detector": "sharing", "site": "post", "evaluate": "xcopa", "layers": ["all", "first"], "seeds": [0, 2]}
+ROUNDING = 5e-6
+"""Nats. Sums of some 20 in float32, of questions that run together in other batches."""
 QUESTIONS = {
     "en": ("The dog.", "Now.", "It rains."),
     "id": ("Anjing.", "Kini.", "Hujan."),
@@ -144,12 +146,12 @@ def test_every_question_loses_its_own_neurons_as_in_the_deactivation_study(home,
     assert len(whole) == 4 * 3 * 3 * 2
     for row in whole.itertuples():
         column = {"accuracy": "correct", "margin": "margin"}[row.measure]
-        assert row.value == pytest.approx(means[column][row.group, row.seed, row.evaluated], abs=1e-6)
-        assert row.base == pytest.approx(means[column]["", -1, row.evaluated], abs=1e-6)
+        assert row.value == pytest.approx(means[column][row.group, row.seed, row.evaluated], abs=ROUNDING)
+        assert row.base == pytest.approx(means[column]["", -1, row.evaluated], abs=ROUNDING)
     effects = deactivation_effects(answers).query("language == 'en' and measure == 'margin'").set_index("group")
     mine = whole[(whole.evaluated == "en") & (whole.measure == "margin") & (whole.seed == -1)].set_index("group")
     for name in ("change", "low", "high"):
-        np.testing.assert_allclose(mine[name], effects[name][mine.index], atol=1e-6)
+        np.testing.assert_allclose(mine[name], effects[name][mine.index], atol=ROUNDING)
     np.testing.assert_array_equal(mine.n_neurons, effects.n_neurons[mine.index].round())
     first = table[(table.layers == "first") & (table.seed == -1)].groupby("group").n_neurons.first()
     assert (first <= mine.n_neurons[first.index]).all()

@@ -216,8 +216,8 @@ def run_trunk(
     hooks = list(hooks)
     with suppress(StopForward), native_pass(model, hooks) as native:
         if native is not None:
-            reads_before = any(name.endswith(("mlp.hook_pre", "mlp.hook_pre_linear")) for name, _ in hooks)
-            with nullcontext() if reads_before else activated_in_place(native):
+            reads_inputs = any(name.endswith("mlp.hook_pre") for name, _ in hooks)
+            with nullcontext() if reads_inputs else activated_in_place(native):
                 native.base_model(input_ids=tokens, use_cache=False)
         elif is_bridge(model):
             # stop_at_layer saves nothing on a bridge: it runs the whole Hugging Face model.
@@ -256,7 +256,7 @@ def logits_at(
 
     The others' logits are not made at all, which for short answers are a third of the work.
     """
-    in_parts = runs_in_parts(model)  # of a bridge nobody can tell within its native pass, which takes it to pieces
+    in_parts = runs_in_parts(model)  # asked before the native pass, which takes a bridge to pieces
     with native_pass(model) as native:
         if native is not None:
             return _native_logits_at(native, tokens, (rows, positions), in_parts=in_parts)
@@ -296,36 +296,40 @@ def _native_logits_at(
     """
     rows, positions = places
     if not in_parts or not len(positions):
-        return _unembedded_at(native, tokens, places).logits[0]
+        return unembedded_alone(native, tokens, lambda hidden: hidden[rows, positions][None]).logits[0]
     start = int(positions.min()) + 1
     beginnings, owner = tokens[:, :start].unique(dim=0, return_inverse=True)
     saved = 1 - (beginnings.numel() + tokens[:, start:].numel()) / tokens.numel()
     if saved < _WORTH_A_CACHE:
-        return _unembedded_at(native, tokens, places).logits[0]
-    ends = (torch.arange(len(beginnings)), torch.full((len(beginnings),), start - 1))
-    begun = _unembedded_at(native, beginnings, ends, use_cache=True)
+        return unembedded_alone(native, tokens, lambda hidden: hidden[rows, positions][None]).logits[0]
+    begun = unembedded_alone(native, beginnings, lambda hidden: hidden[:, -1:], use_cache=True)
     first, later = positions < start, positions >= start
     logits = begun.logits.new_empty(len(positions), begun.logits.shape[-1])
-    logits[first] = begun.logits[0][owner[rows[first]]]
+    logits[first] = begun.logits[:, 0][owner[rows[first]]]
     if later.any():
-        begun.past_key_values.batch_select_indices(owner)
-        places = (rows[later], positions[later] - start)
-        cache = {"use_cache": True, "past_key_values": begun.past_key_values}
-        logits[later] = _unembedded_at(native, tokens[:, start:], places, **cache).logits[0]
+        cache = begun.past_key_values
+        cache.batch_select_indices(owner)
+        logits[later] = unembedded_alone(
+            native,
+            tokens[:, start:],
+            lambda hidden: hidden[rows[later], positions[later] - start][None],
+            use_cache=True,
+            past_key_values=cache,
+        ).logits[0]
     return logits
 
 
-def _unembedded_at(
-    native: Any, tokens: Int[Tensor, "batch pos"], places: _Places, *, use_cache: bool = False, **cache: Any
+def unembedded_alone(
+    native: Any,
+    tokens: Int[Tensor, "batch pos"],
+    choose: Callable[[Float[Tensor, "batch pos d_model"]], Float[Tensor, "some places d_model"]],
+    *,
+    use_cache: bool = False,
+    **cache: Any,
 ) -> Any:
-    """Logits of chosen places, "1 place vocab", by a model that learns of them only before its unembedding."""
-    rows, positions = places
-
-    def choose(module: Any, given: tuple[Float[Tensor, "batch pos d_model"], ...]) -> tuple[Tensor]:
-        return (given[0][rows, positions][None],)
-
+    """What transformers gives when its unembedding is handed only what is chosen of the residual stream."""
     unembedding: Any = native.get_output_embeddings()
-    handle = unembedding.register_forward_pre_hook(choose)
+    handle = unembedding.register_forward_pre_hook(lambda module, given: (choose(given[0]),))
     try:
         return native(input_ids=tokens, use_cache=use_cache, **cache)
     finally:

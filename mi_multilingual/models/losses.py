@@ -9,13 +9,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import cross_entropy, linear
 
-from .hooked import HookedModel
+from .hooked import HookedModel, unembedded_alone
 from .native import Native, native_of, native_pass
 
 _PIECE = {"cpu": 2**19, "cuda": 2**26}
-"""Logits held at once: those of all tokens are mostly new memory, on a processor a quarter of the time."""
+"""Logits held at once. All of them would be new memory, on a processor a quarter of the time."""
 _LEAST = 512
-"""Words of the vocabulary in a piece at the least."""
+"""Fewest words of the vocabulary in a piece."""
 _TOKENS = 64
 """Scored at once where all logits are there."""
 
@@ -36,17 +36,13 @@ def native_losses(native: Native, tokens: Int[Tensor, "batch pos"]) -> Float[Ten
         return _losses_of(native.hf_model(input_ids=tokens, use_cache=False).logits, tokens)
     before: list[Float[Tensor, "batch pos d_model"]] = []
 
-    def keep(module: Any, given: tuple[Float[Tensor, "batch pos d_model"], ...]) -> tuple[Tensor]:
-        before.append(given[0])
-        return (given[0][:, :0],)
+    def keep(hidden: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch none d_model"]:
+        before.append(hidden)
+        return hidden[:, :0]
 
-    unembedding: Any = native.hf_model.get_output_embeddings()
-    handle = unembedding.register_forward_pre_hook(keep)
-    try:
-        native.hf_model(input_ids=tokens, use_cache=False)
-    finally:
-        handle.remove()
+    unembedded_alone(native.hf_model, tokens, keep)
     targets = tokens[:, 1:]
+    unembedding: Any = native.hf_model.get_output_embeddings()
     return _in_pieces(before[0][:, :-1].flatten(0, 1), targets.flatten(), unembedding).view(targets.shape)
 
 

@@ -198,10 +198,10 @@ def native_pass(model: Any, hooks: Sequence[tuple[str, HookFunction]] = ()) -> I
 
 @contextmanager
 def activated_in_place(hf_model: PreTrainedModel) -> Iterator[None]:
-    """Within the block, ReLU writes over what it is given; torch and transformers have no such SiLU or GELU to set.
+    """Within the block, ReLU writes over its input; the SiLU and GELU of transformers cannot.
 
-    New memory for what it gives is a tenth of a small model's time. For passes without gradients, of which nobody keeps
-    what comes before the activation function.
+    New memory for its output is a tenth of the time of a small model's pass. Only for passes of which nobody keeps the
+    input of the activation function; where gradients are enabled, nothing changes.
     """
     functions = [] if torch.is_grad_enabled() else [m for m in hf_model.modules() if type(m) is ReLU and not m.inplace]
     try:
